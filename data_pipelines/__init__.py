@@ -1,0 +1,1 @@
+"""Images at rest to batches on the device. Knows nothing of objectives and never imports `trainer`."""

@@ -1,0 +1,180 @@
+"""Encoded bytes and draws -> tensors: one DALI graph, on CPU or GPU.
+
+DALI decides nothing here: crops, colour factors, blur widths and flips come in as arguments, one a
+sample, so a batch is a pure function of bytes and draws.
+"""
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+from nvidia.dali.pipeline import pipeline_def
+
+from data_pipelines.draws import Draws
+from data_pipelines.spec import Normalize, View
+
+
+class Undecodable(Exception):
+    """Some images of a batch cannot be decoded; `slots[i]` lists them for the i-th list of images."""
+
+    def __init__(self, slots: list[list[int]]):
+        super().__init__(slots)
+        self.slots = slots
+
+
+class ImagePipeline:
+    """Decodes images and makes their views.
+
+    Args:
+        views: what becomes of the images, one output a view.
+        sources: for each view, which of the lists of encoded images it is made from.
+        size: height and width of the output, pixels.
+        normalize: mean and standard deviation, a number a channel, of pixels in [0, 1].
+        batch: most images in a call.
+        threads: of the CPU.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(
+        self,
+        views: list[View],
+        sources: list[int],
+        size: int,
+        normalize: Normalize,
+        batch: int,
+        threads: int,
+        device: torch.device,
+    ):
+        self.views, self.sources = views, sources
+        self.options = {
+            "batch_size": batch,
+            "num_threads": threads,
+            "device_id": device.index or 0 if device.type == "cuda" else None,
+            "prefetch_queue_depth": 1,
+            "exec_async": False,
+            "exec_pipelined": False,
+        }
+        self.size, self.normalize, self.device = size, normalize, device
+        self.pipeline = self._build()
+
+    def _build(self) -> Pipeline:
+        pipeline = view_graph(
+            self.views,
+            self.sources,
+            self.size,
+            self.normalize,
+            "gpu" if self.device.type == "cuda" else "cpu",
+            **self.options,
+        )
+        pipeline.build()
+        return pipeline
+
+    def __call__(self, encoded: list[list[np.ndarray]], draws: list[Draws]) -> list[torch.Tensor]:
+        """Makes the views of one batch.
+
+        Args:
+            encoded: for each source a list of n encoded images, uint8 arrays.
+            draws: for each view its n draws.
+
+        Returns:
+            For each view a float32 tensor [n, 3, size, size] in channels_last memory.
+
+        Raises:
+            Undecodable: naming the slots; the next call works again.
+        """
+        for number, images in enumerate(encoded):
+            self.pipeline.feed_input(f"encoded{number}", images)
+        for number, (view, d) in enumerate(zip(self.views, draws, strict=True)):
+            for name in arguments(view):
+                self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(getattr(d, name)))
+        try:
+            outputs = self.pipeline.run()
+        except RuntimeError:
+            # DALI's pipeline is dead after a failure and does not always say which image it was.
+            self.pipeline = self._build()
+            slots = [[i for i, image in enumerate(images) if not self._decodes(image)] for images in encoded]
+            if not any(slots):
+                raise
+            raise Undecodable(slots) from None
+        return [self._tensor(output) for output in outputs]
+
+    def _tensor(self, output) -> torch.Tensor:
+        # A copy: DALI writes its next batch into the same memory.
+        tensor = torch.from_dlpack(output.as_tensor()).clone()
+        return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
+
+    def _decodes(self, image: np.ndarray) -> bool:
+        """Whether DALI can decode one image."""
+        probe = decode_graph(**{**self.options, "batch_size": 1, "num_threads": 1})
+        try:
+            probe.build()
+            probe.feed_input("encoded", [image])
+            probe.run()
+        except RuntimeError:
+            return False
+        return True
+
+
+def arguments(view: View) -> list[str]:
+    """The fields of `Draws` that the graph of a view reads."""
+    names = ["anchor", "shape"]
+    if view.jitter:
+        names += ["brightness", "contrast", "saturation", "hue"]
+    elif view.grayscale:
+        names += ["saturation"]
+    return names + ["sigma"] * bool(view.blur) + ["flip"] * bool(view.flip)
+
+
+@pipeline_def
+def decode_graph():
+    return fn.decoders.image(fn.external_source(name="encoded"), device=_decoder(), output_type=types.RGB)
+
+
+def _decoder() -> str:
+    return "cpu" if Pipeline.current().device_id is None else "mixed"
+
+
+@pipeline_def(enable_conditionals=True)
+def view_graph(views, sources, size, normalize, device):
+    images = [
+        fn.decoders.image(
+            fn.external_source(name=f"encoded{number}"), device=_decoder(), output_type=types.RGB
+        )
+        for number in range(max(sources) + 1)
+    ]
+    return tuple(
+        one_view(images[sources[number]], number, view, size, normalize, device)
+        for number, view in enumerate(views)
+    )
+
+
+def one_view(image, number, view, size, normalize, device):
+    def argument(name):
+        return fn.external_source(name=f"{name}{number}")
+
+    image = fn.slice(
+        image, argument("anchor"), argument("shape"), axis_names="HW", out_of_bounds_policy="trim_to_shape"
+    )
+    image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+    if view.jitter:
+        # torchvision's contrast turns about the image's mean grey, DALI's own about a constant. Written
+        # as arithmetic, since on a GPU the mean is not to be had as an argument of an operator.
+        image = fn.brightness_contrast(image, brightness=argument("brightness"))
+        grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
+        mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
+        image = fn.cast(mean + argument("contrast") * (image - mean), dtype=types.UINT8)
+        image = fn.color_twist(image, saturation=argument("saturation"), hue=argument("hue"))
+    elif view.grayscale:
+        image = fn.color_twist(image, saturation=argument("saturation"))
+    if view.blur:
+        sigma = argument("sigma")
+        if sigma > 0:
+            image = fn.gaussian_blur(image, sigma=sigma)
+    return fn.crop_mirror_normalize(
+        image,
+        mirror=argument("flip") if view.flip else 0,
+        dtype=types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in normalize.mean],
+        std=[255 * s for s in normalize.std],
+        device=device,
+    )

@@ -1,0 +1,182 @@
+"""A data set on disk: what lies where, and the cheap check that all of it is there.
+
+ROOT/dataset.json            written last, so a folder that has it is whole
+ROOT/train/000000.tar        WebDataset shard: members <key>.png and <key>.cls (the label in ASCII)
+ROOT/train/000000.npy        its index, one row an image, of dtype INDEX
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import UserError
+
+FORMAT = 1
+
+# offset and size are those of the encoded image inside the tar: os.pread(fd, size, offset) is the PNG. Height
+# and width are in pixels, as a decoder that obeys the EXIF orientation gives them.
+INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4"), ("label", "<i8")])
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/\d{6,}\.tar")
+_COMPRESSIONS = {
+    b"\x1f\x8b": ("gzip", "gzip -dc"),
+    b"BZh": ("bzip2", "bzip2 -dc"),
+    b"\xfd7zXZ\x00": ("xz", "xz -dc"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """name: such as train/000000.tar; lengths in bytes; digests are sha256 in hex."""
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str
+    index_bytes: int
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    images: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What dataset.json says, and where it lies.
+
+    mean and std are those of the train split per channel (red, green, blue), pixels in [0, 1]. left_out names
+    what the source had and no shard has: {"member", "why"}. A sample's id is its running number through the
+    shards of its split, in this order.
+    """
+
+    root: Path
+    source: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images_per_shard: int
+    splits: dict[str, Split]
+    left_out: tuple[dict, ...]
+    fingerprint: str
+
+
+def load_dataset(root) -> Dataset:
+    """Reads dataset.json and sees that every shard and index is there in its full length.
+
+    The cost is one stat a shard and index, whatever the number of images: no index is opened and nothing is
+    digested (`python -m data_pipelines.shards verify ROOT` does that).
+
+    Raises UserError when dataset.json is missing, broken or of another format, or when a shard or an index is
+    missing or of another length.
+    """
+    dataset = read_description(root)
+    for split in dataset.splits.values():
+        for shard in split.shards:
+            if problems := missing_parts(dataset.root, shard):
+                raise UserError(f"{problems[0]}; {_how_to_make(root, dataset.source)}")
+    return dataset
+
+
+def read_description(root) -> Dataset:
+    """dataset.json alone, checked for form; the shards are not looked at. Raises UserError."""
+    root = Path(root)
+    path = root / "dataset.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        what = "holds no dataset.json" if root.is_dir() else "does not exist"
+        raise UserError(f"data set {root} {what}; {_how_to_make(root)}") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; check its permissions and the disk"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}); remove the folder and {_how_to_make(root)}") from None
+    try:
+        description = json.loads(text)
+        if (found := description.pop("format")) != FORMAT:
+            raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; {_how_to_make(root)}")
+        return _parse(root, description)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is broken ({error}); remove the folder and {_how_to_make(root)}") from None
+
+
+def _parse(root: Path, description: dict) -> Dataset:
+    splits = {}
+    for name, part in description["splits"].items():
+        shards = tuple(Shard(**shard) for shard in part["shards"])
+        for shard in shards:
+            # The name is joined to the folder: it must not lead out of it.
+            if not _SHARD_NAME.fullmatch(shard.name) or shard.name.split("/")[0] != name:
+                raise ValueError(f"shard name {shard.name!r}")
+            lengths = (shard.images, shard.bytes, shard.index_bytes)
+            if any(type(length) is not int or length < 0 for length in lengths):
+                raise ValueError(f"the lengths of {shard.name} are {lengths}")
+        splits[name] = Split(part["images"], shards)
+        if part["images"] != sum(shard.images for shard in shards):
+            raise ValueError(f"the shards of {name} do not add up to {part['images']} images")
+    lists = {key: tuple(description[key]) for key in ("classes", "mean", "std", "left_out")}
+    dataset = Dataset(**{"root": root, **description, **lists, "splits": splits})
+    for key, kind in (("classes", str), ("mean", float), ("std", float)):
+        if not all(isinstance(value, kind) for value in lists[key]) or (
+            kind is float and len(lists[key]) != 3
+        ):
+            raise ValueError(f"{key} is {str(lists[key])[:80]}")
+    if dataset.fingerprint != fingerprint(splits):
+        raise ValueError("its fingerprint is not that of its shards")
+    return dataset
+
+
+def fingerprint(splits: dict[str, Split]) -> str:
+    """sha256 (hex) over the digests of every shard and index, in order: equal data, equal fingerprint."""
+    digest = hashlib.sha256()
+    for split in splits.values():
+        for shard in split.shards:
+            digest.update(f"{shard.sha256} {shard.index_sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def missing_parts(root: Path, shard: Shard) -> list[str]:
+    """One line for each of shard and index that is missing or of another length than dataset.json says."""
+    problems = []
+    for name, size in ((shard.name, shard.bytes), (index_name(shard.name), shard.index_bytes)):
+        path = root / name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            problems.append(f"{path} cannot be found ({error.strerror})")
+            continue
+        if found != size:
+            why = compressed(path) or f"has {found:,} bytes where dataset.json says {size:,}"
+            problems.append(f"{path} {why}")
+    return problems
+
+
+def index_name(shard_name: str) -> str:
+    """train/000000.tar -> train/000000.npy"""
+    return shard_name.removesuffix(".tar") + ".npy"
+
+
+def compressed(path) -> str | None:
+    """Says how a file is compressed and which command rewrites it, or None where it is not."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for magic, (kind, command) in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            return (
+                f"is compressed ({kind}) and cannot be indexed in place: "
+                f"rewrite it with `{command} {path} > {path}.plain && mv {path}.plain {path}`"
+            )
+    return None
+
+
+def _how_to_make(root, source: str = "digits|cifar10") -> str:
+    return f"make it with `python -m data_pipelines.shards source={source} to={root}`"

@@ -1,0 +1,135 @@
+"""(seed, sample position, view) -> the random numbers of an augmentation. Pure functions.
+
+Everything random in a run comes from counter-based streams (Philox 4x64) keyed by what the number is
+for and where it stands in the run, so it depends on no rank, slot, thread or batch size, and a run
+that resumes needs no saved state. Only the raw bits of numpy's Philox are used: numpy guarantees
+those, not its distributions.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_pipelines.spec import Crop, View
+
+WIDTH = 32  # uniform numbers a (position, view); their places are fixed below
+ATTEMPTS = 10  # of a random resized crop, before the central crop is taken
+PLACE, FLIP, JITTER, FACTORS, GRAY, BLUR, SIGMA = 2 * ATTEMPTS, 22, 23, 24, 28, 29, 30
+
+
+def stream(seed: int, purpose: str, *place: int) -> np.random.Philox:
+    """A stream of random bits of its own for each (seed, purpose, up to three numbers)."""
+    name = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    counter = [0, *place, *[0] * (3 - len(place))]
+    key = np.array([seed, name], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=np.array(counter, dtype=np.uint64))
+
+
+def permutation(n: int, seed: int, purpose: str, *place: int) -> np.ndarray:
+    """A random order of range(n), int64 [n]."""
+    return np.argsort(stream(seed, purpose, *place).random_raw(n), kind="stable")
+
+
+def uniforms(seed: int, positions: np.ndarray, view: int) -> np.ndarray:
+    """The `WIDTH` numbers in [0, 1) of each position for one view, float64 [n, WIDTH].
+
+    `positions` (int64 [n]) lie close together, as those of one batch do: the whole span is drawn.
+    """
+    first, last = int(positions.min()), int(positions.max())
+    bits = stream(seed, "augmentation", 0, view)
+    bits.advance(first * (WIDTH // 4))  # a step of the counter makes four numbers
+    raw = bits.random_raw((last - first + 1) * WIDTH).reshape(-1, WIDTH)
+    return (raw[positions - first] >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is done to each of n images for one view; arrays [n], of pixels where they are lengths."""
+
+    anchor: np.ndarray  # int32 [n, 2]: top, left of the crop
+    shape: np.ndarray  # int32 [n, 2]: height, width of the crop
+    flip: np.ndarray  # int32: 1 mirrors left and right
+    brightness: np.ndarray  # float32 factors, 1 changes nothing
+    contrast: np.ndarray
+    saturation: np.ndarray
+    hue: np.ndarray  # float32, degrees
+    sigma: np.ndarray  # float32, standard deviation of the blur; 0: none
+
+
+def draw(view: View, seed: int, positions: np.ndarray, index: int, sizes: np.ndarray) -> Draws:
+    """The augmentation of view number `index` for images of `sizes` (int [n, 2]: height, width).
+
+    Source: torchvision's RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur and
+    RandomHorizontalFlip as MoCo-v2 composes them (arXiv 2003.04297), but the jitter's parts keep the
+    order brightness, contrast, saturation, hue.
+    """
+    u = uniforms(seed, positions, index)
+    anchor, shape = random_crop(view.crop, u, sizes) if view.crop else central_square(sizes)
+    ones = np.ones(len(u), np.float32)
+    brightness, contrast, saturation, hue = ones, ones, ones, 0 * ones
+    if view.jitter:
+        on = u[:, JITTER] < view.jitter.probability
+        ranges = (view.jitter.brightness, view.jitter.contrast, view.jitter.saturation, view.jitter.hue)
+        shifts = [np.where(on, x * (2 * u[:, FACTORS + i] - 1), 0) for i, x in enumerate(ranges)]
+        brightness, contrast, saturation = (np.float32(1 + shift) for shift in shifts[:3])
+        hue = np.float32(360 * shifts[3])
+    gray = u[:, GRAY] < view.grayscale
+    sigma = 0 * ones
+    if view.blur:
+        low, high = view.blur.sigma.low, view.blur.sigma.high
+        on = u[:, BLUR] < view.blur.probability
+        sigma = np.float32(np.where(on, low + (high - low) * u[:, SIGMA], 0))
+    flip = np.int32(u[:, FLIP] < view.flip)
+    return Draws(
+        anchor, shape, flip, brightness, contrast, np.where(gray, np.float32(0), saturation), hue, sigma
+    )
+
+
+def random_crop(crop: Crop, u: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """torchvision's RandomResizedCrop, its ten attempts drawn at once: anchors and shapes, int32 [n, 2]."""
+    height, width = sizes[:, :1], sizes[:, 1:]
+    tries = u[:, : 2 * ATTEMPTS].reshape(-1, ATTEMPTS, 2)
+    area = height * width * (crop.scale.low + (crop.scale.high - crop.scale.low) * tries[:, :, 0])
+    low, high = np.log(crop.ratio.low), np.log(crop.ratio.high)
+    ratio = np.exp(low + (high - low) * tries[:, :, 1])
+    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
+    first = np.argmax(fits, axis=1)
+    rows = np.arange(len(u))
+    shape = np.stack([h[rows, first], w[rows, first]], axis=1)
+    room = sizes - shape
+    anchor = np.floor(u[:, PLACE : PLACE + 2] * (room + 1))
+
+    none = ~fits.any(axis=1)  # no attempt fits: the central crop of the nearest allowed ratio
+    whole = np.clip(width / height, crop.ratio.low, crop.ratio.high)[:, 0]
+    tall, broad = np.minimum(sizes[:, 0], sizes[:, 1] / whole), np.minimum(sizes[:, 1], sizes[:, 0] * whole)
+    central = np.maximum(np.rint(np.stack([tall, broad], axis=1)), 1)
+    shape = np.where(none[:, None], central, shape)
+    anchor = np.where(none[:, None], (sizes - central) // 2, anchor)
+    return anchor.astype(np.int32), shape.astype(np.int32)
+
+
+def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest central square of each image: anchors and shapes, int32 [n, 2]."""
+    side = sizes.min(axis=1, keepdims=True).repeat(2, axis=1)
+    return ((sizes - side) // 2).astype(np.int32), side.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers on the device, a generator a group of the global batch: no rank seeds anything."""
+
+    seed: int
+    images_seen: int
+    first: int  # place in the global batch of this micro-batch's first image
+    images: int  # of this micro-batch
+
+    def groups(self, purpose: str, group: int, device: torch.device) -> list[torch.Generator]:
+        """A generator for each group of `group` consecutive images that this micro-batch holds."""
+        generators = []
+        for index in range(self.first // group, (self.first + self.images) // group):
+            number = int(stream(self.seed, purpose, self.images_seen, index).random_raw())
+            generators.append(torch.Generator(device).manual_seed(number >> 1))
+        return generators

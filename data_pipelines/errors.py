@@ -1,0 +1,8 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line: the key, file or value, what was expected, what to do.
+
+    The entry points print it without a traceback and exit with status 2.
+    """

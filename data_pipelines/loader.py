@@ -1,0 +1,258 @@
+"""Plan, reader, draws and DALI put together; the whole state is the number of images seen."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_pipelines.dali import ImagePipeline, Undecodable
+from data_pipelines.draws import Noise, draw
+from data_pipelines.errors import UserError
+from data_pipelines.plan import Plan, rank_slice, shuffled
+from data_pipelines.reader import Reader
+from data_pipelines.spec import Normalize, View
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of a global batch (of one micro-batch of it, where gradients accumulate)."""
+
+    views: list[torch.Tensor]  # each [n, 3, H, W], channels_last
+    ids: np.ndarray  # int64 [views, n]: the samples that were decoded
+    positions: np.ndarray  # int64 [views, n]: their places in the run
+    label: torch.Tensor  # int64 [n], of the first view's samples
+    images_seen: int  # by all ranks, before this global batch
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which views are key views, and the blocks in which they are permuted (`plan.shuffled`)."""
+
+    views: tuple[int, ...]
+    group: int  # images
+    groups: int  # a block
+
+
+@dataclass(frozen=True)
+class Images:
+    """How images are decoded, the same for training and evaluation."""
+
+    size: int
+    normalize: Normalize
+    threads: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+
+class ViewMaker:
+    """Sample ids -> views: reads, draws and decodes; an image that cannot be decoded is replaced.
+
+    The replacement is the next sample that can be: a function of the data alone, so every rank and
+    every restart makes the same.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        images: Images,
+        views: list[View],
+        sources: list[int],
+        seed: int,
+        batch: int,
+        warn: Callable[[str], None],
+    ):
+        self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
+        self.dtype = images.dtype
+        self.pipeline = ImagePipeline(
+            views, sources, images.size, images.normalize, batch, images.threads, images.device
+        )
+        self.bad: set[int] = set()
+
+    def __call__(
+        self, ids: list[np.ndarray], positions: list[np.ndarray]
+    ) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+        """Views of the samples `ids` (an array a source) at `positions` (an array a view).
+
+        Returns:
+            The views, each [n, 3, H, W], and the ids that were decoded, an array a source.
+        """
+        while True:
+            ids = [np.array([self._good(i) for i in source]) if self.bad else source for source in ids]
+            encoded = [self.reader.read(source) for source in ids]
+            entries = [self.reader.entries(source) for source in ids]
+            sizes = [np.stack([e["height"], e["width"]], axis=1).astype(np.int64) for e in entries]
+            draws = [
+                draw(view, self.seed, positions[number], number, sizes[self.sources[number]])
+                for number, view in enumerate(self.views)
+            ]
+            try:
+                return [view.to(self.dtype) for view in self.pipeline(encoded, draws)], ids
+            except Undecodable as error:
+                for source, slots in zip(ids, error.slots, strict=True):
+                    self.bad.update(int(source[slot]) for slot in slots)
+                for sample in sorted({int(s[i]) for s, k in zip(ids, error.slots, strict=True) for i in k}):
+                    self.warn(
+                        f"{self.reader.describe(sample)} cannot be decoded; image {self._good(sample)} of the "
+                        f"split takes its place ({len(self.bad)} so far)"
+                    )
+
+    def _good(self, sample: int) -> int:
+        for step in range(self.reader.images):
+            if (candidate := (int(sample) + step) % self.reader.images) not in self.bad:
+                return candidate
+        raise UserError(f"{self.reader.root}: no image of '{self.reader.split}' can be decoded")
+
+
+class Loader:
+    """Batches of a run, made ahead in a thread, from `start` images seen to `stop`.
+
+    Args:
+        batch: global batch in images; this rank gets its contiguous slice of each.
+        shuffle: of key views (None: every view is of the samples at the rank's own positions).
+        prefetch: batches made ahead.
+        warn: takes a line about an image that was replaced.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        plan: Plan,
+        images: Images,
+        views: list[View],
+        *,
+        batch: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        shuffle: Shuffle | None = None,
+        prefetch: int = 2,
+        warn: Callable[[str], None] = print,
+    ):
+        self.reader, self.plan, self.images, self.batch, self.shuffle = reader, plan, images, batch, shuffle
+        self.accumulate = accumulate
+        self.slices = [rank_slice(batch, rank, world, accumulate, micro) for micro in range(accumulate)]
+        # A key view whose samples are the rank's own needs no second decode: it is permuted afterwards.
+        block = shuffle.group * shuffle.groups if shuffle else 1
+        self.own = all(s.start % block == 0 and s.stop % block == 0 for s in self.slices)
+        keys = shuffle.views if shuffle else ()
+        sources = [int(number in keys and not self.own) for number in range(len(views))]
+        micro = batch // world // accumulate
+        self.make = ViewMaker(reader, images, views, sources, plan.seed, micro, warn)
+        self.waited = 0.0  # seconds that the caller has waited for batches
+        self._items = Prefetch(
+            (self._batch(seen, micro) for seen in range(start, stop, batch) for micro in self.slices),
+            prefetch,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.waited += time.perf_counter() - began
+
+    @property
+    def replaced(self) -> int:
+        """How many samples were found that cannot be decoded."""
+        return len(self.make.bad)
+
+    def close(self) -> None:
+        """Ends the thread. The reader stays open: it is the caller's."""
+        self._items.close()
+
+    def _batch(self, seen: int, micro: slice) -> Batch:
+        order = np.arange(self.batch)
+        keys = order
+        if self.shuffle:
+            keys = shuffled(self.plan.seed, seen, self.batch, self.shuffle.group, self.shuffle.groups)
+        # Draws belong to a sample's place in the run; where its view is put is another matter.
+        held = [order[micro], keys[micro]] if any(self.make.sources) else [order[micro]]
+        ids = self.plan.ids(seen, self.batch)
+        positions = [seen + held[source] for source in self.make.sources]
+        views, used = self.make([ids[places] for places in held], positions)
+        all_ids = [used[source] for source in self.make.sources]
+        if self.shuffle and self.own:
+            slots = keys[micro] - micro.start
+            for number in self.shuffle.views:
+                views[number] = views[number][torch.from_numpy(slots).to(views[number].device)]
+                all_ids[number], positions[number] = all_ids[number][slots], positions[number][slots]
+        label = torch.from_numpy(self.reader.entries(used[0])["label"].astype(np.int64))
+        noise = Noise(self.plan.seed, seen, micro.start, micro.stop - micro.start)
+        device = self.images.device
+        return Batch(views, np.stack(all_ids), np.stack(positions), label.to(device), seen, noise)
+
+
+def in_order(
+    reader: Reader, images: Images, ids: np.ndarray, batch: int, warn: Callable[[str], None] = print
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The plain images of samples and their labels, in the order of `ids`: ([n, 3, H, W], int64 [n]).
+
+    For evaluation: nothing is drawn, an image that cannot be decoded is replaced as in training.
+    """
+    make = ViewMaker(reader, images, [View()], [0], 0, batch, warn)
+
+    def batches():
+        for start in range(0, len(ids), batch):
+            part = ids[start : start + batch]
+            (view,), (used,) = make([part], [part])
+            yield view, torch.from_numpy(reader.entries(used)["label"].astype(np.int64))
+
+    items = Prefetch(batches(), 2)
+    try:
+        yield from items
+    finally:
+        items.close()
+
+
+class Prefetch:
+    """Runs an iterator in a thread, `depth` items ahead; errors come out where the item would have."""
+
+    END = object()
+
+    def __init__(self, items: Iterator, depth: int):
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self, items: Iterator) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+            self._put(self.END)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item) -> bool:
+        while not self._closing.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        item = self._queue.get()
+        if item is self.END or isinstance(item, BaseException):
+            self._queue.put(item)  # asked again, it answers the same
+            raise StopIteration if item is self.END else item
+        return item
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()

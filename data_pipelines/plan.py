@@ -1,0 +1,112 @@
+"""(seed, images seen) -> which samples come next, for every rank. Pure functions.
+
+A run is one endless sequence of sample ids: epoch after epoch without a gap, each a permutation of
+the data set. Position p of the run is the p-th image that training sees, whatever the batch size and
+the number of ranks. Within an epoch the shards are permuted and read in windows of a few shards;
+samples are permuted within a window. So reads stay near each other on disk, mixing spans a window,
+and a billion samples cost no more memory than one window.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from data_pipelines.draws import permutation
+from data_pipelines.errors import UserError
+
+
+class Plan:
+    """The order of samples of a run.
+
+    Args:
+        seed: of the run.
+        shards: images in each shard, in the data set's order; ids count through them.
+        window: shards whose samples are mixed with each other.
+    """
+
+    def __init__(self, seed: int, shards: list[int], window: int):
+        self.seed = seed
+        self.shards = np.asarray(shards, np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.shards)])  # id of each shard's first sample
+        self.images = int(self.first[-1])
+        self.window = window
+        # Batches run through windows in order: the current one and, at its edge, the next.
+        self._epoch = lru_cache(maxsize=2)(self._epoch_order)
+        self._window = lru_cache(maxsize=2)(self._window_ids)
+
+    def ids(self, start: int, count: int) -> np.ndarray:
+        """Ids of the samples at positions start .. start + count - 1 of the run, int64 [count]."""
+        parts = []
+        while count > 0:
+            epoch, place = divmod(start, self.images)
+            _, ends = self._epoch(epoch)
+            number = int(np.searchsorted(ends, place, side="right"))
+            ids = self._window(epoch, number)
+            offset = place - (int(ends[number]) - len(ids))
+            parts.append(ids[offset : offset + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+    def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the shards in an epoch, and the position in it at which each window ends."""
+        order = permutation(len(self.shards), self.seed, "shards", epoch)
+        ends = np.cumsum(self.shards[order])
+        last = np.minimum(np.arange(self.window, len(order) + self.window, self.window), len(order)) - 1
+        return order, ends[last]
+
+    def _window_ids(self, epoch: int, number: int) -> np.ndarray:
+        """The ids of one window of an epoch, in the order in which they are seen."""
+        order, _ = self._epoch(epoch)
+        shards = order[number * self.window : (number + 1) * self.window]
+        ids = np.concatenate([np.arange(self.first[s], self.first[s + 1]) for s in shards])
+        return ids[permutation(len(ids), self.seed, "samples", epoch, number)]
+
+
+def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -> np.ndarray:
+    """The places in the global batch that the slots of the key view hold, int64 [batch].
+
+    ShuffleBN without moving images: within each block of `groups` groups of `group` images, a key
+    group takes equally many images of every query group (to within one, where they do not divide),
+    so that group statistics give no positive away (He et al., arXiv 1911.05722, section 3.3).
+    """
+    block = group * groups
+    places = np.empty(batch, np.int64)
+    for number in range(batch // block):
+        held = [[] for _ in range(groups)]
+        for query in range(groups):
+            order = permutation(group, seed, "key groups", images_seen, number, query)
+            for key in range(groups):
+                held[(key + query) % groups].append(query * group + order[key::groups])
+        places[number * block : (number + 1) * block] = number * block + np.concatenate(sum(held, []))
+    return places
+
+
+def rank_slice(batch: int, rank: int, world: int, accumulate: int = 1, micro: int = 0) -> slice:
+    """The places in the global batch of micro-batch `micro` of a rank: ranks take contiguous slices."""
+    images = batch // world // accumulate
+    start = rank * (batch // world) + micro * images
+    return slice(start, start + images)
+
+
+def check_division(batch: int, world: int, accumulate: int, unit: int, what: str) -> None:
+    """Refuses a global batch that ranks and micro-batches cannot share out in whole units.
+
+    Args:
+        unit: images that must stay together: a group, or a block of groups.
+        what: the recipe's name for it, for the message.
+
+    Raises:
+        UserError: naming the numbers of processes and the batch sizes that work.
+    """
+    if batch % (world * accumulate * unit) == 0:
+        return
+    pieces = batch // (accumulate * unit) if batch % (accumulate * unit) == 0 else 0
+    worlds = [str(w) for w in range(1, min(pieces, 1024) + 1) if pieces % w == 0]
+    step = world * accumulate * unit
+    near = sorted({max(step, batch // step * step), (batch // step + 1) * step})
+    ways = f"--num_processes {', '.join(worlds)} or " if worlds else ""
+    split = f"{world} process{'es' if world > 1 else ''}" + (f" x accumulate={accumulate}" * (accumulate > 1))
+    raise UserError(
+        f"batch={batch} does not divide over {split} in whole units of {unit} images ({what}); "
+        f"what works: {ways}batch={' or batch='.join(map(str, near))}"
+    )

@@ -1,0 +1,243 @@
+"""Writes and verifies WebDataset shards with an index.
+
+python -m data_pipelines.shards source=digits to=data/digits
+python -m data_pipelines.shards source=cifar10 from=data/raw to=data/cifar10
+python -m data_pipelines.shards verify data/cifar10
+
+source=   digits (scikit-learn's, embedded) or cifar10
+from=     the source's own files; cifar10 is fetched when it is left out
+to=       the folder to make; after any interruption, the same command continues
+shard=    images a shard; digits 500, cifar10 5000
+workers=  processes; one in 5000 images, up to the cores
+"""
+
+import difflib
+import fcntl
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipelines.dataset import (
+    FORMAT,
+    Dataset,
+    Shard,
+    Split,
+    fingerprint,
+    load_dataset,
+    read_description,
+)
+from data_pipelines.errors import UserError
+from data_pipelines.shards_pool import in_processes
+from data_pipelines.shards_verify import verify
+from data_pipelines.shards_write import UNFINISHED, Sums, write_durably, write_shard
+from data_pipelines.sources import Source, open_source
+
+LOCK = ".lock"
+
+
+def make(source: str, to, from_=None, images_per_shard=None, workers=None, progress=True) -> Dataset:
+    """Makes the data set `to` from a source, or continues, or finds it already there; returns it loaded.
+
+    Processes that do this at the same time take turns, and the second finds it there. A killed one leaves
+    nothing that looks like a data set, and the next one continues. images_per_shard: None for what was
+    begun with, else the source's own. workers: None for one in 5,000 images, up to the cores. progress: a
+    bar, where there is a terminal.
+
+    Raises UserError: unknown source, wrong `from_`, a folder that holds something else or cannot be written.
+    """
+    to = Path(to)
+    try:
+        _refuse_another(to, source, images_per_shard)
+        if _is_whole(to) and not (to / UNFINISHED).exists():
+            return load_dataset(to)
+        opened = open_source(source, from_, progress)  # before anything is written: mistakes are told here
+        with _alone_in(to):
+            begun = _refuse_another(to, source, images_per_shard)
+            if not _is_whole(to):
+                begun = begun or {"images_per_shard": images_per_shard or opened.images_per_shard}
+                _write(opened, to, begun["images_per_shard"], workers, progress)
+            shutil.rmtree(to / UNFINISHED, ignore_errors=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"to={to} cannot be written ({why}); mend that or choose another folder") from None
+    return load_dataset(to)
+
+
+def _refuse_another(to: Path, source: str, images_per_shard: int | None) -> dict | None:
+    """What `to` was begun with, {"source", "images_per_shard"}, or None; UserError if with something else."""
+    if to.exists() and not to.is_dir():
+        raise UserError(f"to={to} is a file; choose a folder")
+    # In this order, because another process may be making it: it has a plan until it has a dataset.json.
+    others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
+    try:
+        begun = json.loads((to / UNFINISHED / "plan.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        if (to / "dataset.json").exists():
+            dataset = read_description(to)
+            begun = {"source": dataset.source, "images_per_shard": dataset.images_per_shard}
+        elif others:
+            raise UserError(
+                f"to={to} holds something else ({others[0]!r}); choose an empty or a new folder"
+            ) from None
+        else:
+            return None
+    if begun["source"] != source or images_per_shard not in (None, begun["images_per_shard"]):
+        was = f"source={begun['source']} shard={begun['images_per_shard']}"
+        raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
+    return begun
+
+
+def _is_whole(to: Path) -> bool:
+    """Whether the data set is there with all of its shards; where some are lost, it is written again."""
+    with suppress(UserError):
+        return bool(load_dataset(to))
+    return False
+
+
+@contextmanager
+def _alone_in(to: Path) -> Iterator[None]:
+    """Holds the folder, so that of several processes one makes the data set and the others find it made."""
+    to.mkdir(parents=True, exist_ok=True)
+    with open(to / LOCK, "w") as lock:  # the system lets go of it, whatever ends this process
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that is making {to}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for part in to.glob(f"{UNFINISHED}/*.part"):  # a killed process's
+            part.unlink()
+        yield
+
+
+def _write(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> None:
+    """All shards, then dataset.json, after which the folder is a data set."""
+    (to / UNFINISHED).mkdir(exist_ok=True)
+    plan = json.dumps({"source": source.name, "images_per_shard": per_shard}).encode()
+    write_durably(to / UNFINISHED / "plan.json", plan, to / UNFINISHED / "plan.part")
+    (to / "dataset.json").unlink(missing_ok=True)  # of a data set that has lost shards
+    splits, left_out, sums = {}, [], Sums()
+    for split, entries in _write_shards(source, to, per_shard, workers, progress).items():
+        left_out += [member for entry in entries for member in entry.pop("left_out")]
+        for entry in entries:
+            counted = Sums(**entry.pop("sums"))
+            if split == "train":
+                sums.add(counted)
+        shards = tuple(Shard(**entry) for entry in entries if entry["images"])
+        splits[split] = Split(sum(shard.images for shard in shards), shards)
+        if not shards:
+            raise UserError(
+                f"source={source.name}: no image of {split} can be used; the first: {left_out[0]}"
+            )
+        _remove_others(to / split, shards)
+    mean, std = sums.mean_and_std()
+    classes, digest = tuple(source.classes), fingerprint(splits)
+    made = Dataset(to, source.name, classes, mean, std, per_shard, splits, tuple(left_out), digest)
+    description = {"format": FORMAT, **asdict(made)}
+    del description["root"]
+    text = json.dumps(description, indent=1) + "\n"
+    write_durably(to / "dataset.json", text.encode(), to / UNFINISHED / "dataset.part")
+
+
+def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
+    """{split: [entry]} of every shard, as `write_shard` gives them."""
+    jobs = [
+        (split, chunk, to, f"{split}/{number:06d}.tar", len(source.classes))
+        for split, pixels in source.splits.items()
+        for number, chunk in enumerate(pixels.chunks(per_shard))
+    ]
+    images = sum(len(pixels) for pixels in source.splits.values())
+    entries = {split: [] for split in source.splits}
+    with tqdm(desc=f"{to}", total=images, unit="image", disable=None if progress else True) as bar:
+        for job, entry in in_processes(write_shard, [job[1:] for job in jobs], images, workers):
+            entries[jobs[job][0]].append(entry)
+            bar.update(len(jobs[job][1]))
+    return {split: sorted(part, key=lambda entry: entry["name"]) for split, part in entries.items()}
+
+
+def _remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
+    """Shards of an earlier attempt from another archive, which dataset.json does not name."""
+    known = {Path(shard.name).stem for shard in shards}
+    for path in [*folder.glob("[0-9]*.tar"), *folder.glob("[0-9]*.npy")]:
+        if path.stem not in known:
+            path.unlink()
+
+
+def main(arguments: list[str]) -> int:
+    """The command. Returns its exit status: 1 where verify found something, 2 for a user's mistake."""
+    try:
+        if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
+            return _verify(arguments[1])
+        if not arguments or not all("=" in argument for argument in arguments):
+            print(__doc__.strip(), file=sys.stderr)
+            return 2
+        return _make(_options(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _options(arguments: list[str]) -> dict:
+    known, options = ("source", "from", "to", "shard", "workers"), {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(f"{argument}: unknown key {key!r}; {hint}known: {', '.join(known)}")
+        if key in options or not value:
+            what = "given twice" if key in options else "has no value"
+            raise UserError(f"{argument}: {what}; give {key}= once")
+        if key in ("shard", "workers"):
+            if not re.fullmatch("[1-9][0-9]*", value):
+                raise UserError(f"{argument}: expected a whole number of at least 1")
+            value = int(value)
+        options[key] = value
+    for key in ("source", "to"):
+        if key not in options:
+            raise UserError(f"{key}= is missing; for example source=digits to=data/digits")
+    return options
+
+
+def _make(options: dict) -> int:
+    start = time.monotonic()
+    to = options["to"]
+    dataset = make(options["source"], to, options.get("from"), options.get("shard"), options.get("workers"))
+    parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
+    print(f"{to}: {dataset.source}, {len(dataset.classes)} classes; images: {', '.join(parts)}; ", end="")
+    print(f"left out: {len(dataset.left_out):,}; {time.monotonic() - start:.1f} s")
+    for member in dataset.left_out[:10]:
+        print(f"left out: {member['member']}: {member['why']}")
+    if len(dataset.left_out) > 10:
+        print(f"left out: {len(dataset.left_out) - 10:,} more, named in {to}/dataset.json")
+    return 0
+
+
+def _verify(root: str) -> int:
+    problems = verify(root)
+    for line in problems:
+        print(line)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+        print(f"{root}: {count}; remove the folder and make it again")
+        return 1
+    dataset = load_dataset(root)
+    images = sum(part.images for part in dataset.splits.values())
+    shards = sum(len(part.shards) for part in dataset.splits.values())
+    print(f"{root}: all of {images:,} images in {shards} shards are as they were written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

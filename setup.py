@@ -1,0 +1,29 @@
+"""Packaging of hybrid-infomax; the tested versions are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hybrid-infomax",
+    version="0.1.0",
+    description="Pretraining of image encoders by mutual information: Deep InfoMax, MoCo-v2 and the hybrid bound",
+    python_requires=">=3.10",
+    packages=find_packages(include=["trainer", "trainer.*", "data_pipelines", "data_pipelines.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "accelerate",
+        "deepspeed",
+        "webdataset",
+        "nvidia-dali-cuda130; platform_system == 'Linux'",
+        "mlflow>=3.13",
+        "pyyaml",
+        "pydantic>=2.7",
+        "numpy",
+        "safetensors",
+        "scikit-learn",
+        "pillow",
+        "matplotlib",
+        "tqdm",
+        "psutil",
+    ],
+    extras_require={"test": ["pytest", "pytest-xdist", "ruff"]},
+)

@@ -1,0 +1,151 @@
+import json
+import os
+import resource
+import stat
+from contextlib import contextmanager
+
+import pytest
+import torch
+from checkpoint_states import edit, flip, refuse, same, save, state
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from data_pipelines.errors import UserError
+from trainer.runtime.checkpoint import Rows, Snapshot, clean, export, load, newest, snapshot
+from trainer.runtime.files import replace_text
+
+# ---- what stays and what goes ----------------------------------------------------------------------
+
+
+def visible(folder):
+    return [int(name.removeprefix("images-")) for name in sorted(os.listdir(folder))]
+
+
+def test_the_newest_by_images_are_kept_whatever_their_times(tmp_path):
+    for images in (900, 1000, 1100):
+        os.utime(save(tmp_path, images), (5000 - images, 5000 - images))
+    save(tmp_path, 1200, keep=3)
+    assert visible(tmp_path) == [1000, 1100, 1200]
+    save(tmp_path, 1300, keep=1)
+    assert visible(tmp_path) == [1300]
+
+
+def test_a_damaged_later_one_never_pushes_out_what_is_good(tmp_path):
+    edit(save(tmp_path, 900) / "manifest.json", flip(5))
+    save(tmp_path, 100, keep=1)
+    save(tmp_path, 200, keep=1)
+    assert visible(tmp_path) == [200, 900]
+    assert newest(tmp_path, lambda _: None).images == 200
+    save(tmp_path, 900, keep=1)
+    assert visible(tmp_path) == [900]
+    assert same(load(newest(tmp_path, refuse)), state(900))
+
+
+def test_saving_the_same_images_again_keeps_what_is_whole(tmp_path):
+    before = os.stat(save(tmp_path, world=2)).st_ino
+    assert os.stat(save(tmp_path, world=3, attempt="b")).st_ino == before
+    assert visible(tmp_path) == [100]
+    (tmp_path / "images-000000000100" / "part-00001-of-00002.safetensors").unlink()
+    assert os.stat(save(tmp_path, world=3, attempt="c")).st_ino != before
+    assert same(load(newest(tmp_path, refuse)), state())
+    assert visible(tmp_path) == [100]
+
+
+def test_clean_removes_leftovers_only(tmp_path):
+    path = save(tmp_path)
+    for leftover in (".images-000000000200.old.partial", ".images-000000000050.removing"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "part-00000-of-00001.safetensors").write_bytes(b"torn")
+    (tmp_path / ".keep").touch()
+    assert newest(tmp_path, refuse).path == path
+    clean(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".keep", path.name]
+    clean(tmp_path / "nowhere")
+
+
+# ---- what goes wrong while saving ------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_beyond(size: int):
+    """A disk with little room: the operating system refuses to let a file grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("big", [0, 1])
+def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint_alone(tmp_path, big):
+    save(tmp_path)
+    rows = [torch.zeros(1), torch.zeros(1)]
+    rows[big] = torch.zeros(1 << 20)
+    shares = [Snapshot(r, 2, {f"w{r}": Rows(tuple(rows[r].shape), 0, rows[r])}) for r in range(2)]
+    with no_file_beyond(1 << 20), pytest.raises(UserError) as error:
+        save(tmp_path, 200, keep=1, shares=shares)
+    assert f"cannot write {tmp_path}: " in str(error.value)
+    assert "File too large" in str(error.value)
+    assert ("rank 1" in str(error.value)) == (big == 1)
+    assert "\n" not in str(error.value)
+    if big == 0:  # rank 1's part may come after rank 0 has given up
+        clean(tmp_path)
+    assert visible(tmp_path) == [100]
+    save(tmp_path, 200, keep=1)
+    assert visible(tmp_path) == [200]
+
+
+def test_a_part_that_does_not_come_is_named(tmp_path):
+    shares = [snapshot(state(), rank, 3) for rank in (0, 2)]
+    with pytest.raises(RuntimeError, match=r"still lacks part-00001-of-00003\.safetensors;"):
+        save(tmp_path, shares=shares, timeout=0.3)
+    clean(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for act in (
+        lambda: save(tmp_path / "file" / "checkpoints"),
+        lambda: export(tmp_path / "file" / "encoder.safetensors", {}, {}),
+        lambda: replace_text(tmp_path / "file" / "results.json", "{}"),
+    ):
+        with pytest.raises(
+            UserError, match=r"cannot write .*file.*: (Not a directory|File exists); .*outputs="
+        ):
+            act()
+
+
+# ---- single files ----------------------------------------------------------------------------------
+
+
+def test_export_is_one_plain_safetensors_file(tmp_path):
+    path = tmp_path / "export" / "encoder.safetensors"
+    tensors = state()
+    tensors["tied"] = tensors["float64"]
+    export(path, {"old": torch.zeros(1)}, {})
+    export(path, tensors, {"recipe": "encoder: {}"})
+    assert os.listdir(path.parent) == ["encoder.safetensors"]
+    assert same(load_file(path), tensors)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "recipe": "encoder: {}"}
+    header = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
+    del header["__metadata__"]
+    assert all(place["data_offsets"][0] % tensors[name].itemsize == 0 for name, place in header.items())
+    replace_text(tmp_path / "world.json", "{}")  # readable by whoever may read any other file made here
+    assert stat.S_IMODE(os.stat(path).st_mode) == stat.S_IMODE(os.stat(tmp_path / "world.json").st_mode)
+    with no_file_beyond(100), pytest.raises(UserError, match="File too large"):
+        export(path, {"w": torch.zeros(99)}, {})
+    assert os.listdir(path.parent) == ["encoder.safetensors"]
+    assert same(load_file(path), tensors)
+
+
+def test_text_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    replace_text(path, "línea\r\n")
+    assert path.read_bytes() == "línea\r\n".encode()
+    with no_file_beyond(100), pytest.raises(UserError, match="File too large"):
+        replace_text(path, "x" * 1000)
+    assert path.read_bytes() == "línea\r\n".encode()
+    assert os.listdir(tmp_path) == ["results.json"]

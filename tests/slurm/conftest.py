@@ -1,0 +1,118 @@
+"""A real Slurm for the tests of this folder: munged, slurmctld and a slurmd, started by cluster.sh."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CLUSTER = str(HERE / "cluster.sh")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+def lacking() -> str | None:
+    """Why no cluster can be started here, if so."""
+    if os.geteuid() != 0:
+        return "a throw-away Slurm cluster wants root"
+    programs = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
+    missing = [name for name in programs if not shutil.which(name, path=ENVIRONMENT["PATH"])]
+    if missing:
+        return f"{', '.join(missing)} missing: apt-get install slurmctld slurmd slurm-client munge iproute2 util-linux"
+    if subprocess.run(["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "true"]).returncode:
+        return "namespaces are not allowed here"
+    return None
+
+
+class Slurm:
+    """The cluster: `slurm("squeue", ...)` runs a command on its head node."""
+
+    def __init__(self, directory: Path):
+        self.env = ENVIRONMENT | {"CLUSTER_DIR": str(directory)}
+
+    def __call__(self, *words: str, cluster: tuple[str, ...] = ("exec",)) -> str:
+        command = [CLUSTER, *cluster, *words]
+        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout.strip() or done.stderr.strip()
+
+
+class Job:
+    """A job of slurm/dim_local.sh, submitted from the repository's root."""
+
+    def __init__(self, slurm: Slurm, folder: Path, *words: str):
+        """`words`: sbatch's options, then the training's arguments."""
+        self.slurm, self.log = slurm, folder / "job.log"
+        options = [word for word in words if word.startswith("-")]
+        arguments = [word for word in words if word not in options]
+        # --time: well above the 300 s of --signal, which would be sent at once otherwise
+        self.id = slurm(
+            *("sbatch", "--parsable", "--time=30", f"--output={self.log}", *options),
+            *("slurm/dim_local.sh", *arguments),
+        )
+
+    def told(self, key: str) -> str:
+        """What `scontrol show job` says of JobState, Restarts, ExitCode, ..."""
+        return re.search(rf"\b{key}=(\S+)", self.slurm("scontrol", "show", "job", self.id))[1]
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def until(self, what, seconds: float = 120):
+        """Waits for `what()` to be true, as long as the job lives."""
+        end = time.monotonic() + seconds
+        while not what():
+            state = self.told("JobState")
+            assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), f"{state}: {self.text}"
+            assert time.monotonic() < end, f"nothing after {seconds} s, {state}: {self.text}"
+            time.sleep(0.1)
+
+    def end(self) -> str:
+        """Waits for the end of the job; its last state."""
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
+        self.until(lambda: self.told("JobState") in ends)
+        return self.told("JobState")
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    if why := lacking():
+        pytest.skip(why)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    process = subprocess.Popen([CLUSTER, "run"], env=cluster.env)  # ends with this process, however that ends
+    try:
+        cluster(cluster=("wait",))
+        yield cluster
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def submit(slurm, tmp_path):
+    """Submits a job; whatever is left of it when the test ends is cancelled."""
+    jobs = []
+
+    def submit(*words: str) -> Job:
+        jobs.append(Job(slurm, tmp_path, *words))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        if job.told("JobState") in ("PENDING", "RUNNING"):
+            slurm("scancel", "--full", job.id)

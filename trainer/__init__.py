@@ -1,0 +1,1 @@
+"""Batches to trained encoders: objectives, networks, the loop and what it keeps."""

@@ -1,0 +1,234 @@
+"""Probes: how well a small classifier reads the class from frozen features.
+
+Every probe takes cached features, float32 or float64 tensors [N, d] on any one device, and int64 labels [N]
+in [0, classes); it returns the accuracy on the test features, in [0, 1]. Features are standardised by the
+mean and standard deviation of the training features. Results are functions of the arguments alone: torch's
+global random state is neither read nor moved.
+
+Raises, everywhere: UserError for an empty split or a feature that is not finite (an encoder that diverged);
+ValueError for arguments of the wrong shape or type, or labels out of range.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_pipelines.errors import UserError
+from trainer.recipe import FewShot, LinearProbe, MlpProbe
+
+ROWS = 1024  # rows of features at work at a time: no step makes a second copy of the features
+FEW_SHOT_L2 = 0.1  # see few_shot_probe
+FEW_SHOT_STREAM = 0x66657773686F7473  # second half of the Philox key: no other draw of a run uses it
+
+
+def linear_probe(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, options: LinearProbe
+) -> float:
+    """Multinomial logistic regression; minimises mean cross-entropy + l2/2 · ||W||² (the bias is free).
+
+    With l2 = 1/(C·N) this is scikit-learn's LogisticRegression(C) on standardised features.
+    """
+    _check(train_x, train_y, test_x, test_y, classes)
+    mean, scale = _statistics(train_x)
+    weight, bias = _fit_softmax(train_x, train_y, classes, mean, scale, options.l2, options.iterations)
+    return _accuracy(lambda x: functional.linear(x, weight, bias), test_x, test_y)
+
+
+def mlp_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    classes: int,
+    options: MlpProbe,
+    seed: int,
+) -> float:
+    """The probe of the Deep InfoMax paper: Linear, dropout, batch-norm, ReLU, Linear; Adam on cross-entropy.
+
+    The learning rate falls to zero along a half cosine. `seed` settles initialisation, order and dropout.
+    """
+    _check(train_x, train_y, test_x, test_y, classes)
+    if len(train_x) < 2:
+        raise UserError("the MLP probe needs at least 2 training images for its batch-norm, got 1")
+    mean, scale = _statistics(train_x)
+    on_host = torch.Generator().manual_seed(seed)
+    on_device = torch.Generator(train_x.device).manual_seed(seed)
+    network = _Mlp(train_x.shape[1], classes, options, on_host, on_device).to(train_x.device, train_x.dtype)
+
+    batch = min(options.batch, len(train_x))
+    steps = len(train_x) // batch  # the rest of an epoch is left out; the next epoch has another order
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps * options.epochs)
+    for _ in range(options.epochs):
+        order = torch.randperm(len(train_x), generator=on_host).to(train_x.device)
+        for chosen in order[: steps * batch].split(batch):
+            images = train_x.index_select(0, chosen).sub_(mean).mul_(scale)
+            loss = functional.cross_entropy(network(images), train_y[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    network.eval()
+    with torch.no_grad():
+        return _accuracy(lambda x: network((x - mean).mul_(scale)), test_x, test_y)
+
+
+def few_shot_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    classes: int,
+    linear: LinearProbe,
+    few: FewShot,
+    seed: int,
+) -> float:
+    """Mean accuracy, over `few.draws` fixed draws, of linear probes with `few.shots` labelled images a class.
+
+    A draw is a function of (seed, draw, class, images of that class) alone, so that every encoder and control
+    is judged on the same images. Features are standardised by all training features: that reads no label.
+    `linear.iterations` holds; its l2, made for a whole training set, does not: FEW_SHOT_L2 is used.
+
+    Raises UserError if a class has fewer than `few.shots` training images.
+    """
+    _check(train_x, train_y, test_x, test_y, classes)
+    mean, scale = _statistics(train_x)
+    labels = train_y.cpu()
+    members = [torch.nonzero(labels == label).flatten() for label in range(classes)]
+    for label, images in enumerate(members):
+        if len(images) < few.shots:
+            raise UserError(
+                f"evaluate.few_shot.shots={few.shots}, but class {label} has only {len(images)} training "
+                "images; ask for fewer shots, or leave this probe out with evaluate.few_shot=null"
+            )
+    accuracies = []
+    for draw in range(few.draws):
+        picks = [_pick(images, few.shots, seed, draw, label) for label, images in enumerate(members)]
+        chosen = torch.cat(picks).to(train_x.device)
+        x, y = train_x[chosen], train_y[chosen]
+        weight, bias = _fit_softmax(x, y, classes, mean, scale, FEW_SHOT_L2, linear.iterations)
+        accuracies.append(_accuracy(lambda x, w=weight, b=bias: functional.linear(x, w, b), test_x, test_y))
+    return sum(accuracies) / len(accuracies)
+
+
+def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> None:
+    for split, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{split} features must be float32 or float64 [N, d], got {x.dtype} {list(x.shape)}"
+            )
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise ValueError(f"{split} labels must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
+        if x.numel() == 0:
+            raise UserError(
+                f"the {split} split has no features to probe (shape {list(x.shape)}); use a larger split"
+            )
+        if not all(bound.isfinite() for bound in x.aminmax()):  # a NaN is both bounds
+            raise UserError(
+                f"the {split} features hold NaN or infinity: the encoder diverged; lower optimizer.lr"
+            )
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(f"{split} labels lie in [{y.min()}, {y.max()}], expected [0, {classes - 1}]")
+    if train_x.shape[1] != test_x.shape[1] or train_x.dtype != test_x.dtype:
+        raise ValueError("training and test features differ in width or type")
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, 1 / standard deviation) of each feature, [d]; a constant feature tells nothing and gets 0."""
+    mean = sum(rows.sum(0, dtype=torch.float64) for rows in x.split(ROWS)) / len(x)
+    square = sum((rows - mean).square_().sum(0) for rows in x.split(ROWS)) / len(x)
+    std = square.sqrt()
+    constant = std <= 1e-6 * mean.abs()  # what is left of a constant is rounding
+    return mean.to(x.dtype), torch.where(constant, 0.0, 1 / std).to(x.dtype)
+
+
+def _fit_softmax(
+    x: Tensor, y: Tensor, classes: int, mean: Tensor, scale: Tensor, l2: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Softmax regression on standardised features, as weight [classes, d], bias [classes] on raw ones.
+
+    W·((x - mean)·scale) = (W·scale)·x - (W·scale)·mean: standardising the weights instead of the features
+    needs no copy of them. An evaluation passes over the features once, for loss and gradient together.
+    L-BFGS works in float64; only the products with the features are of their own type.
+    """
+    mean, scale = mean.double(), scale.double()
+    solution = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)  # W, then the bias
+    solution.grad = torch.zeros_like(solution)
+    solution.requires_grad_()
+
+    def for_raw_features() -> tuple[Tensor, Tensor]:
+        weight = solution[:, :-1] * scale
+        return weight.to(x.dtype), (solution[:, -1] - weight @ mean).to(x.dtype)
+
+    @torch.no_grad()
+    def loss_and_gradient() -> Tensor:
+        weight, bias = for_raw_features()
+        loss = 0.5 * l2 * solution[:, :-1].square().sum()
+        slope = torch.zeros_like(solution)  # of the summed cross-entropy in (weight, bias)
+        for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            log_p = functional.linear(rows, weight, bias).log_softmax(1)
+            loss -= log_p.gather(1, labels.unsqueeze(1)).sum(dtype=torch.float64) / len(x)
+            error = log_p.exp_().sub_(functional.one_hot(labels, classes))
+            slope[:, :-1] += error.T @ rows
+            slope[:, -1] += error.sum(0, dtype=torch.float64)
+        slope[:, :-1] -= slope[:, -1:] * mean
+        solution.grad[:, :-1] = slope[:, :-1] * scale / len(x) + l2 * solution[:, :-1]
+        solution.grad[:, -1] = slope[:, -1] / len(x)
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [solution], max_iter=iterations, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(loss_and_gradient)
+    return tuple(part.detach() for part in for_raw_features())
+
+
+class _Mlp(nn.Module):
+    """[n, inputs] -> [n, classes]; initial weights and dropout come from the generators it is given."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        options: MlpProbe,
+        on_host: torch.Generator,
+        on_device: torch.Generator,
+    ):
+        super().__init__()
+        self.first = nn.utils.skip_init(nn.Linear, inputs, options.units)
+        self.norm = nn.BatchNorm1d(options.units)
+        self.last = nn.utils.skip_init(nn.Linear, options.units, classes)
+        self.keep, self.on_device = 1 - options.dropout, on_device
+        for layer in (self.first, self.last):  # nn.Linear's own initialisation
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, on_host)
+            nn.init.uniform_(layer.bias, -bound, bound, on_host)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.training:
+            kept = torch.empty_like(hidden).bernoulli_(self.keep, generator=self.on_device)
+            hidden = hidden * kept / self.keep
+        return self.last(self.norm(hidden).relu_())
+
+
+def _pick(images: Tensor, shots: int, seed: int, draw: int, label: int) -> Tensor:
+    """`shots` of a class's images [n]: those with the smallest of n counter-based random numbers."""
+    key = np.array([seed, FEW_SHOT_STREAM], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([0, label, draw, 0], dtype=np.uint64)).random_raw(
+        len(images)
+    )
+    return images[torch.from_numpy(np.argsort(bits, kind="stable")[:shots].copy())]
+
+
+def _accuracy(logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    right = [
+        (logits(rows).argmax(1) == labels).sum()
+        for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True)
+    ]
+    return int(sum(right)) / len(x)

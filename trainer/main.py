@@ -1,0 +1,66 @@
+"""The entry: reads the recipe and runs its task.
+
+accelerate launch trainer/main.py recipe=NAME [a.b=value ...]
+python trainer/main.py --list | recipe=NAME --print | recipe=NAME --plan | recipe=NAME --folder
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# A script's own folder comes first on the path, and a module of ours might then hide one of Python's.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_pipelines.errors import UserError
+from trainer import recipe_loading
+
+QUESTIONS = ("--list", "--print", "--plan", "--folder")
+
+
+def main(arguments: list[str]) -> int:
+    asked = [word for word in arguments if word.startswith("-")]
+    arguments = [word for word in arguments if word not in asked]
+    if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:
+        raise UserError(f"{unknown[0]}: expected at most one of {', '.join(QUESTIONS)}")
+    if asked == ["--list"]:
+        for listed in recipe_loading.listing():
+            print(f"{listed.name:<20} {listed.task:<9} {listed.description}")
+        return 0
+    loaded = recipe_loading.load(arguments)
+    if asked == ["--print"]:
+        print(loaded.text(), end="")
+        return 0
+    if asked == ["--folder"]:
+        from trainer.runtime.run_folder import RunFolder
+
+        print(RunFolder.of(loaded).path)
+        return 0
+
+    from trainer.runtime import launch
+
+    if asked == ["--plan"]:
+        from trainer.tasks import plan
+
+        return plan.run(loaded)
+    place = launch.start(loaded.recipe.precision)
+    if place.main:
+        print(
+            f"recipe {loaded.name}: {place.world} rank{'s' * (place.world > 1)} x {place.threads} "
+            f"thread{'s' * (place.threads > 1)}, {place.engine}, {place.device.type}, {loaded.recipe.precision}",
+            flush=True,
+        )
+    from trainer.tasks import evaluate, pretrain
+
+    task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
+    status = task.run(loaded, place)
+    launch.leave(status)
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as mistake:
+        if int(os.environ.get("RANK", "0")) == 0 or "torch" in sys.modules:
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
+        os._exit(2)

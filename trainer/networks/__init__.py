@@ -1,0 +1,1 @@
+"""Networks: encoders, critics and their layers."""

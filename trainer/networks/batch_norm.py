@@ -1,0 +1,94 @@
+"""Batch normalisation over groups of consecutive images, so that results do not depend on ranks."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.runtime import collectives
+
+
+class GroupBatchNorm(nn.Module):
+    """Batch-norm whose statistics are taken over groups of `group` consecutive images.
+
+    In training, input [n, features, ...] with n a multiple of `group`; each group is normalised by
+    its own mean and variance. Running statistics do not move in the forward pass: `commit` moves them
+    once an optimizer step, by the mean over all groups of the global batch. Parameter and buffer names
+    are torch's. Ioffe and Szegedy, arXiv 1502.03167.
+    """
+
+    def __init__(self, features: int, group: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.group, self.eps, self.momentum = group, eps, momentum
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        # Sums over the groups seen since the last commit: never saved, since a save follows a commit.
+        self.pending: Tensor | None = None
+        self.groups = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        parts, groups = [], x.split(self.group)
+        found = torch.zeros(2, len(self.running_mean), device=x.device, dtype=self.running_mean.dtype)
+        total = torch.zeros_like(found)
+        for part in groups:
+            # momentum 1 writes the group's mean and unbiased variance where the running ones would be
+            parts.append(F.batch_norm(part, found[0], found[1], self.weight, self.bias, True, 1.0, self.eps))
+            total += found
+        self.pending = total if self.pending is None else self.pending + total
+        self.groups += len(groups)
+        return torch.cat(parts)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, group={self.group}, eps={self.eps}, momentum={self.momentum}"
+
+
+def _take(module: nn.Module) -> list[tuple[GroupBatchNorm, Tensor]]:
+    """The layers that saw groups since the last call, each with its mean statistics [2, features]."""
+    taken = []
+    for layer in module.modules():
+        if isinstance(layer, GroupBatchNorm) and layer.pending is not None:
+            taken.append((layer, layer.pending / layer.groups))
+            layer.pending, layer.groups = None, 0
+    return taken
+
+
+@torch.no_grad()
+def commit(module: nn.Module) -> None:
+    """Moves all running statistics by the mean over the groups of the global batch: one all-reduce.
+
+    Every rank holds equally many groups, so the mean over ranks is the mean over groups.
+    """
+    taken = _take(module)
+    if not taken:
+        return
+    flat = collectives.mean(torch.cat([found.flatten() for _, found in taken]))
+    start = 0
+    for layer, found in taken:
+        mean, var = flat[start : start + found.numel()].view(2, -1)
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(var, layer.momentum)
+        start += found.numel()
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, images: Iterable[Tensor]) -> None:
+    """Re-estimates all running statistics as the mean over the groups of clean `images` [n, 3, H, W].
+
+    A last incomplete group of a batch is left out; of a batch smaller than a group all images make one.
+    """
+    was_training = module.training
+    module.train()
+    groups = [layer.group for layer in module.modules() if isinstance(layer, GroupBatchNorm)]
+    for batch in images:
+        module(batch[: len(batch) // max(groups) * max(groups) or len(batch)] if groups else batch)
+    for layer, (mean, var) in _take(module):
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+    module.train(was_training)

@@ -1,0 +1,211 @@
+"""The typed recipe: every key that a recipe file may hold, with its type, unit and default.
+
+A recipe is data. `recipe_loading` reads one from YAML, the tasks receive it validated and frozen.
+Intervals and lengths of training are in images (global count), never in steps or epochs.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from data_pipelines.spec import (
+    Count,
+    Fraction,
+    Normalize,
+    Positive,
+    PositiveFloat,
+    Section,
+    View,
+    Weight,
+)
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=100),
+    Field(description="a name of at most 100 letters, digits and _ . + = -, the first a letter or digit"),
+]
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+class Data(Section):
+    """Where images come from and what becomes of them."""
+
+    root: str
+    source: Literal["digits", "cifar10"]
+    train: str = "train"
+    test: str = "test"
+    size: Positive = 32
+    views: Annotated[list[View], Field(min_length=1)] = [View()]
+    normalize: Normalize = Normalize()
+    window: Positive = 16
+    threads: Positive = 2
+    prefetch: Positive = 2
+
+
+class Groups(Section):
+    """Sizes, in images, of the groups of consecutive positions that statistics are taken over."""
+
+    norm: Positive
+    negatives: Positive | None = None
+
+
+# ---- what is trained -----------------------------------------------------------------------------
+
+
+class DimEncoder(Section):
+    """The convolutional encoder of the Deep InfoMax paper; its defaults are the published 32-px network."""
+
+    kind: Literal["dim"]
+    channels: Annotated[list[Positive], Field(min_length=2, max_length=5)] = [64, 128, 256]
+    fc: Positive = 1024
+    y: Positive = 64
+
+
+class Critic(Section):
+    """The encode-and-dot critic; `score` says how dot products become scores."""
+
+    units: Positive = 2048
+    score: Literal["dot", "scaled", "tanh"] = "dot"
+
+
+class DimObjective(Section):
+    """Deep InfoMax. `beta` weighs the local term; `locations` of the map drawn a step (null: all)."""
+
+    kind: Literal["dim"]
+    bound: Literal["jsd", "infonce"]
+    beta: PositiveFloat = 1.0
+    critic: Critic = Critic()
+    locations: Positive | None = None
+
+
+class Optimizer(Section):
+    """Adam or AdamW. `clip` is the largest norm of the gradient (0: no clipping)."""
+
+    kind: Literal["adam", "adamw"]
+    lr: PositiveFloat
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.999,
+    ]
+    eps: PositiveFloat = 1e-8
+    weight_decay: Weight = 0.0
+    clip: Weight = 0.0
+
+
+class Constant(Section):
+    """The learning rate stays, after a linear warm-up over `warmup` images."""
+
+    kind: Literal["constant"]
+    warmup: Count = 0
+
+
+class Cosine(Section):
+    """The learning rate falls along a half cosine to `final` times itself, after a linear warm-up."""
+
+    kind: Literal["cosine"]
+    warmup: Count = 0
+    final: Fraction = 0.0
+
+
+# ---- what is kept and told -----------------------------------------------------------------------
+
+
+class Save(Section):
+    """A checkpoint every so many images; the newest `keep` stay."""
+
+    every: Positive
+    keep: Positive = 2
+
+
+class Log(Section):
+    """Metrics every so many images."""
+
+    every: Positive
+
+
+class MlpProbe(Section):
+    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear, trained by Adam on cached features."""
+
+    units: Positive = 200
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    epochs: Positive = 40
+    batch: Positive = 256
+    lr: PositiveFloat = 1e-3
+
+
+class LinearProbe(Section):
+    """Multinomial logistic regression by L-BFGS on standardised features; `l2` on the weights, a mean-loss scale."""
+
+    l2: Weight = 1e-4
+    iterations: Positive = 100
+
+
+class FewShot(Section):
+    """A linear probe with `shots` labelled images a class, the mean of `draws` fixed draws."""
+
+    shots: Positive = 5
+    draws: Positive = 10
+
+
+class Evaluate(Section):
+    """What is measured: the online kNN during pretraining, and the probes of the frozen encoder."""
+
+    every: Count = 0
+    online_images: Positive = 5000
+    at_end: bool = True
+    knn: Positive = 200
+    linear: LinearProbe | None = LinearProbe()
+    mlp: MlpProbe | None = MlpProbe()
+    few_shot: FewShot | None = FewShot()
+    controls: bool = True
+    recalibrate: bool = False
+    batch: Positive = 500
+
+
+class Tracking(Section):
+    """MLflow. `uri: null` is the SQLite file of `outputs`; `none` keeps the journal only."""
+
+    uri: str | None = None
+    experiment: Annotated[str, StringConstraints(min_length=1)] = "hybrid-infomax"
+
+
+# ---- the recipes ---------------------------------------------------------------------------------
+
+
+class Pretrain(Section):
+    """Pretraining of an encoder by an objective."""
+
+    task: Literal["pretrain"]
+    seed: Count = 0
+    precision: Literal["float64", "float32", "bf16"] = "float32"
+    outputs: str = "outputs"
+    run: Name | None = None
+    batch: Positive
+    accumulate: Positive = 1
+    groups: Groups
+    images: Positive
+    data: Data
+    encoder: DimEncoder
+    objective: DimObjective
+    optimizer: Optimizer
+    schedule: Annotated[Constant | Cosine, Field(discriminator="kind")] = Constant(kind="constant")
+    save: Save
+    log: Log
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+
+class EvaluateRun(Section):
+    """Evaluation of a run's frozen encoder: `from` names the run's folder."""
+
+    task: Literal["evaluate"]
+    precision: Literal["float64", "float32", "bf16"] = "float32"
+    outputs: str = "outputs"
+    from_: Annotated[str, Field(alias="from")]
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+
+Recipe = Annotated[Pretrain | EvaluateRun, Field(discriminator="task")]

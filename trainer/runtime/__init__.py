@@ -1,0 +1,1 @@
+"""What surrounds the loop: other ranks, checkpoints, the journal and MLflow, signals."""

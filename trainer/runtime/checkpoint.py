@@ -1,0 +1,284 @@
+"""Checkpoints: a flat mapping of names to tensors, saved by all ranks, loaded on any number of them.
+
+    folder/images-000012800000/part-00000-of-00002.safetensors  part-00001-of-00002.safetensors  manifest.json
+
+Saving is `snapshot` (a copy in host memory, inside the step) then `write` (files only, no collective: it may
+run beside the next steps). The ranks write into a hidden folder, which takes its name by one rename when
+every byte of it is on the disk; only then does an older checkpoint go, hidden by a rename before it is
+removed. So a kill at any instant leaves what is visible whole, and hidden leftovers that `clean` removes.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.errors import UserError
+from trainer.runtime.checkpoint_files import (
+    Damaged,
+    Rows,
+    folder_name,
+    part_name,
+    part_names,
+    read_manifest,
+    read_rows,
+    row_count,
+    row_range,
+    verify,
+    write_manifest,
+    write_part,
+    write_tensors,
+)
+from trainer.runtime.files import cannot_write, flush, replacing
+
+NAME = re.compile(r"images-(\d+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's share of the state in host memory; a tensor of which it has no row may be absent."""
+
+    rank: int
+    world: int
+    parts: Mapping[str, Rows]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that is complete and undamaged."""
+
+    path: Path
+    images: int
+    manifest: dict
+
+
+# ---- saving ----------------------------------------------------------------------------------------
+
+
+def snapshot(state: Mapping[str, torch.Tensor], rank: int, world: int) -> Snapshot:
+    """Copies this rank's rows of a state that is equal on all ranks (0-dim tensors: rank 0) to the host.
+
+    The copies are contiguous and share no memory with the state or each other. One synchronisation in all.
+    """
+    parts = {}
+    for name, tensor in state.items():
+        start, stop = row_range(row_count(tensor.shape), rank, world) if tensor.dim() else (0, int(rank == 0))
+        if start < stop or rank == 0:  # rank 0 also names the tensors that have no rows at all
+            rows = tensor.detach()[start:stop] if tensor.dim() else tensor.detach()
+            parts[name] = Rows(tuple(tensor.shape), start, _host_copy(rows))
+    if any(tensor.is_cuda for tensor in state.values()):
+        torch.cuda.synchronize()
+    return Snapshot(rank, world, parts)
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy on the host; from a GPU it is there only after a synchronisation."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor, non_blocking=True)
+
+
+def write(
+    snapshot: Snapshot,
+    folder: Path,
+    images: int,
+    manifest: dict,
+    attempt: str,
+    keep: int,
+    timeout: float = 600.0,
+) -> Path | None:
+    """Writes this rank's part; rank 0 then waits for the others' and makes the checkpoint visible.
+
+    Args:
+        manifest: entries of the caller for manifest.json (fingerprints and the like), used on rank 0.
+        attempt: a token equal on all ranks and new in each start; it saves a number of images once.
+        keep: how many checkpoints remain, counted back from this one by images; those beyond are removed.
+        timeout: seconds that rank 0 waits for the other ranks' parts.
+
+    Returns the checkpoint's folder on rank 0, None elsewhere. An undamaged checkpoint of the same number of
+    images stays as it is. Raises UserError if the folder cannot be written (whatever was written of this
+    checkpoint is removed) and RuntimeError if a part does not come in time.
+    """
+    folder = Path(folder)
+    partial = folder / f".{folder_name(images)}.{attempt}.partial"
+    part = partial / part_name(snapshot.rank, snapshot.world)
+    sidecar = _sidecar(partial, snapshot.rank, snapshot.world)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        description = write_part(part, snapshot.parts)
+        with replacing(sidecar) as temporary:
+            temporary.write_text(json.dumps(description))
+        if snapshot.rank:
+            return None
+        descriptions = _wait_for_sidecars(partial, snapshot.world, timeout)
+        write_manifest(partial, images, descriptions, manifest)
+        for rank in range(snapshot.world):
+            _sidecar(partial, rank, snapshot.world).unlink()
+        flush(partial)
+        path = _publish(partial, folder / folder_name(images))
+        _retire(folder, images, keep)
+        return path
+    except OSError as error:
+        if snapshot.rank:
+            _report_failure(part, sidecar, error)
+        raise cannot_write(folder, error) from error
+    finally:
+        if snapshot.rank == 0:  # gone already unless the save failed
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sidecar(partial: Path, rank: int, world: int) -> Path:
+    """A part's description, for rank 0: it is there once the part is on the disk."""
+    return (partial / part_name(rank, world)).with_suffix(".json")
+
+
+def _report_failure(part: Path, sidecar: Path, error: OSError) -> None:
+    """Makes room and tells rank 0 why this part will not come, if the disk still takes a line."""
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        with replacing(sidecar) as temporary:
+            temporary.write_text(json.dumps({"error": error.strerror or str(error)}))
+
+
+def _wait_for_sidecars(partial: Path, world: int, timeout: float) -> list[dict]:
+    """Each part's description, in the order of ranks, once all parts are on the disk."""
+    descriptions: dict[int, dict] = {}
+    deadline = time.monotonic() + timeout
+    while True:
+        for rank in set(range(world)) - set(descriptions):
+            with suppress(FileNotFoundError):
+                descriptions[rank] = json.loads(_sidecar(partial, rank, world).read_bytes())
+                if "error" in descriptions[rank]:
+                    raise OSError(f"rank {rank}: {descriptions[rank]['error']}")
+        missing = [part_name(rank, world) for rank in range(world) if rank not in descriptions]
+        if not missing:
+            return [descriptions[rank] for rank in range(world)]
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"checkpoint not saved: after {timeout:g} s {partial} still lacks {', '.join(missing)}; "
+                "those ranks have died, hang, or see another file system"
+            )
+        time.sleep(0.02)
+
+
+def _publish(partial: Path, path: Path) -> Path:
+    """Gives the finished folder its name, unless an undamaged checkpoint of the same images bears it."""
+    if path.exists():
+        try:
+            verify(path)
+            return path
+        except Damaged:
+            _remove(path)
+    os.rename(partial, path)
+    flush(path.parent)
+    return path
+
+
+def _retire(folder: Path, images: int, keep: int) -> None:
+    """Removes all but the newest `keep` of the checkpoints up to this one, which is always kept.
+
+    Later ones are not counted: they were found damaged, or the run would have continued from them.
+    """
+    older = [path for number, path in _checkpoints(folder) if number < images]
+    for path in older[: max(0, len(older) - (keep - 1))]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    hidden = path.with_name(f".{path.name}.removing")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    flush(path.parent)
+    shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next start
+
+
+def clean(folder: Path) -> None:
+    """Removes what saves and removals of dead processes left behind. Rank 0, before any rank saves."""
+    for path in Path(folder).glob(".images-*"):
+        if path.suffix in (".partial", ".removing"):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+
+
+# ---- loading ---------------------------------------------------------------------------------------
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(images, folder) of the visible checkpoints, fewest images first."""
+    named = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("images-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
+    """The checkpoint of most images that is complete and whose digests hold; None if there is none.
+
+    Each damaged one that is passed over is named, with the reason, by a call of `warn`.
+    """
+    found, damaged = None, []
+    for images, path in reversed(_checkpoints(folder)):
+        try:
+            found = Found(path, images, verify(path))
+            break
+        except Damaged as why:
+            damaged.append((path, why))
+    instead = f"using {found.path.name}" if found else "there is no undamaged one before it"
+    for path, why in damaged:
+        warn(f"checkpoint {path} is damaged ({why}); {instead}")
+    return found
+
+
+def load(checkpoint: Found | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """Whole tensors on the host, bit for bit, from however many parts: all, or those named.
+
+    Digests are not checked again (`newest` did). Raises UserError for a damaged checkpoint or unknown name.
+    """
+    return load_rows(checkpoint, 0, 1, names)
+
+
+def load_rows(
+    checkpoint: Found | Path, rank: int, world: int, names: Iterable[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Like `load`, of each tensor the rows that fall to `rank` of `world`; 0-dim tensors on every rank."""
+    path = checkpoint.path if isinstance(checkpoint, Found) else Path(checkpoint)
+    try:
+        manifest = read_manifest(path)
+        wanted = {}
+        for name in manifest["tensors"] if names is None else names:
+            if name not in manifest["tensors"]:
+                raise UserError(f"checkpoint {path} holds no tensor {name!r}: it is another model's")
+            shape, dtype = (manifest["tensors"][name][key] for key in ("shape", "dtype"))
+            start, stop = row_range(shape[0], rank, world) if shape else (0, 1)
+            rows = [stop - start, *shape[1:]] if shape else []
+            wanted[name] = (start, torch.empty(rows, dtype=getattr(torch, dtype)))
+        lacking = {name: row_count(tensor.shape) for name, (_, tensor) in wanted.items()}
+        for part in part_names(manifest):
+            for name, rows in read_rows(path / part, wanted).items():
+                lacking[name] -= rows
+        if any(lacking.values()):
+            raise Damaged(f"rows of {next(n for n in lacking if lacking[n])!r} are in none of its parts")
+    except (Damaged, OSError, KeyError, ValueError) as why:
+        raise UserError(
+            f"checkpoint {path} is damaged ({why}); remove that folder to use the one before it"
+        ) from why
+    return {name: tensor for name, (_, tensor) in wanted.items()}
+
+
+# ---- exporting -------------------------------------------------------------------------------------
+
+
+def export(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """One safetensors file of whole tensors, complete or not there. Raises UserError if it cannot write."""
+    copies = {name: rows.rows for name, rows in snapshot(tensors, 0, 1).parts.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            write_tensors(temporary, copies, {"format": "pt"} | metadata)
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,75 @@
+"""The one door to other ranks. On one process everything here is the identity.
+
+Tensors of the training step travel over the engine's group (NCCL on GPUs); what ranks agree on about
+the run travels over a gloo group on the CPU, which waits for hours where rank 0 probes or writes.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_cpu_group: "dist.ProcessGroup | None" = None
+
+
+def open_cpu_group() -> None:
+    """Makes the group of the CPU; every rank calls it once, after the engine has made its own."""
+    global _cpu_group
+    if world() > 1:
+        _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+
+
+def world() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this rank."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world()
+    return tensor
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world() > 1:
+        dist.barrier(group=_cpu_group)
+
+
+def share(value):
+    """Rank 0's value of a small object, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_cpu_group)
+    return box[0]
+
+
+def gather_rows(rows: Tensor) -> Tensor | None:
+    """All ranks' rows [n_r, ...] in the order of the ranks, on the CPU of rank 0; None elsewhere."""
+    rows = rows.cpu()
+    if world() == 1:
+        return rows
+    counts = torch.zeros(world(), dtype=torch.int64)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts, group=_cpu_group)
+    padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype)  # gather wants equal shapes
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world())] if rank() == 0 else None
+    dist.gather(padded, parts, dst=0, group=_cpu_group)
+    if parts is None:
+        return None
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+
+def start_sum(number: Tensor) -> "dist.Work | None":
+    """Begins to add up a CPU tensor over the ranks, in place; `wait` on what is returned."""
+    return dist.all_reduce(number, group=_cpu_group, async_op=True) if world() > 1 else None

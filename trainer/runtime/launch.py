@@ -1,0 +1,152 @@
+"""What has to be right before the first step: environment, ranks, threads, device, engine."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from data_pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands."""
+
+    rank: int
+    world: int
+    threads: int
+    engine: str
+    device: "torch.device"  # noqa: F821 - torch is imported after the environment is set
+    accelerator: "accelerate.Accelerator"  # noqa: F821
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def local_world() -> int:
+    """Ranks on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def launcher() -> psutil.Process | None:
+    """The `accelerate launch` (or torchrun) that started this process, if one did."""
+    for process in psutil.Process().parents()[:3]:
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(Path(word).name in ("accelerate", "torchrun", "accelerate-launch") for word in words[:3]):
+            return process
+    return None
+
+
+def processes_asked_for(words: list[str]) -> int | None:
+    """What a launcher's command line, or the configuration file it names, says of the number of processes."""
+    options = {}
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        following = words[number + 1] if number + 1 < len(words) else ""
+        options.setdefault(name.replace("-", "_"), value if equals else following)
+    if asked := options.get("__num_processes"):
+        return int(asked)
+    if file := options.get("__config_file"):
+        return (yaml.safe_load(Path(file).read_text()) or {}).get("num_processes")
+    return None
+
+
+def check_world() -> int:
+    """The number of processes of this run.
+
+    Raises:
+        UserError: it is not the one that the launcher was asked for. (On CPU, `accelerate launch
+            --num_processes 2` without a configuration file silently starts one process.)
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    process = launcher()
+    asked = processes_asked_for(process.cmdline()) if process else None
+    if asked and "torchrun" not in " ".join(process.cmdline()[:3]) and asked != world:
+        raise UserError(
+            f"accelerate launch was asked for {asked} processes but started {world}; "
+            f"use: accelerate launch --config_file recipes/launch/ddp.yaml --num_processes {asked} ..."
+        )
+    return world
+
+
+def set_threads() -> int:
+    """Gives torch the cores of this machine, shared by its ranks, unless the user exported OMP_NUM_THREADS.
+
+    `accelerate launch` exports 1 for everybody, so the user's own word is looked up where it was said.
+    """
+    import torch
+
+    try:
+        process = launcher()
+        said = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
+    except psutil.Error:
+        said = None
+    threads = int(said) if said else max(1, len(os.sched_getaffinity(0)) // local_world())
+    torch.set_num_threads(threads)
+    return threads
+
+
+def start(precision: str) -> Place:
+    """Sets up the engine that the launcher names.
+
+    Raises:
+        UserError: the launcher names an engine that this program does not run, or the ranks are not
+            those that were asked for.
+    """
+    world = check_world()
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu:  # accelerate launch exports False, and then gives up on ranks without a GPU
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ["ACCELERATE_ALLOW_CPU"] = "true"
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the recipe decides
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" or "FSDP_VERSION" in os.environ:
+        raise UserError("this engine is not supported: launch with recipes/launch/ddp.yaml or no file at all")
+    threads = set_threads()
+
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    from trainer.runtime import collectives
+
+    # Unused parameters are looked for because DDP then keeps its buckets: rebuilt after the first
+    # backward, they add up in another order, and a resumed run would differ in the last bits.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no", cpu=not gpu, kwargs_handlers=[ddp]
+    )
+    if accelerator.num_processes != world:
+        raise UserError(f"{world} processes were started but accelerate sees {accelerator.num_processes}")
+    engine = accelerator.distributed_type.value.lower()
+    if engine not in ("no", "multi_cpu", "multi_gpu"):
+        raise UserError(f"the engine {engine} is not supported: launch with recipes/launch/ddp.yaml")
+    collectives.open_cpu_group()
+    return Place(
+        accelerator.process_index,
+        world,
+        threads,
+        "single process" if engine == "no" else "ddp",
+        accelerator.device,
+        accelerator,
+    )
+
+
+def leave(status: int) -> None:
+    """Ends the process. With several ranks at once: torch's threads may abort an orderly exit."""
+    from trainer.runtime import collectives
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if collectives.world() > 1:
+        if status == 0:
+            collectives.barrier()
+        os._exit(status)
+    sys.exit(status)

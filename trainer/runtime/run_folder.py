@@ -1,0 +1,81 @@
+"""A run's folder: what is in it, and whether a recipe may go on with it."""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from trainer import recipe_loading
+from trainer.runtime.files import replace_text
+
+
+class RunFolder:
+    """outputs/<run>/ with recipe.yaml, world.json, journal.jsonl, results.json, checkpoints/, figures/, export/.
+
+    How the run ended is told by a file, since launchers lose exit codes: `done` once everything is
+    finished, `stopped` when it was told to stop and saved.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.journal = path / "journal.jsonl"
+        self.encoder = path / "export" / "encoder.safetensors"
+
+    @classmethod
+    def of(cls, loaded: recipe_loading.Loaded) -> "RunFolder":
+        """The folder of a pretraining recipe: outputs/<run>, the run's name being the recipe's by default."""
+        return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
+
+    def open(self, loaded: recipe_loading.Loaded, world: dict) -> None:
+        """Rank 0, at start: claims the folder for a recipe.
+
+        Raises:
+            UserError: the folder cannot be written, or belongs to a run of another meaning.
+        """
+        saved = self.path / "recipe.yaml"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "stopped").unlink(missing_ok=True)
+            exists = saved.exists()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another folder with outputs=FOLDER"
+            ) from None
+        if exists:
+            self.check(loaded)
+        replace_text(saved, loaded.text())
+        replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
+
+    def check(self, loaded: recipe_loading.Loaded) -> None:
+        """Refuses a recipe whose meaning is not that of the run in this folder.
+
+        Raises:
+            UserError: naming the keys that differ.
+        """
+        before = recipe_loading.load_saved(self.path / "recipe.yaml").fingerprint()
+        changed = recipe_loading.differences(before, loaded.fingerprint())
+        if changed:
+            raise UserError(
+                f"{self.path} is a run of another recipe ({'; '.join(changed[:5])}"
+                f"{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}); "
+                "start another with run=NAME, or undo the change"
+            )
+
+    def mark(self, name: str) -> None:
+        """Leaves the file `done` or `stopped`."""
+        replace_text(self.path / name, f"process {os.getpid()} on {platform.node()}\n")
+
+    def is_done(self) -> bool:
+        return (self.path / "done").exists()
+
+    def results(self) -> dict[str, float]:
+        """The figures of results.json; empty where there are none yet."""
+        path = self.path / "results.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def merge_results(self, results: dict[str, float]) -> None:
+        """Adds figures to results.json; what is measured anew replaces what was there."""
+        merged = dict(sorted((self.results() | results).items()))
+        replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")

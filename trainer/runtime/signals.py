@@ -1,0 +1,45 @@
+"""Stopping on request: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C, agreed on by all ranks."""
+
+import signal
+
+import torch
+
+from trainer.runtime import collectives
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopVote:
+    """Asks all ranks at every step whether any was told to stop; the answer is read one step later.
+
+    So the question costs no step a wait, and all ranks stop at the same one. A second Ctrl-C ends the
+    process at once. `close` gives the signals back.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, _) -> None:
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether some rank had been told to stop at the step before; every rank asks at every step."""
+        if collectives.world() == 1:
+            return self.received is not None
+        answer = False
+        if self._work is not None:
+            self._work.wait()
+            answer = bool(self._ballot.numpy()[0])  # through numpy: no tensor operation in the step
+        self._ballot = torch.tensor([int(self.received is not None)], dtype=torch.int32)
+        self._work = collectives.start_sum(self._ballot)
+        return answer
+
+    def close(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""What a recipe can ask for, one module a task."""

@@ -1,0 +1,299 @@
+"""Pretraining: the loop, and everything it does once in a while.
+
+A run's progress is the number of images seen. Whatever happens at a step (learning rate, samples,
+augmentations, what is logged, measured and saved) is a function of the recipe and that number, so the
+same command continues a run that was killed, as if nothing had happened.
+"""
+
+import json
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipelines.dataset import Dataset, load_dataset
+from data_pipelines.errors import UserError
+from data_pipelines.loader import ViewMaker
+from data_pipelines.shards import make
+from trainer import assembly
+from trainer.evaluation import figures
+from trainer.recipe import Data, Pretrain
+from trainer.recipe_loading import Loaded
+from trainer.runtime import checkpoint, collectives
+from trainer.runtime.journal import read
+from trainer.runtime.launch import Place
+from trainer.runtime.run import Run
+from trainer.runtime.run_folder import RunFolder
+from trainer.runtime.tracking import open_command, uri_for
+from trainer.schedules import due, learning_rate
+from trainer.tasks import evaluate
+from trainer.training import Training
+
+
+def run(loaded: Loaded, place: Place) -> int:
+    """Pretrains, evaluates and exports; the process's exit status (1: told to stop, run it again)."""
+    recipe = loaded.recipe
+    folder = RunFolder.of(loaded)
+    if folder.is_done():
+        folder.check(loaded)
+        if place.main:
+            print(f"{folder.path} is finished; run=NAME starts another")
+            print(summary(folder, recipe))
+        return 0
+    dataset = open_data(recipe.data, place)
+    outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
+    training = None
+    try:
+        training = Training(recipe, place, dataset, outward.load(), outward.images, outward.warn)
+        outward.begin(facts(loaded, training))
+        if not train(training, outward):
+            if place.main:
+                folder.mark("stopped")
+            outward.progress.say(f"told to stop ({outward.vote.received}): {outward.last_checkpoint()}")
+            outward.progress.say("the same command continues it")
+            outward.end("KILLED")
+            return 1
+        finish(training, outward)
+        outward.end("FINISHED")
+    except BaseException:
+        outward.end("FAILED")
+        raise
+    finally:
+        if training:
+            training.close()
+    if place.main:
+        folder.mark("done")
+        print(summary(folder, recipe))
+    return 0
+
+
+def open_data(options: Data, place: Place) -> Dataset:
+    """The data set; the embedded digits are made on first use.
+
+    Raises:
+        UserError: it is not there; the message says how to make it.
+    """
+    if place.main and options.source == "digits" and not (Path(options.root) / "dataset.json").exists():
+        make(options.source, options.root)
+    collectives.barrier()
+    return load_dataset(options.root)
+
+
+def describe_world(place: Place) -> dict:
+    """What world.json keeps: on what the run ran last."""
+    return {
+        "processes": place.world,
+        "threads": place.threads,
+        "engine": place.engine,
+        "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def facts(loaded: Loaded, training: Training) -> dict[str, object]:
+    """Tags of the MLflow run."""
+    return {
+        "recipe": loaded.name,
+        "task": loaded.recipe.task,
+        "dataset": training.reader.root.name,
+        "train images": training.reader.images,
+        "parameters": sum(p.numel() for p in training.objective.parameters()),
+        "encoder parameters": sum(p.numel() for p in training.objective.encoder.parameters()),
+        "processes at start": training.place.world,
+        "engine at start": training.place.engine,
+    }
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def train(training: Training, run: Run) -> bool:
+    """Steps until the end of the run or until it is told to stop; whether it reached the end."""
+    recipe, clock = training.recipe, Clock(training)
+    while training.images < training.total:
+        before = training.images
+        values = training.step()
+        now = training.images
+        run.progress.step(now)
+        if due(recipe.log.every, before, now) or before == 0 or now == training.total:
+            log(training, run, values, clock)
+        if due(recipe.evaluate.every, before, now) or now == training.total:
+            with clock.aside():
+                watch(training, run)
+        stop = run.vote.agreed()
+        if due(recipe.save.every, before, now) or now == training.total or stop:
+            with clock.aside():
+                save(training, run)
+        if stop and now < training.total:
+            return False
+    return True
+
+
+def log(training: Training, run: Run, values: dict, clock: "Clock") -> None:
+    """Writes the figures of this step, the mean over ranks, to journal and screen."""
+    check_finite(training, run)
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    means = collectives.mean(torch.stack([value.double() for value in tensors.values()])).tolist()
+    figures = dict(zip(tensors, means, strict=True))
+    figures |= {name: value for name, value in values.items() if name not in tensors}
+    figures |= clock.read()
+    figures["lr"] = learning_rate(training.recipe, training.images - training.recipe.batch)
+    figures["epoch"] = training.images / training.reader.images
+    replaced = torch.tensor(float(training.loader.replaced), device=training.place.device)
+    if total := round(collectives.mean(replaced).item() * training.place.world):
+        figures["images_replaced"] = total
+    run.metrics(figures, training.images)
+    run.progress.status(training.images, figures)
+
+
+def check_finite(training: Training, run: Run) -> None:
+    """Raises:
+    UserError: a loss since the start was not finite; nothing of it was saved.
+    """
+    if not training.all_finite():
+        raise UserError(
+            f"the loss is not finite (seen at {training.images:,} images); {run.last_checkpoint()}: no "
+            "checkpoint holds it. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
+        )
+
+
+def watch(training: Training, run: Run) -> None:
+    """The online kNN, and the information on held-out images."""
+    figures = evaluate.online(training)
+    run.metrics(figures, training.images)
+    told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    run.progress.say(f"{training.images:>12,} images  {told}")
+
+
+def save(training: Training, run: Run) -> None:
+    """A checkpoint, if all losses were finite."""
+    check_finite(training, run)
+    run.save(training.state(), training.images)
+
+
+class Clock:
+    """Images a second and the share of time spent waiting for data, between two readings."""
+
+    def __init__(self, training: Training):
+        self.training = training
+        self._mark()
+
+    def _mark(self) -> None:
+        self._began, self._images = time.perf_counter(), self.training.images
+        self._waited, self._left_out = self.training.loader.waited, 0.0
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last reading."""
+        seconds = time.perf_counter() - self._began - self._left_out
+        images, waited = self.training.images - self._images, self.training.loader.waited - self._waited
+        self._mark()
+        return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
+
+    @contextmanager
+    def aside(self):
+        """Time that does not count: evaluation and saving."""
+        began = time.perf_counter()
+        yield
+        self._left_out += time.perf_counter() - began
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def finish(training: Training, run: Run) -> None:
+    """Exports the encoder, evaluates it and draws the pictures."""
+    recipe, folder = training.recipe, run.folder
+    if training.place.main:
+        (folder.path / "figures").mkdir(exist_ok=True)
+        draw_views(training, folder)
+        export_encoder(training, folder)
+        run.artifact(folder.encoder, training.images)
+    if not recipe.evaluate.at_end:
+        return
+    run.progress.say("evaluating ...")
+    results = evaluate.measure(
+        training.objective,
+        recipe,
+        recipe.evaluate,
+        training.reader.dataset,
+        training.place,
+        folder,
+        run.progress.say,
+    )
+    if training.place.main:
+        folder.merge_results(results)
+        run.metrics(results, training.images)
+        draw_curves(folder)
+        figures.accuracies(folder.path / "figures" / "accuracies.png", folder.results())
+        for path in sorted((folder.path / "figures").glob("*.png")):
+            run.artifact(path, training.images)
+        run.artifact(folder.path / "results.json", training.images)
+
+
+def export_encoder(training: Training, folder: RunFolder) -> None:
+    """The encoder alone, as safetensors with all that is needed to build and feed it."""
+    metadata = {
+        "encoder": json.dumps(assembly.encoder_options(training.recipe)),
+        "normalize": training.recipe.data.normalize.model_dump_json(),
+        "images": str(training.images),
+        "recipe": (folder.path / "recipe.yaml").read_text(),
+    }
+    checkpoint.export(folder.encoder, training.objective.encoder.state_dict(), metadata)
+
+
+CURVES = {  # what the picture calls it -> the metric
+    "loss": "loss",
+    "loss/random_guess": "local/random_guess",
+    "mi/train": "mi/local",
+    "mi/test": "mi/local/held_out",
+    "mi/ceiling": "mi/local/ceiling",
+    "knn/y": "knn/y/online",
+}
+
+
+def draw_views(training: Training, folder: RunFolder) -> None:
+    """The picture of what the encoder sees: the first images of the run as its views."""
+    recipe, count = training.recipe, 16
+    maker = ViewMaker(
+        training.reader,
+        replace(training.image_options, device=torch.device("cpu"), dtype=torch.float32),
+        recipe.data.views,
+        [0] * len(recipe.data.views),
+        recipe.seed,
+        count,
+        print,
+    )
+    positions = [np.arange(count)] * len(recipe.data.views)
+    views, _ = maker([training.plan.ids(0, count)], positions)
+    shown = [[evaluate.as_picture(image, recipe) for image in view] for view in views]
+    figures.views(folder.path / "figures" / "views.png", shown)
+
+
+def draw_curves(folder: RunFolder) -> None:
+    """The picture of the journal's metrics."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record, _ in read(folder.journal):
+        if record["kind"] == "metric":
+            images, values = series.setdefault(record["name"], ([], []))
+            images.append(record["images"])
+            values.append(record["value"])
+    drawn = {shown: series[name] for shown, name in CURVES.items() if name in series}
+    figures.curves(folder.path / "figures" / "curves.png", drawn)
+
+
+def summary(folder: RunFolder, recipe: Pretrain) -> str:
+    """The last lines of a run: what was learned, where it is, how to look at it."""
+    lines = [figures.table(folder.results()), ""] if folder.results() else []
+    lines.append(f"run       {folder.path}")
+    lines.append(f"encoder   {folder.encoder}")
+    pictures = sorted(path.name for path in (folder.path / "figures").glob("*.png"))
+    if pictures:
+        lines.append(f"pictures  {folder.path / 'figures'}: {', '.join(pictures)}")
+    if uri := uri_for(recipe.tracking.uri, Path(recipe.outputs)):
+        lines.append(f"MLflow    {open_command(uri)}")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What is trained and how one step goes, on any number of ranks."""
+
+from contextlib import nullcontext
+
+import torch
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.loader import Images, Loader
+from data_pipelines.plan import Plan, check_division
+from data_pipelines.reader import Reader
+from trainer.assembly import DTYPES, build_objective, build_optimizer, group_unit
+from trainer.recipe import Pretrain
+from trainer.runtime import collectives, state
+from trainer.runtime.launch import Place
+from trainer.schedules import learning_rate, whole_batches
+
+
+class Training:
+    """Everything that a step needs, from a recipe and, to go on, a collected state.
+
+    Args:
+        saved: `state.collect`ed tensors of this recipe after `images` images; None starts anew.
+        warn: takes a line about an image that was replaced.
+
+    Raises:
+        UserError: ranks and groups do not divide the batch, or the recipe's parts do not fit together.
+    """
+
+    def __init__(self, recipe: Pretrain, place: Place, dataset: Dataset, saved=None, images=0, warn=print):
+        check_division(recipe.batch, place.world, recipe.accumulate, group_unit(recipe), "recipe key groups")
+        self.recipe, self.place, self.images = recipe, place, images
+        self.total = whole_batches(recipe.images, recipe.batch)
+        objective = build_objective(recipe).to(place.device)
+        optimizer = build_optimizer(recipe.optimizer, objective.parameters())
+        if saved is not None:
+            state.restore(saved, objective, optimizer)
+        self.model, self.optimizer = place.accelerator.prepare(objective, optimizer)
+        self.objective = objective
+        self.finite = torch.ones((), dtype=torch.bool, device=place.device)
+
+        self.reader = Reader(dataset, recipe.data.train)
+        self.image_options = Images(
+            recipe.data.size,
+            recipe.data.normalize,
+            recipe.data.threads,
+            place.device,
+            DTYPES[recipe.precision],
+        )
+        self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
+        self.loader = Loader(
+            self.reader,
+            self.plan,
+            self.image_options,
+            recipe.data.views,
+            batch=recipe.batch,
+            start=images,
+            stop=self.total,
+            rank=place.rank,
+            world=place.world,
+            accumulate=recipe.accumulate,
+            prefetch=recipe.data.prefetch,
+            warn=warn,
+        )
+
+    def step(self) -> dict[str, torch.Tensor | float]:
+        """One optimizer step on the next global batch; the named scalars of this rank's share of it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.images)
+        self.optimizer.zero_grad()
+        parts = []
+        for micro in range(self.recipe.accumulate):
+            batch = next(self.loader)
+            last = micro == self.recipe.accumulate - 1
+            with nullcontext() if last else self.place.accelerator.no_sync(self.model):
+                values = self.model(batch)
+                self.place.accelerator.backward(values["loss"] / self.recipe.accumulate)
+            parts.append({name: detached(value) for name, value in values.items()})
+        if self.recipe.optimizer.clip:
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.optimizer.clip)
+        self.optimizer.step()
+        self.objective.after_step()
+        self.images += self.recipe.batch
+        values = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        self.finite &= torch.isfinite(values["loss"])  # read only when logging and saving: no wait here
+        return values
+
+    def all_finite(self) -> bool:
+        """Whether every loss so far was finite, on every rank."""
+        return collectives.mean(self.finite.double()).item() == 1.0
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds."""
+        return state.collect(self.objective, self.optimizer)
+
+    def close(self) -> None:
+        self.loader.close()
+        self.reader.close()
+
+
+def detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
