@@ -13,6 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.errors import UserError
 from trainer import recipe_loading
+from trainer.runtime import launch
 
 QUESTIONS = ("--list", "--print", "--plan", "--folder")
 
@@ -36,8 +37,6 @@ def main(arguments: list[str]) -> int:
         print(RunFolder.of(loaded).path)
         return 0
 
-    from trainer.runtime import launch
-
     if asked == ["--plan"]:
         from trainer.tasks import plan
 
@@ -52,15 +51,15 @@ def main(arguments: list[str]) -> int:
     from trainer.tasks import evaluate, pretrain
 
     task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
-    status = task.run(loaded, place)
-    launch.leave(status)
-    return status
+    return task.run(loaded, place)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
     except UserError as mistake:
-        if int(os.environ.get("RANK", "0")) == 0 or "torch" in sys.modules:
-            print(f"error: {mistake}", file=sys.stderr, flush=True)
-        os._exit(2)
+        # A mistake in the recipe is every rank's, and told once; later ones may be one rank's alone.
+        if os.environ.get("RANK", "0") == "0" or "torch" in sys.modules:
+            print(f"error: {mistake}", file=sys.stderr)
+        status = 2
+    launch.leave(status)

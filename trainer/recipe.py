@@ -126,7 +126,7 @@ class Log(Section):
 
 
 class MlpProbe(Section):
-    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear, trained by Adam on cached features."""
+    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features."""
 
     units: Positive = 200
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -136,7 +136,7 @@ class MlpProbe(Section):
 
 
 class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS on standardised features; `l2` on the weights, a mean-loss scale."""
+    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights against the mean loss."""
 
     l2: Weight = 1e-4
     iterations: Positive = 100

@@ -50,7 +50,7 @@ class _Check:
         self.file = file
         self.structure: list[str] = []  # unknown keys, unknown kinds
         self.values: list[str] = []
-        self.meant: set[str] = set()  # keys that a misspelt one was meant to be: not called missing as well
+        self.meant: set[str] = set()  # what misspelt keys were meant to be: not called missing as well
         self.everywhere = paths(RECIPE.sections)
 
     def run(self, tree: dict):
@@ -114,12 +114,12 @@ class _Check:
         for key in tree:
             if key not in known:
                 self._unknown(key, tree[key], None, sections, at)
-        if f"{at}{name}" not in self.meant:
+        if not self.meant & {f"{at}{name}", "base"}:
             self.structure.append(f"{self.file}: {at}{name}: missing, expected {words}")
         return None
 
     def _unknown(self, key: str, node, section, sections: tuple, at: str):
-        """An unknown key: `section` is the member of `sections` that holds it, None where that is not known."""
+        """`section` is the member of `sections` that holds the key, None where that is not known."""
         candidates = (section,) if section else sections
         siblings = list(dict.fromkeys(key for one in candidates for key in fields(one)))
         where, given = self._where(node), first_given(node)
@@ -144,7 +144,7 @@ class _Check:
             return  # told by _member
         dotted, what, node, holder, what_holds = _locate(error["loc"], section, tree)
         if error["type"] == "missing":
-            if dotted not in self.meant and not _kind_is_wrong(what_holds, holder):
+            if not self.meant & {dotted, "base"} and not _kind_is_wrong(what_holds, holder):
                 place = self.file if holder is tree else self._where(first_given(holder), line=False)
                 why = _dropped(holder, dotted)
                 self.values.append(f"{place}: {dotted}: missing, expected {what.words()}{why}")

@@ -155,11 +155,16 @@ def test_two_writers_are_refused(tmp_path):
 
 def test_a_forked_child_neither_keeps_the_lock_nor_writes(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
-    ready, release = os.pipe(), os.pipe()
+    ready, release = (
+        os.pipe(),
+        os.pipe(),
+    )  # the child also ends with this process, whose end of `release` closes
     child = os.fork()
     if child == 0:
+        os.close(release[1])
         try:
             journal.write("metric", "loss", 1.0, 1)
+            os.write(ready[1], b"written")
         except ValueError:
             os.write(ready[1], b"refused")
         os.read(release[0], 1)

@@ -16,6 +16,7 @@ CLUSTER = str(HERE / "cluster.sh")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -32,7 +33,8 @@ def lacking() -> str | None:
     programs = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
     missing = [name for name in programs if not shutil.which(name, path=ENVIRONMENT["PATH"])]
     if missing:
-        return f"{', '.join(missing)} missing: apt-get install slurmctld slurmd slurm-client munge iproute2 util-linux"
+        packages = "slurmctld slurmd slurm-client munge iproute2 util-linux"
+        return f"{', '.join(missing)} missing: apt-get install {packages}"
     if subprocess.run(["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "true"]).returncode:
         return "namespaces are not allowed here"
     return None
@@ -73,19 +75,20 @@ class Job:
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def until(self, what, seconds: float = 120):
-        """Waits for `what()` to be true, as long as the job lives."""
+    def until(self, what, seconds: float = 180):
+        """Waits for `what()` to be true; it has to be while the job lives, or at its end."""
         end = time.monotonic() + seconds
-        while not what():
-            state = self.told("JobState")
-            assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), f"{state}: {self.text}"
+        while True:
+            state = self.told("JobState")  # before what(), which may wait for this very state
+            if what():
+                return
+            assert state not in ENDS, f"{state}: {self.text}"
             assert time.monotonic() < end, f"nothing after {seconds} s, {state}: {self.text}"
             time.sleep(0.1)
 
     def end(self) -> str:
         """Waits for the end of the job; its last state."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
-        self.until(lambda: self.told("JobState") in ends)
+        self.until(lambda: self.told("JobState") in ENDS)
         return self.told("JobState")
 
 

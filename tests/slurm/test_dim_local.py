@@ -3,10 +3,11 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 TINY = ["encoder.channels=[8, 16]", "encoder.fc=32", "objective.critic.units=32"]
 SHORT = ["log.every=128", "save.every=25600", "evaluate.every=0", "evaluate.at_end=false"]
 
@@ -49,11 +50,14 @@ def test_scripts_are_clean():
 
 
 def test_signal_before_the_time_limit(slurm, submit, training, tmp_path):
-    """One process per GPU of the job (pretended ones: the processes see none and train on CPU)."""
+    """Two processes, for two GPUs (pretended: the processes see none and train on CPU).
+
+    The signal is what slurmctld sends before the limit, without the wait for it.
+    """
     run = tmp_path / "outputs" / "quickstart"
     job = submit("--gpus-per-node=2", *training)
     job.until(lambda: is_training(run))
-    slurm("scancel", "--signal=USR1", job.id)  # what slurmctld sends before the limit, without the wait for it
+    slurm("scancel", "--signal=USR1", job.id)
     continued_once(run, job)
     assert json.loads((run / "world.json").read_text())["processes"] == 2
 

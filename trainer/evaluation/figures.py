@@ -37,7 +37,7 @@ COLUMNS = {  # title -> (prefix of the key in results.json, colour of the bar)
 # title -> ({metric: label of a curve}, {metric: label of a dashed line}, factor to the unit of the axis)
 PANELS = {
     "Training loss": (
-        {"loss": "all terms", "local": "local term"},
+        {"loss": "loss", "local": "local term"},
         {"local/random_guess": "random guess, local term"},
         1,
     ),
@@ -65,7 +65,8 @@ def neighbours(
     columns, tile = len(rows[0]), _tile(queries[0])
     step, aside = tile + 2 * FRAME + GAP, 2 * GAP  # the test image stands a little apart
     figure, axes = _page(
-        2 * MARGIN + (columns + 1) * step - GAP + aside, HEADER + len(rows) * (step + CAPTION) + MARGIN - GAP
+        max(2 * MARGIN + (columns + 1) * step - GAP + aside, 640),
+        HEADER + len(rows) * (step + CAPTION) + MARGIN - GAP,
     )
     same = int((row_labels == labels[:, None]).sum())
     _text(axes, MARGIN, 28, "Nearest training images by y", size=15, weight="bold")
@@ -107,11 +108,15 @@ def curves(path: Path | str, journal_metrics: Mapping[str, tuple[Sequence[int], 
     chosen = [title for title, panel in PANELS.items() if panel[0].keys() & journal_metrics.keys()]
     chosen = chosen or [next(iter(PANELS))]  # nothing logged yet: an empty loss
     figure = Figure(figsize=(4.8 * len(chosen), 3.6), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     for title, axes in zip(chosen, figure.subplots(1, len(chosen), squeeze=False)[0], strict=True):
         lines, references, factor = PANELS[title]
-        drawn = [name for name in lines if name in journal_metrics]
-        for number, name in enumerate(drawn):
-            images, values = (np.asarray(column, dtype=float) for column in journal_metrics[name])
+        series = {
+            name: np.array(journal_metrics[name], dtype=float) for name in lines if name in journal_metrics
+        }
+        if len(series) == 2 and np.array_equal(*series.values()):
+            series.popitem()  # a loss of one term is drawn once
+        for number, (name, (images, values)) in enumerate(series.items()):
             colour, crowded = f"C{number}", len(values) > 50
             if crowded:  # each value pale, and their running mean
                 axes.plot(images, factor * values, color=colour, alpha=0.25, linewidth=0.8)
@@ -162,8 +167,7 @@ def accuracies(path: Path | str, results: Mapping[str, float]) -> None:
         axes.bar_label(drawn, fmt="%.1f", padding=4, fontsize=9, color=INK, fontweight=weight)
     centres = [r * (len(shown) + 1) + (len(shown) - 1) / 2 for r in range(len(rows))]
     axes.set_yticks(centres, [label for label, _ in rows])
-    axes.set(xlim=(0, 108), xticks=range(0, 101, 20))
-    axes.invert_yaxis()
+    axes.set(xlim=(0, 108), xticks=range(0, 101, 20), ylim=(max(len(rows) * (len(shown) + 1) - 1, 0), -1))
     axes.set_xlabel("accuracy on test images, %", color=INK)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -254,7 +258,7 @@ def _legend(axes: Axes, x: float, y: float, entries: dict[str, str]) -> None:
     for label, colour in entries.items():
         axes.add_patch(Rectangle((x, y - 7), 14, 14, facecolor=colour, linewidth=0))
         _text(axes, x + 20, y, label)
-        x += 110
+        x += 120
 
 
 def _framed(
@@ -268,7 +272,7 @@ def _framed(
 
 def _place(axes: Axes, x: int, y: int, tile: int, image: np.ndarray) -> None:
     crisp = "nearest" if max(image.shape[:2]) <= tile else "antialiased"
-    axes.imshow(image, extent=(x, x + tile, y + tile, y), aspect="auto", interpolation=crisp)
+    axes.imshow(image, extent=(x, x + tile, y + tile, y), aspect="auto", interpolation=crisp, zorder=2)
 
 
 def _bare(axes: Axes, sides: tuple[str, ...]) -> None:

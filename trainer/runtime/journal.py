@@ -34,7 +34,7 @@ _locked: set[int] = set()
 def _forget_locks_in_child() -> None:
     # flock belongs to the open file, which a forked child shares: a loader's worker that outlives a killed
     # trainer would keep the run locked. Closing the child's copy leaves the parent's lock as it is.
-    for fd in ():
+    for fd in _locked:
         os.close(fd)
     _locked.clear()
 

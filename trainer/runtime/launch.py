@@ -141,12 +141,23 @@ def start(precision: str) -> Place:
 
 def leave(status: int) -> None:
     """Ends the process. With several ranks at once: torch's threads may abort an orderly exit."""
-    from trainer.runtime import collectives
-
     sys.stdout.flush()
     sys.stderr.flush()
-    if collectives.world() > 1:
-        if status == 0:
-            collectives.barrier()
-        os._exit(status)
-    sys.exit(status)
+    if status == 0 and "torch" in sys.modules:
+        from trainer.runtime import collectives
+
+        collectives.barrier()
+    if status:
+        quieten_launcher()
+    os._exit(status)
+
+
+def quieten_launcher() -> None:
+    """Ends an `accelerate launch` of one process, which would bury our last line under its own traceback.
+
+    It has nothing left to do but to raise that this process failed. A launcher of several is left alone:
+    it has other ranks to end.
+    """
+    process = launcher()
+    if process and process.pid == os.getppid() and "WORLD_SIZE" not in os.environ:
+        process.terminate()

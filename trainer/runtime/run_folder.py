@@ -11,7 +11,7 @@ from trainer.runtime.files import replace_text
 
 
 class RunFolder:
-    """outputs/<run>/ with recipe.yaml, world.json, journal.jsonl, results.json, checkpoints/, figures/, export/.
+    """outputs/<run>/: recipe.yaml world.json journal.jsonl results.json checkpoints/ figures/ export/.
 
     How the run ended is told by a file, since launchers lose exit codes: `done` once everything is
     finished, `stopped` when it was told to stop and saved.
@@ -41,7 +41,7 @@ class RunFolder:
             exists = saved.exists()
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another folder with outputs=FOLDER"
+                f"{self.path}: cannot be written ({error.strerror}); choose another with outputs=FOLDER"
             ) from None
         if exists:
             self.check(loaded)

@@ -130,9 +130,9 @@ class Follower:
             self._outage_since = time.time()
             later = sync_command(self._delivery.folder, self._delivery.uri)
             self._report(
-                f"warning: no tracking since {time.strftime('%H:%M:%S')}: MLflow at {self._delivery.address}: "
-                f"{mlflow_store.reason(error)}; training goes on, the journal keeps everything "
-                f"for when MLflow answers, or later by: {later}"
+                f"warning: no tracking since {time.strftime('%X')}: MLflow at {self._delivery.address}: "
+                f"{mlflow_store.reason(error)}; training goes on, the journal keeps everything until MLflow "
+                f"answers, or is delivered later by: {later}"
             )
 
     def _answered(self) -> None:

@@ -133,7 +133,7 @@ def online(training: Training) -> dict[str, float]:
 
 @torch.no_grad()
 def held_out(training: Training, test: Reader) -> dict[str, float]:
-    """The information estimates on test images, nats; none where the split is smaller than a batch of groups."""
+    """The information estimates on test images, nats; none where the split is smaller than the groups."""
     recipe, place = training.recipe, training.place
     unit = assembly.group_unit(recipe) * place.world
     batch = min(recipe.batch, test.images // unit * unit)

@@ -1,0 +1,93 @@
+"""`--plan`: what a recipe will do and cost, before anything runs."""
+
+from pathlib import Path
+
+import torch
+
+from data_pipelines.dataset import Dataset, load_dataset
+from data_pipelines.errors import UserError
+from trainer import assembly
+from trainer.recipe import Pretrain
+from trainer.recipe_loading import Loaded
+from trainer.schedules import whole_batches
+
+WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
+
+
+def run(loaded: Loaded) -> int:
+    """Prints the plan of a pretraining recipe; the process's exit status.
+
+    Raises:
+        UserError: the recipe is of another task, or its parts do not fit together.
+    """
+    recipe = loaded.recipe
+    if recipe.task != "pretrain":
+        raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only pretraining is planned")
+    try:
+        dataset, missing = load_dataset(recipe.data.root), ""
+    except UserError as error:
+        dataset, missing = None, str(error)
+    total, unit = whole_batches(recipe.images, recipe.batch), assembly.group_unit(recipe)
+    print(f"recipe     {loaded.name}, run {Path(recipe.outputs) / (recipe.run or loaded.name)}")
+    print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
+    for line in describe_model(recipe):
+        print(line)
+    print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
+    if dataset:
+        images = dataset.splits[recipe.data.train].images
+        epoch = f"{images:,} images an epoch = {images / recipe.batch:.1f} steps"
+        print(f"           {epoch}; {total / images:.1f} epochs")
+    every, kept = recipe.save.every, recipe.save.keep
+    print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept} kept)")
+    for world in WORLDS:
+        if recipe.batch % (world * recipe.accumulate * unit) == 0:
+            print(describe_ranks(recipe, dataset, world, unit))
+    return 0
+
+
+def describe_data(recipe: Pretrain, dataset: Dataset) -> str:
+    train, test = dataset.splits[recipe.data.train], dataset.splits[recipe.data.test]
+    return (
+        f"{dataset.root} ({dataset.source}): {train.images:,} training images in {len(train.shards)} shards, "
+        f"{megabytes(sum(shard.bytes for shard in train.shards))}; {test.images:,} test images; "
+        f"{len(dataset.classes)} classes"
+    )
+
+
+def describe_model(recipe: Pretrain) -> list[str]:
+    """Parameters by part, and the memory that a rank holds beside activations."""
+    with torch.device("meta"):
+        objective = assembly.build_objective(recipe)
+    parts = {
+        "encoder": objective.encoder,
+        "critic, local": objective.critic.local,
+        "critic, y": objective.critic.y,
+    }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    held = sum(counts.values())
+    size = assembly.DTYPES[recipe.precision].itemsize
+    views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
+    return [
+        "parameters "
+        + "  ".join(f"{name} {count:,}" for name, count in counts.items())
+        + f"  in all {held:,}",
+        f"memory     parameters {megabytes(held * size)}, gradients {megabytes(held * size)}, "
+        f"moments {megabytes(2 * held * size)}, views of a batch {megabytes(views)} shared by the ranks; "
+        f"a checkpoint {megabytes(3 * held * size)} on disk",
+    ]
+
+
+def describe_ranks(recipe: Pretrain, dataset: Dataset | None, world: int, unit: int) -> str:
+    """What each of `world` ranks takes and reads."""
+    images = recipe.batch // world
+    line = f"{f'{world} rank' + 's' * (world > 1):<10} {images} images a step = {images // unit} x {unit}"
+    if recipe.accumulate > 1:
+        line += f" in {recipe.accumulate} micro-batches"
+    if dataset:
+        size = sum(shard.bytes for shard in dataset.splits[recipe.data.train].shards)
+        line += f"; each reads {megabytes(size / world)} an epoch"
+    return line
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
