@@ -53,4 +53,4 @@ def _end_with_parent() -> None:
         wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
-    pass
+    threading.Thread(target=watch, daemon=True).start()

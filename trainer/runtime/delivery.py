@@ -98,7 +98,7 @@ class Delivery:
         client = mlflow_store.connect(self.uri, artifacts)
         known = self._known(first)
         run_id, offset = known.get("run_id"), known.get("offset", 0)
-        if run_id is None:
+        if run_id is None or not mlflow_store.is_active(client, run_id):
             experiment = mlflow_store.experiment_id(client, self.experiment, artifacts)
             run_id = mlflow_store.find_or_create_run(
                 client, experiment, first["value"], self.run_name, first["time"]

@@ -104,9 +104,8 @@ def start(precision: str) -> Place:
     import torch
 
     gpu = torch.cuda.is_available()
-    if not gpu:  # accelerate launch exports False, and then gives up on ranks without a GPU
+    if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ["ACCELERATE_ALLOW_CPU"] = "true"
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the recipe decides
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" or "FSDP_VERSION" in os.environ:
         raise UserError("this engine is not supported: launch with recipes/launch/ddp.yaml or no file at all")

@@ -1,0 +1,123 @@
+"""Promises 2 and 3 of one result whatever runs it, on 1, 2 and 4 real gloo processes.
+
+(a) float64: 20 steps give equal losses to 1e-9. (b) float32: one step from the same state gives equal
+losses and gradients. (c) float32, free: the same samples, losses within 1e-2. And a run resumed after
+any step ends with the bits of one that was not.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORLDS = (1, 2, 4)
+KEEP = (0, 1, 5, 19)
+STEPS = 20
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def recipe(data: Path, precision: str) -> list[str]:
+    """A network of a few thousand parameters, with everything random that a view can have."""
+    return [
+        "recipe=quickstart",
+        f"data.root={data}",
+        f"precision={precision}",
+        "batch=64",
+        "groups.norm=16",
+        "data.size=16",
+        "encoder.channels=[8, 16]",
+        "encoder.fc=32",
+        "encoder.y=16",
+        "objective.critic.units=32",
+        "data.threads=1",
+        "data.views=[{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}]",
+    ]
+
+
+def launch(folder: Path, world: int, jobs: list[dict]) -> dict:
+    """Runs worker.py on `world` ranks and returns what came out of each job."""
+    file = folder / f"jobs-{world}.json"
+    file.write_text(json.dumps(jobs))
+    config = REPOSITORY / "recipes/launch" / ("ddp.yaml" if world > 1 else "cpu.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).parent / "worker.py"), str(file)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    results = folder / f"results-{world}.json"
+    assert results.exists(), done.stdout + done.stderr
+    return json.loads(results.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, digits):
+    """The folder of the jobs, and what came out of them by number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    wide, single = recipe(digits, "float64"), recipe(digits, "float32")
+    jobs = [
+        {"name": "float64", "recipe": wide, "do": ["free"], "steps": STEPS},
+        {"name": "float32", "recipe": single, "do": ["free"], "steps": STEPS, "keep": KEEP},
+        {"name": "one step", "recipe": single, "do": ["one step"], "from": KEEP},
+        {"name": "resume", "recipe": single, "do": ["resume"], "steps": 6},
+    ]
+    return folder, {world: launch(folder, world, jobs) for world in WORLDS}
+
+
+def test_float64_losses_are_equal_on_any_ranks(runs):
+    _, found = runs
+    reference = torch.tensor(found[1]["float64"]["losses"], dtype=torch.float64)
+    assert len(reference) == STEPS
+    assert reference[-1] < reference[0] - 0.1  # it learns: the comparison is of something
+    for world in WORLDS[1:]:
+        losses = torch.tensor(found[world]["float64"]["losses"], dtype=torch.float64)
+        assert (losses - reference).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_float32_one_step_from_the_same_state(runs, world):
+    folder, found = runs
+    for number, step in enumerate(KEEP):
+        expected, loss = (found[w]["one step"]["one step"][number] for w in (1, world))
+        assert abs(loss - expected) < 1e-6
+        expected, gradient = (
+            load_file(folder / f"gradient-{step}-of-{w}.safetensors")["gradient"].double() for w in (1, world)
+        )
+        assert expected.norm() > 0
+        assert (gradient - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_float32_free_runs_see_the_same_samples(runs, world):
+    _, found = runs
+
+    def global_batches(ranks: list) -> list:
+        """[step][ids or positions] -> those of all ranks in a row."""
+        return [
+            [list(chain.from_iterable(rank[step][what][0] for rank in ranks)) for what in (0, 1)]
+            for step in range(STEPS)
+        ]
+
+    reference = global_batches(found[1]["float32"]["ids"])
+    assert reference[3][1] == list(range(3 * 64, 4 * 64))
+    assert global_batches(found[world]["float32"]["ids"]) == reference
+    losses = [torch.tensor(found[w]["float32"]["losses"]) for w in (1, world)]
+    assert (losses[0] - losses[1]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_resumed_after_any_step_bit_for_bit(runs, world):
+    _, found = runs
+    assert found[world]["resume"]["tensors"] > 50
+    assert found[world]["resume"]["different"] == [[]] * world
