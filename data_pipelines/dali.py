@@ -91,7 +91,7 @@ class ImagePipeline:
         except RuntimeError:
             # DALI's pipeline is dead after a failure and does not always say which image it was.
             self.pipeline = self._build()
-            slots = [[i for i, image in enumerate(images) if not self._decodes(image)] for images in encoded]
+            slots = self._failing(encoded, draws)
             if not any(slots):
                 raise
             raise Undecodable(slots) from None
@@ -102,16 +102,32 @@ class ImagePipeline:
         tensor = torch.from_dlpack(output.as_tensor()).clone()
         return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
 
-    def _decodes(self, image: np.ndarray) -> bool:
-        """Whether DALI can decode one image."""
-        probe = decode_graph(**{**self.options, "batch_size": 1, "num_threads": 1})
-        try:
-            probe.build()
-            probe.feed_input("encoded", [image])
-            probe.run()
-        except RuntimeError:
-            return False
-        return True
+    def _failing(self, encoded: list[list[np.ndarray]], draws: list[Draws]) -> list[list[int]]:
+        """The slots of images that cannot be decoded or do not hold the crop (another file's image)."""
+        slots = []
+        for number, images in enumerate(encoded):
+            crops = [
+                d.anchor + d.shape for d, source in zip(draws, self.sources, strict=True) if source == number
+            ]
+            short = (self._decoded_sizes(images) < np.max(crops, axis=0)).any(axis=1)
+            slots.append(np.flatnonzero(short).tolist())
+        return slots
+
+    def _decoded_sizes(self, images: list[np.ndarray]) -> np.ndarray:
+        """Height and width of each image, decoded alone; 0 where that fails. int64 [n, 2]."""
+        sizes = np.zeros((len(images), 2), np.int64)
+        probe = None
+        for slot, image in enumerate(images):
+            if probe is None:
+                probe = decode_graph(**{**self.options, "batch_size": 1, "num_threads": 1})
+                probe.build()
+            try:
+                probe.feed_input("encoded", [image])
+                (decoded,) = probe.run()
+                sizes[slot] = decoded.shape()[0][:2]
+            except RuntimeError:
+                probe = None
+        return sizes
 
 
 def arguments(view: View) -> list[str]:
@@ -151,9 +167,7 @@ def one_view(image, number, view, size, normalize, device):
     def argument(name):
         return fn.external_source(name=f"{name}{number}")
 
-    image = fn.slice(
-        image, argument("anchor"), argument("shape"), axis_names="HW", out_of_bounds_policy="trim_to_shape"
-    )
+    image = fn.slice(image, argument("anchor"), argument("shape"), axis_names="HW")  # fails out of bounds
     image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     if view.jitter:
         # torchvision's contrast turns about the image's mean grey, DALI's own about a constant. Written

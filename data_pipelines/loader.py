@@ -204,7 +204,7 @@ def in_order(
     def batches():
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch]
-            (view,), (used,) = make([part], [part])
+            (view,), (used,) = make([part], [np.arange(len(part))])  # positions: nothing is drawn
             yield view, torch.from_numpy(reader.entries(used)["label"].astype(np.int64))
 
     items = Prefetch(batches(), 2)
@@ -247,6 +247,8 @@ class Prefetch:
         return self
 
     def __next__(self):
+        if self._closing.is_set():
+            raise StopIteration
         item = self._queue.get()
         if item is self.END or isinstance(item, BaseException):
             self._queue.put(item)  # asked again, it answers the same

@@ -36,7 +36,7 @@ class Plan:
 
     def ids(self, start: int, count: int) -> np.ndarray:
         """Ids of the samples at positions start .. start + count - 1 of the run, int64 [count]."""
-        parts = []
+        parts = [np.empty(0, np.int64)]
         while count > 0:
             epoch, place = divmod(start, self.images)
             _, ends = self._epoch(epoch)
@@ -68,8 +68,11 @@ def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -
     ShuffleBN without moving images: within each block of `groups` groups of `group` images, a key
     group takes equally many images of every query group (to within one, where they do not divide),
     so that group statistics give no positive away (He et al., arXiv 1911.05722, section 3.3).
+    Raises ValueError where the batch is not made of whole blocks.
     """
     block = group * groups
+    if batch % block:
+        raise ValueError(f"a batch of {batch} images is not made of whole blocks of {groups} x {group}")
     places = np.empty(batch, np.int64)
     for number in range(batch // block):
         held = [[] for _ in range(groups)]

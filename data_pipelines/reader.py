@@ -5,10 +5,12 @@ under a memory map kills the process, here it is an error that says which file.
 """
 
 import os
+import threading
 from collections import OrderedDict
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from data_pipelines.dataset import INDEX, Dataset, index_name
 from data_pipelines.errors import UserError
@@ -18,7 +20,7 @@ TAR_BLOCK = 512
 
 
 class Reader:
-    """Random access to the images of one split.
+    """Random access to the images of one split, from any number of threads.
 
     Args:
         dataset: as `load_dataset` gives it.
@@ -40,6 +42,9 @@ class Reader:
             raise UserError(f"{self.root}: the split '{split}' has no images")
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._handles: OrderedDict[int, int] = OrderedDict()
+        # Training and evaluation read through one reader, each in a thread of its own: a handle must not
+        # be closed, and its number given to another shard, between being looked up and being read.
+        self._lock = threading.Lock()
 
     def entries(self, ids: np.ndarray) -> np.ndarray:
         """The index rows of samples (`dataset.INDEX`: offset, size, height, width, label), [n]."""
@@ -82,26 +87,28 @@ class Reader:
     def _load_index(self, shard: int) -> np.ndarray:
         path = self.root / index_name(self.names[shard])
         try:
-            index = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                index = read_array(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: the shard's index cannot be read ({error}); {self._verify()}") from None
-        if len(index) != self.shards[shard]:
-            expected = self.shards[shard]
-            raise UserError(f"{path}: {len(index)} images, dataset.json says {expected}; {self._verify()}")
+        if index.dtype != INDEX or index.shape != (self.shards[shard],):
+            found, expected = f"{index.dtype} {index.shape}", f"{self.shards[shard]} rows of {INDEX.names}"
+            raise UserError(f"{path}: expected {expected}, found {found}; {self._verify()}")
         return index
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         path = self.root / self.names[shard]
         try:
-            if shard in self._handles:
-                self._handles.move_to_end(shard)
-            else:
-                self._handles[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if len(self._handles) > OPEN_SHARDS:
-                    os.close(self._handles.popitem(last=False)[1])
-            data = os.pread(self._handles[shard], size, offset)
+            with self._lock:
+                if shard in self._handles:
+                    self._handles.move_to_end(shard)
+                else:
+                    self._handles[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    if len(self._handles) > OPEN_SHARDS:
+                        os.close(self._handles.popitem(last=False)[1])
+                data = os.pread(self._handles[shard], size, offset)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; {self._verify()}") from None
+            raise UserError(f"{path} cannot be read ({error.strerror}); {self._verify()}") from None
         if len(data) < size:
             raise UserError(f"{path}: ends before byte {offset + size}; {self._verify()}")
         return data

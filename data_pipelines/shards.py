@@ -109,13 +109,20 @@ def _alone_in(to: Path) -> Iterator[None]:
     to.mkdir(parents=True, exist_ok=True)
     with open(to / LOCK, "w") as lock:  # the system lets go of it, whatever ends this process
         try:
-            pass
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that is making {to}", file=sys.stderr)
-            pass
-        for part in to.glob(f"{UNFINISHED}/*.part"):  # a killed process's
-            part.unlink()
-        yield
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            _remove_parts(to)  # a killed process's
+            yield
+        finally:
+            _remove_parts(to)
+
+
+def _remove_parts(to: Path) -> None:
+    for part in to.glob(f"{UNFINISHED}/*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _write(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> None:

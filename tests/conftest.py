@@ -1,13 +1,20 @@
-"""Fixtures of all tests."""
+"""What the tests share: one thread a process, and one small real data set."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in processes of tests
 
 import pytest
+import torch
 
+from data_pipelines.dataset import Dataset
 from data_pipelines.shards import make
+
+torch.set_num_threads(1)  # ranks and loaders of a test share a few cores
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """The folder of the embedded digits as a data set."""
-    root = tmp_path_factory.mktemp("data") / "digits"
-    make("digits", root, progress=False)
-    return root
+def digits(tmp_path_factory) -> Dataset:
+    """scikit-learn's digits as shards of 500 images; read only: copy its `root` before changing anything."""
+    to = tmp_path_factory.mktemp("digits")
+    return make("digits", to=to, workers=1, progress=False)

@@ -1,6 +1,7 @@
 """Shards are whole or not there at all, whoever is killed and however many make them."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -45,9 +46,11 @@ def test_killed_at_any_moment_the_same_command_finishes_it(tmp_path, workers):
             time.sleep(0.002)
         workers_of_it = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
+        waiting = still_there(workers_of_it)
+        for worker in waiting:
+            worker.kill()
         process.communicate()
-        psutil.wait_procs(workers_of_it, timeout=10)
-        assert not any(worker.is_running() for worker in workers_of_it)  # none waits for ever
+        assert not waiting  # no worker outlives the process that started it
         assert not (to / "dataset.json").exists()
         with pytest.raises(UserError, match=r"holds no dataset\.json; make it with"):
             load_dataset(to)
@@ -64,6 +67,33 @@ def test_killed_at_any_moment_the_same_command_finishes_it(tmp_path, workers):
     assert digests(to) == digests(tmp_path / "whole")
     assert load_dataset(to).fingerprint == whole.fingerprint
     assert all(path.stat().st_mtime_ns == time_written for path, time_written in kept.items())
+
+
+def still_there(workers: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that run on; the dead that nobody has buried (a container without init) do not count."""
+    _, waiting = psutil.wait_procs(workers, timeout=20)
+    return [worker for worker in waiting if worker.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_and_the_same_command_continues(tmp_path):
+    raw = write_folder(tmp_path, per_batch=2000)
+    to = tmp_path / "to"
+    arguments = ("source=cifar10", f"from={raw}", f"to={to}", "shard=1000", "workers=2")
+    process = start(*arguments, start_new_session=True)
+    while process.poll() is None and not list(to.glob("*/*.npy")):
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it, to all of them
+    asked = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 5
+    assert (process.returncode, errors) == (130, "interrupted; the same command continues\n")
+    assert not still_there(workers)
+    assert not list(to.rglob("*.part"))
+    assert len(list(to.glob("*/*.npy"))) < 12  # of as many shards
+    dataset = make("cifar10", to, raw, images_per_shard=1000, workers=1, progress=False)
+    assert dataset.splits["train"].images == 10_000
 
 
 def noted(to: Path, index: Path) -> bool:
@@ -83,3 +113,18 @@ def test_two_that_make_it_at_once_take_turns(tmp_path):
     whole = make("cifar10", tmp_path / "whole", raw, images_per_shard=200, workers=1, progress=False)
     assert digests(tmp_path / "to") == digests(tmp_path / "whole")
     assert load_dataset(tmp_path / "to").fingerprint == whole.fingerprint
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_line(tmp_path):
+    raw = write_folder(tmp_path, per_batch=2000)
+    to = tmp_path / "to"
+    process = start("source=cifar10", f"from={raw}", f"to={to}", "shard=1000", "workers=2")
+    while process.poll() is None and not list(to.glob("*/*.npy")):
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children()
+    next(worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())).kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors == "error: a worker process was killed (out of memory?); try again with workers=1\n"
+    assert not still_there(workers)

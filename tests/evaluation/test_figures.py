@@ -141,6 +141,8 @@ def test_curves_draw_the_panels_that_have_metrics(tmp_path):
         curves(tmp_path / f"{number}.png", loss)
         widths.append(read(tmp_path / f"{number}.png").shape)
     assert widths == [(360, 480, 3), (360, 960, 3), (360, 1440, 3)]
+    orange = (read(tmp_path / "2.png") == rgb("C1")).all(axis=-1)
+    assert not orange.any()  # a loss of one term is one curve
     curves(tmp_path / "empty.png", {})
     assert read(tmp_path / "empty.png").shape == (360, 480, 3)
 
@@ -160,13 +162,15 @@ def test_the_loss_of_a_random_guess_is_a_dashed_line_above_the_curve(tmp_path):
 def test_bars_are_as_long_as_the_accuracies(tmp_path):
     accuracies(tmp_path / "a.png", {"knn/y": 0.8, "control/untrained/knn/y": 0.4, "control/pixels/knn": 0.2})
     page = read(tmp_path / "a.png")
-    below = page[60:]  # the legend is above
-    boxes = [place(below, rgb(COLUMNS[title][1])) for title in ("encoder", "untrained", "pixels")]
-    lengths = [right - left for _, left, _, right in boxes]
-    assert lengths[0] == pytest.approx(2 * lengths[1], abs=4)
-    assert lengths[0] == pytest.approx(4 * lengths[2], abs=6)
-    assert [box[0] for box in boxes] == sorted(box[0] for box in boxes)  # the encoder on top
-    assert not (page == rgb(COLUMNS["untrained (recalibrated)"][1])).all(axis=-1).any()
+    below = page[40:]  # the legend is above
+    counts = {t: (below == rgb(colour)).all(axis=-1).sum(axis=1) for t, (_, colour) in COLUMNS.items()}
+    lengths = {title: int(count.max()) for title, count in counts.items()}
+    assert lengths["encoder"] == pytest.approx(2 * lengths["untrained"], abs=4)
+    assert lengths["encoder"] == pytest.approx(4 * lengths["pixels"], abs=6)
+    assert lengths["encoder"] > 400
+    assert lengths["untrained (recalibrated)"] < 10  # no bar, a few pixels of lettering
+    rows = [int(counts[title].argmax()) for title in ("encoder", "untrained", "pixels")]
+    assert rows == sorted(rows)  # the encoder on top
     accuracies(tmp_path / "none.png", {})
     assert read(tmp_path / "none.png").shape[1] == page.shape[1]
 

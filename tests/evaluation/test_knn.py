@@ -46,7 +46,7 @@ def test_accuracy_equals_a_double_loop(clusters, k, dtype, monkeypatch):
     slow = slow_accuracy(train_x, train_y, test_x, test_y, k)
     assert 0.4 < slow < 1
     assert knn_accuracy(train_x.to(dtype), train_y, test_x.to(dtype), test_y, 3, k) == slow
-    monkeypatch.setattr(knn, "SIMILARITIES", 300)  # slices of 3 queries, the last one shorter
+    monkeypatch.setattr(knn, "SIMILARITIES", 400)  # slices of 4 queries, the last one shorter
     assert knn_accuracy(train_x.to(dtype), train_y, test_x.to(dtype), test_y, 3, k) == slow
 
 

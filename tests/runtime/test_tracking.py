@@ -1,90 +1,26 @@
-"""Delivery to MLflow: a real SQLite store and a real server, killed, stopped and started again."""
+"""Delivery to MLflow's real SQLite store: everything, in order, once, and one line for what goes wrong."""
 
-import json
 import math
-import os
-import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 
 import pytest
+from tracking_runs import (
+    Console,
+    client_of,
+    follow,
+    free_port,
+    journal_points,
+    mlflow_points,
+    mlflow_run,
+    wait_until,
+)
 
 from data_pipelines.errors import UserError
-from trainer.runtime import mlflow_store
 from trainer.runtime.journal import Journal, open_locked, read
-from trainer.runtime.tracking import Follower, main, open_command, uri_for
-
-mlflow_store.configure()
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """MLflow's SQLite file, made once: it takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    mlflow_store.create_sqlite(folder / "mlflow.db", folder / "mlartifacts")
-    assert [path.name for path in sorted(folder.iterdir())] == ["mlflow.db", "mlflow.db.lock"]
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def outputs(tmp_path, empty_store):
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path
-
-
-class Console(list):
-    """Keeps the lines that the follower reports."""
-
-    __call__ = list.append
-
-
-def follow(run, uri, console=print):
-    return Follower(run, uri, "an experiment", run.name, console)
-
-
-def client_of(uri):
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def mlflow_run(uri, experiment="an experiment"):
-    client = client_of(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    return client, run
-
-
-def journal_points(run):
-    points = {}
-    for record, _ in read(run / "journal.jsonl"):
-        if record["kind"] == "metric":
-            point = (record["images"], round(record["time"] * 1000), record["value"])
-            points.setdefault(record["name"], []).append(point)
-    return points
-
-
-def mlflow_points(uri):
-    client, run = mlflow_run(uri)
-    points = {}
-    for name in run.data.metrics:
-        history = client.get_metric_history(run.info.run_id, name)
-        points[name] = [(point.step, point.timestamp, point.value) for point in history]
-    return points
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
+from trainer.runtime.tracking import main, open_command, uri_for
 
 # ---- addresses -----------------------------------------------------------------------------------
 
@@ -271,12 +207,6 @@ def test_two_processes_do_not_deliver_one_run(outputs, capsys):
 # ---- without a network ---------------------------------------------------------------------------
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_an_address_that_does_not_answer_is_one_line_and_sync_delivers_later(outputs, capsys):
     run, console = outputs / "run", Console()
     uri = f"http://user:secret@127.0.0.1:{free_port()}"
@@ -317,215 +247,3 @@ def test_sync_of_a_folder_without_runs_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-
-
-# ---- killed --------------------------------------------------------------------------------------
-
-DELIVER = """if True:
-    import sys, pathlib
-    from trainer.runtime.tracking import Follower, uri_for
-    run = pathlib.Path(sys.argv[1])
-    follower = Follower(run, uri_for(None, run.parent), "an experiment", run.name)
-    sys.exit(0 if follower.close(100) else 1)
-"""
-
-
-def deliver(run, **keywords):
-    return subprocess.Popen([sys.executable, "-c", DELIVER, run], env=ENVIRONMENT, **keywords)
-
-
-@pytest.mark.slow
-def test_killed_deliverers_leave_nothing_twice(outputs):
-    run = outputs / "run"
-    journal = Journal(run / "journal.jsonl")
-    for images in range(3000):
-        journal.metrics({"loss": images / 7, "rate": 1.0}, images)
-        if images % 100 == 0:
-            journal.write("tag", "at", str(images), images)
-    journal.close()
-    kills = 0
-    for delay in (0.0, 0.1, 0.2, 0.4):
-        process = deliver(run)
-        before = (run / "delivered.json").read_bytes() if kills else b""
-        wait_until(
-            lambda b=before: (run / "delivered.json").is_file() and (run / "delivered.json").read_bytes() != b
-        )
-        time.sleep(delay)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2
-    assert deliver(run).wait() == 0
-    assert mlflow_points(uri_for(None, outputs)) == journal_points(run)
-
-
-@pytest.mark.slow
-def test_a_kill_while_the_store_is_made_breaks_nothing(tmp_path):
-    run = tmp_path / "run"
-    journal = Journal(run / "journal.jsonl")
-    journal.metrics({"loss": 1.0}, 1)
-    journal.close()
-    interrupted = 0
-    for delay in (0.01, 0.4, 1.0, 2.0):
-        process = deliver(run)
-        wait_until(lambda: (tmp_path / "mlflow.db").exists() or (tmp_path / ".mlflow.db.partial").exists())
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        interrupted += not (tmp_path / "mlflow.db").exists()
-    assert interrupted >= 2
-    assert deliver(run).wait() == 0
-    assert mlflow_points(uri_for(None, tmp_path)) == journal_points(run)
-    assert not list(tmp_path.glob(".mlflow.db.partial*"))
-
-
-@pytest.mark.slow
-def test_runs_that_start_together_share_one_store(tmp_path):
-    runs = [tmp_path / name for name in "abc"]
-    for number, run in enumerate(runs):
-        journal = Journal(run / "journal.jsonl")
-        for images in range(1500):
-            journal.metrics({"loss": images + number}, images)
-            journal.write("tag", "at", images, images) if images % 30 == 0 else None
-        journal.close()
-    processes = [deliver(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for run in runs]
-    assert [process.communicate()[0] for process in processes] == [b"", b"", b""]
-    assert [process.returncode for process in processes] == [0, 0, 0]
-    client = client_of(uri_for(None, tmp_path))
-    experiment = client.get_experiment_by_name("an experiment").experiment_id
-    found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
-    assert sorted(found) == ["a", "b", "c"]
-    for run in runs:
-        history = client.get_metric_history(found[run.name], "loss")
-        assert [(p.step, p.timestamp, p.value) for p in history] == journal_points(run)["loss"]
-
-
-# ---- a server ------------------------------------------------------------------------------------
-
-
-class Server:
-    """A real MLflow server on loopback, that can be stopped and started again at the same address."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "kept")]
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
-            )
-        wait_until(self.answers, 120)
-
-    def answers(self):
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=2).status == 200
-        except OSError:
-            return False
-
-    def stop(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(tmp_path, empty_store):
-    shutil.copy(empty_store, tmp_path / "server.db")
-    server = Server(tmp_path)
-    yield server
-    server.stop()
-
-
-@pytest.mark.slow
-def test_a_server_that_comes_late_and_goes_away(server, tmp_path):
-    run, console = tmp_path / "outputs" / "run", Console()
-    journal = Journal(run / "journal.jsonl")
-    follower = follow(run, server.uri, console)
-    images = 0
-
-    def train(seconds):
-        nonlocal images
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            images += 1
-            start = time.monotonic()
-            journal.metrics({"loss": 1 / images, "rate": float(images)}, images)
-            assert time.monotonic() - start < 1, "training waited"
-            time.sleep(0.005)
-
-    train(2)
-    wait_until(lambda: len(console) == 1)
-    server.start()
-    wait_until(lambda: len(console) == 2)
-    train(2)
-    time.sleep(7)  # longer than the server keeps an idle connection
-    train(2)
-    assert len(console) == 2, "a connection that was closed for idleness is no outage"
-    server.stop()
-    train(3)
-    wait_until(lambda: len(console) == 3)
-    server.start()
-    train(1)
-    journal.metrics({"nan": math.nan, "up": math.inf}, images)
-    (run / "encoder.safetensors").write_bytes(b"weights")
-    journal.write("artifact", "encoder", "encoder.safetensors", images)
-    journal.write("artifact", "gone", "gone", images)
-    journal.write("end", "end", "FINISHED", images)
-    assert follower.close()
-    journal.close()
-    assert len(console) == 5, console
-    told = (
-        "no tracking since",
-        "tracking again",
-        "no tracking since",
-        "refused the artifact 'gone'",
-        "tracking again",
-    )
-    assert all(words in line for words, line in zip(told, console, strict=True)), console
-
-    points, expected = mlflow_points(server.uri), journal_points(run)
-    assert math.isnan(points.pop("nan")[0][2])
-    assert points.pop("up")[0][2] == sys.float_info.max
-    assert points == {name: expected[name] for name in ("loss", "rate")}
-    assert len(points["loss"]) == images
-    client, found = mlflow_run(server.uri)
-    assert found.info.status == "FINISHED"
-    assert [f.path for f in client.list_artifacts(found.info.run_id)] == ["encoder.safetensors"]
-    assert list((tmp_path / "kept").rglob("encoder.safetensors"))
-
-
-@pytest.mark.slow
-def test_a_server_of_errors_is_an_outage_and_nothing_is_skipped(tmp_path):
-    code = """if True:
-        import http.server, sys
-        class Errors(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_error(int(sys.argv[2]))
-            do_POST = do_GET
-            def log_message(self, *_): pass
-        http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Errors).serve_forever()
-    """
-    for status in ("500", "403", "404"):
-        port, console, run = free_port(), Console(), tmp_path / status
-        errors = subprocess.Popen([sys.executable, "-c", code, str(port), status])
-        journal = Journal(run / "journal.jsonl")
-        journal.metrics({"loss": 1.0}, 1)
-        follower = follow(run, f"http://127.0.0.1:{port}", console)
-        wait_until(lambda c=console: c)
-        assert not follower.close()
-        journal.close()
-        errors.kill()
-        errors.wait()
-        assert len(console) == 2
-        assert status in console[0]
-        assert "\n" not in console[0]
-        assert (
-            json.loads((run / "delivered.json").read_text() if (run / "delivered.json").exists() else "{}")
-            == {}
-        )

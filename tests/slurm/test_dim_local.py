@@ -35,6 +35,11 @@ def continued_once(run, job):
     assert job.end() == "COMPLETED", job.text
     assert job.told("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
+    killed = (
+        "task 0: User defined signal",
+        "task 0: Terminated",
+    )  # what srun says of a launcher that the signal ended
+    assert not any(words in job.text for words in killed), job.text
     (resumed,) = journal(run, "resumed")
     assert 0 < resumed["images"] < 25600
     assert (run / "done").exists()
@@ -63,6 +68,7 @@ def test_signal_before_the_time_limit(slurm, submit, training, tmp_path):
 
 
 def test_preemption(slurm, submit, training, tmp_path):
+    """One process, which is sent TERM; a job that wants its node goes first."""
     run = tmp_path / "outputs" / "quickstart"
     job = submit(*training)
     job.until(lambda: is_training(run))

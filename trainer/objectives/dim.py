@@ -22,12 +22,18 @@ class Dim(nn.Module):
         options: the recipe's objective.
         group: images that batch-norm statistics are taken over.
         negatives: images that are each other's negatives.
+
+    Raises:
+        ValueError: a group of one image, which has neither a variance nor a negative.
     """
 
     VIEWS = 1
 
     def __init__(self, encoder: DimEncoder, options: DimObjective, group: int, negatives: int):
         super().__init__()
+        if min(group, negatives) < 2:
+            name, size = ("norm", group) if group < 2 else ("negatives", negatives)
+            raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
         self.options, self.negatives = options, negatives
         self.encoder = encoder
         self.critic = EncodeAndDot(

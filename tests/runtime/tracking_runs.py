@@ -1,0 +1,65 @@
+"""What the tests of tracking share: a follower, and the points in a journal and in MLflow, to be compared."""
+
+import os
+import socket
+import time
+
+from trainer.runtime.journal import read
+from trainer.runtime.tracking import Follower
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class Console(list):
+    """Keeps the lines that the follower reports."""
+
+    __call__ = list.append
+
+
+def follow(run, uri, console=print):
+    return Follower(run, uri, "an experiment", run.name, console)
+
+
+def client_of(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def mlflow_run(uri, experiment="an experiment"):
+    client = client_of(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return client, run
+
+
+def journal_points(run):
+    points = {}
+    for record, _ in read(run / "journal.jsonl"):
+        if record["kind"] == "metric":
+            point = (record["images"], round(record["time"] * 1000), record["value"])
+            points.setdefault(record["name"], []).append(point)
+    return points
+
+
+def mlflow_points(uri):
+    client, run = mlflow_run(uri)
+    points = {}
+    for name in run.data.metrics:
+        history = client.get_metric_history(run.info.run_id, name)
+        points[name] = [(point.step, point.timestamp, point.value) for point in history]
+    return points
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+

@@ -1,0 +1,270 @@
+"""Users' mistakes and broken surroundings, through the command line: one clear line, and nothing left behind."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_lines import MAIN, ROOT, mistake, process, script, tiny
+
+from data_pipelines.dataset import load_dataset
+from data_pipelines.reader import Reader
+from data_pipelines.shards import make
+from trainer.runtime.journal import read
+
+CIFAR = ["recipe=dim_local_small", "images=128", "tracking.uri=none"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The digits; read only."""
+    folder = tmp_path_factory.mktemp("bad") / "digits"
+    make("digits", folder, images_per_shard=500, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture
+def root(made, tmp_path) -> Path:
+    """A copy of the digits, to be spoilt."""
+    shutil.copytree(made, tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def outputs(tmp_path) -> Path:
+    return tmp_path / "outputs"
+
+
+# ---- the recipe -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipe=quickstar"], "unknown recipe 'quickstar'; did you mean 'quickstart'?"),
+        (["recipe=quickstart", "optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean"),
+        (["recipe=quickstart", "objective.bound=jds"], "did you mean 'jsd'?"),
+        (["recipe=quickstart", "batch=many"], "batch: expected a whole number above 0, got 'many'"),
+    ],
+)
+def test_a_misspelt_recipe_key_or_value_is_one_line(capsys, arguments, said, outputs):
+    assert said in mistake(script(capsys, *arguments, f"outputs={outputs}"))
+    assert not outputs.exists()
+
+
+def test_the_process_itself_says_it_once_and_exits_2(tmp_path):
+    done = process(sys.executable, MAIN, "recipe=quickstart", "batch=many", cwd=tmp_path)
+    assert "batch: expected a whole number" in mistake(done)
+    assert done.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipe_errors_come_before_data_errors(capsys, tmp_path):
+    arguments = [*CIFAR, f"data.root={tmp_path / 'none'}", "objective.bound=jds"]
+    assert "did you mean 'jsd'?" in mistake(script(capsys, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("batch=100", "what works: batch=64 or batch=128"),
+        ("groups.norm=1", "groups.norm=1: a group needs at least 2 images"),
+        ("data.size=10", "data.size=10 cannot be halved 2 times"),
+        ("data.train=trian", "no split 'trian'; it has train, test"),
+        ("data.test=tset", "no split 'tset'; it has train, test"),
+        ("tracking.uri=ftp://x", "tracking.uri: 'ftp://x' is no address of MLflow"),
+    ],
+)
+def test_a_corrected_command_is_not_held_to_the_mistake(capsys, made, outputs, override, said):
+    """A mistake that shows before the first step leaves no folder that would speak for it."""
+    assert said in mistake(script(capsys, *tiny(outputs, made, override)))
+    assert not (outputs / "quickstart").exists()
+
+
+def test_a_recipe_changed_under_a_run_is_refused_naming_the_keys(capsys, made, outputs):
+    arguments = tiny(outputs, made)
+    assert script(capsys, *arguments).status == 0
+    files = contents(outputs)
+    changed = [*arguments, "optimizer.lr=2e-3", "objective.bound=infonce"]
+    for finished in (True, False):
+        (outputs / "quickstart" / "done").unlink(missing_ok=not finished)
+        line = mistake(script(capsys, *changed))
+        assert f"{outputs / 'quickstart'} is a run of another recipe" in line
+        assert "optimizer.lr: 0.001 -> 0.002" in line
+        assert "objective.bound: 'jsd' -> 'infonce'" in line.replace('"', "'") or "jsd -> infonce" in line
+        assert "run=NAME" in line
+        left = contents(outputs)
+        assert {name: left[name] for name in left if name in files} == left
+    same = [*arguments, "log.every=256", "save.keep=1", "accumulate=2"]  # changes nothing of the meaning
+    assert script(capsys, *same).status == 0
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file of a folder but the lock files."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+# ---- the data ---------------------------------------------------------------------------------------
+
+
+def test_missing_and_wrong_data_folders_say_how_to_make_the_data(capsys, made, tmp_path, outputs):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder, what in ((tmp_path / "none", "does not exist"), (empty, "holds no dataset.json")):
+        line = mistake(script(capsys, *CIFAR, f"outputs={outputs}", f"data.root={folder}"))
+        assert what in line
+        assert f"python -m data_pipelines.shards source=" in line
+    line = mistake(script(capsys, *CIFAR, f"outputs={outputs}", f"data.root={made}"))
+    assert "digits" in line
+    assert "cifar10" in line  # another data set than the recipe's
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: (root / "train/000001.tar").unlink(), "train/000001.tar cannot be found"),
+        (lambda root: (root / "train/000001.npy").unlink(), "train/000001.npy cannot be found"),
+        (lambda root: cut(root / "train/000001.tar"), "train/000001.tar has"),
+        (lambda root: (root / "dataset.json").write_text('{"format": 1'), "dataset.json is broken"),
+        (lambda root: (root / "dataset.json").write_text('{"format": 9}'), "has format 9"),
+    ],
+    ids=["no shard", "no index", "short shard", "broken dataset.json", "other format"],
+)
+def test_a_broken_data_set_is_refused_before_the_run_begins(capsys, root, outputs, spoil, said):
+    spoil(root)
+    line = mistake(script(capsys, *tiny(outputs, root)))
+    assert said in line
+    assert "python -m data_pipelines.shards source=digits" in line
+    assert not outputs.exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def test_an_index_of_nonsense_is_named(capsys, root, outputs):
+    for path in (root / "train").glob("*.npy"):
+        path.write_bytes(bytes(path.stat().st_size))
+    line = mistake(script(capsys, *tiny(outputs, root)))
+    assert ".npy" in line
+    assert f"python -m data_pipelines.shards verify {root}" in line
+
+
+def test_images_that_cannot_be_decoded_are_named_counted_and_replaced(capsys, root, outputs):
+    reader = Reader(load_dataset(root), "train")
+    bad = [3, 700]
+    for sample in bad:
+        (entry,) = reader.entries(np.array([sample]))
+        shard = root / reader.names[int(sample >= reader.first[1])]
+        data = bytearray(shard.read_bytes())
+        data[entry["offset"] : entry["offset"] + entry["size"]] = bytes(entry["size"])
+        shard.write_bytes(data)
+    names = [reader.describe(sample).split(" in ")[0] for sample in bad]
+    reader.close()
+    ended = []
+    for name in ("one", "two"):
+        done = script(capsys, *tiny(outputs, root, f"run={name}", "images=1536"))
+        assert done.status == 0, done.err
+        lines = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+        training = [line for line in lines if any(member in line for member in names)]
+        assert len(training) >= 2
+        assert all("cannot be decoded" in line and "takes its place" in line for line in training)
+        records = [record for record, _ in read(outputs / name / "journal.jsonl")]
+        assert {r["value"] for r in records if r["kind"] == "warning"} <= {line[9:] for line in lines}
+        assert [r["value"] for r in records if r["name"] == "images_replaced"][-1] == 2
+        ended.append((outputs / name / "export" / "encoder.safetensors").stat().st_size)
+        ended[-1] = [r["value"] for r in records if r["name"] == "loss"][-1]
+    assert ended[0] == ended[1]  # replaced by the same images
+
+
+# ---- where the run is written -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocked", ["outputs", "outputs/quickstart"])
+def test_a_file_where_a_folder_should_be(capsys, made, tmp_path, blocked):
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("mine")
+    line = mistake(script(capsys, *tiny(tmp_path / "outputs", made)))
+    assert str(tmp_path / "outputs" / "quickstart") in line
+    assert "cannot be written" in line
+    assert "outputs=" in line
+    assert (tmp_path / blocked).read_text() == "mine"
+
+
+def test_mlflow_that_does_not_answer_stops_nothing(capsys, made, outputs):
+    done = script(capsys, *tiny(outputs, made, "tracking.uri=http://127.0.0.1:9"))
+    assert done.status == 0, done.err
+    assert (outputs / "quickstart" / "done").exists()
+    warnings = [line for line in (done.out + done.err).splitlines() if "warning" in line]
+    assert sum("no tracking since" in line for line in warnings) == 1
+    assert sum("deliver the rest with" in line for line in warnings) <= 1
+    assert len(warnings) <= 2
+    assert "Traceback" not in done.out + done.err
+    assert any(r["name"] == "loss" for r, _ in read(outputs / "quickstart" / "journal.jsonl"))
+
+
+# ---- how it is launched, and how it goes ------------------------------------------------------------
+
+
+def test_a_launcher_that_would_start_fewer_ranks_is_refused_with_the_way_out(made, outputs):
+    done = process("accelerate", "launch", "--num_processes", "2", "trainer/main.py", *tiny(outputs, made))
+    assert done.status != 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert "was asked for 2 processes but started 1" in line
+    assert "--config_file recipes/launch/ddp.yaml --num_processes 2" in line
+    assert "Traceback" not in done.err
+    assert not outputs.exists()
+
+
+def test_a_mistake_under_the_launcher_is_not_buried_under_its_traceback(outputs):
+    done = process("accelerate", "launch", "trainer/main.py", "recipe=quickstart", "btch=1", f"outputs={outputs}")
+    assert done.status != 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert "btch: unknown key; did you mean 'batch'?" in line
+    assert "Traceback" not in done.err
+    assert not outputs.exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_the_batch_are_told_which_do(made, outputs):
+    command = ["accelerate", "launch", "--config_file", "recipes/launch/ddp.yaml", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "trainer/main.py"]
+    done = process(*command, *tiny(outputs, made, "batch=192"), cwd=ROOT)
+    assert done.status != 0
+    lines = {line for line in done.err.splitlines() if line.startswith("error: ")}
+    assert len(lines) == 1
+    assert "what works: --num_processes 1, 3 or batch=128 or batch=256" in lines.pop()
+    assert 'trainer/main.py", line' not in done.err  # no traceback of ours
+    assert not (outputs / "quickstart").exists()
+
+
+def test_a_run_that_diverges_says_so_and_saves_nothing_of_it(capsys, made, outputs):
+    done = script(capsys, *tiny(outputs, made, "optimizer.lr=1e10", "log.every=100000", "images=1280"))
+    line = mistake(done)
+    assert "the loss is not finite" in line
+    assert "lower optimizer.lr" in line
+    newest = outputs / "quickstart" / "checkpoints" / "images-000000000128"  # its loss was finite
+    assert str(newest) in line
+    assert sorted(path.name for path in newest.parent.iterdir()) == [newest.name]
+    records = [record for record, _ in read(outputs / "quickstart" / "journal.jsonl")]
+    assert records[-1]["value"] == "FAILED"
+    assert all(np.isfinite(r["value"]) for r in records if r["kind"] == "metric")
+    assert not (outputs / "quickstart" / "done").exists()
+
+
+@pytest.mark.parametrize("missing", ["run", "checkpoint"])
+def test_evaluation_of_what_is_not_there(capsys, made, outputs, missing):
+    folder = outputs / "quickstart"
+    if missing == "checkpoint":
+        assert script(capsys, *tiny(outputs, made, "images=128")).status == 0
+        shutil.rmtree(folder / "checkpoints")
+    line = mistake(script(capsys, "recipe=evaluate", f"from={folder}", "tracking.uri=none"))
+    assert f"from={folder}" in line
+    assert {"run": "no run there", "checkpoint": "no checkpoint yet"}[missing] in line
+    if missing == "run":
+        assert not outputs.exists()
+    else:
+        assert "results.json" not in json.dumps([path.name for path in folder.iterdir()])

@@ -1,0 +1,204 @@
+"""The command as people type it: its questions, a whole run, and the same command once more."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_lines import MAIN, ROOT, mistake, process, script, tiny
+
+from data_pipelines.shards import make
+from trainer.assembly import load_encoder
+from trainer.recipe_loading import RECIPES, load
+from trainer.runtime.journal import read
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+PROBES = [
+    "evaluate.at_end=true",
+    "evaluate.controls=false",
+    "evaluate.mlp=null",
+    "evaluate.few_shot=null",
+    "evaluate.linear={iterations: 10}",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("main") / "digits"
+    make("digits", folder, workers=1, progress=False)
+    return folder
+
+
+# ---- questions --------------------------------------------------------------------------------------
+
+
+def test_list_names_every_recipe_from_any_folder(tmp_path):
+    done = process(sys.executable, MAIN, "--list", cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    lines = [line.split(maxsplit=2) for line in done.out.splitlines()]
+    assert [line[0] for line in lines] == NAMES
+    assert {name: task for name, task, _ in lines}["evaluate"] == "evaluate"
+    assert not list(tmp_path.iterdir())
+
+
+def test_print_shows_the_resolved_recipe_with_origins(capsys, tmp_path):
+    done = script(capsys, "recipe=dim_local", "--print", "optimizer.lr=3e-4")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == load(["recipe=dim_local", "optimizer.lr=3e-4"]).text()
+    lines = {line.split(":")[0].strip(): line for line in done.out.splitlines()}
+    assert "0.0003" in lines["lr"]
+    assert lines["lr"].endswith("# command line")
+    assert lines["batch"].endswith("# dim_local.yaml")
+    assert lines["window"].endswith("# default")
+
+
+def test_folder_is_where_the_run_will_be(capsys):
+    assert script(capsys, "recipe=dim_local", "--folder").out == "outputs/dim_local\n"
+    assert script(capsys, "--folder", "recipe=dim_local", "run=b", "outputs=/x").out == "/x/b\n"
+
+
+def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_path):
+    root = tmp_path / "nothing"
+    done = script(capsys, "recipe=dim_local", f"data.root={root}", f"outputs={tmp_path / 'outputs'}", "--plan")
+    assert (done.status, done.err) == (0, "")
+    assert f"data set {root} does not exist" in done.out
+    for part in ("encoder 4,921,280", "critic, local 4,728,832", "critic, y 4,466,688", "in all 14,116,800"):
+        assert part in done.out
+    assert "50,000,384 images = 97,657 steps of 512" in done.out
+    assert "8 ranks    64 images a step = 1 x 64" in done.out
+    assert "16 ranks" not in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_counts_epochs_where_the_data_is(capsys, root, tmp_path):
+    images = len(load_images(root))
+    done = script(capsys, *tiny(tmp_path, root), "--plan")
+    assert done.status == 0
+    assert f"{images:,} images an epoch = {images / 128:.1f} steps; {256 / images:.1f} epochs" in done.out
+    assert "256 images = 2 steps of 128" in done.out
+    assert "(2 times, 2 kept)" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def load_images(root: Path) -> range:
+    return range(json.loads((root / "dataset.json").read_text())["splits"]["train"]["images"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--plans"], "--plans: expected at most one of --list, --print, --plan, --folder"),
+        (["--plan", "--list"], "expected at most one of"),
+        (["recipe=evaluate", "--plan"], "only pretraining is planned"),
+        ([], "no recipe given; expected recipe=NAME, one of"),
+    ],
+)
+def test_a_question_that_makes_no_sense(capsys, arguments, said):
+    assert said in mistake(script(capsys, *arguments))
+
+
+# ---- a whole run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run by `accelerate launch`, with a probe at its end: its outputs, its arguments, how it ended."""
+    outputs = tmp_path_factory.mktemp("finished")
+    arguments = tiny(outputs, root, *PROBES)
+    return outputs, arguments, process("accelerate", "launch", "trainer/main.py", *arguments)
+
+
+def test_a_run_ends_with_what_was_learned_and_where_it_is(finished):
+    outputs, _, done = finished
+    folder = outputs / "quickstart"
+    assert done.status == 0, done.err
+    assert "Traceback" not in done.err
+    assert done.out.splitlines()[0] == "recipe quickstart: 1 rank x 1 thread, single process, cpu, float32"
+    assert done.out.splitlines()[-3:] == [
+        f"run       {folder}",
+        f"encoder   {folder / 'export' / 'encoder.safetensors'}",
+        f"pictures  {folder / 'figures'}: {', '.join(sorted(p.name for p in folder.glob('figures/*.png')))}",
+    ]
+    results = json.loads((folder / "results.json").read_text())
+    assert {"probe/linear/conv", "probe/linear/fc", "probe/linear/y", "knn/y"} <= set(results)
+    assert all(0.5 < value <= 1 for value in results.values())  # ten classes: chance is 0.1
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["images-000000000128", "images-000000000256"]
+
+
+def test_the_journal_has_the_figures_from_the_first_step(finished):
+    outputs, _, _ = finished
+    metrics, kinds = {}, []
+    for record, _ in read(outputs / "quickstart" / "journal.jsonl"):
+        kinds.append(record["kind"])
+        if record["kind"] == "metric":
+            assert record["name"] not in metrics.get(record["images"], {})  # once each
+            metrics.setdefault(record["images"], {})[record["name"]] = record["value"]
+    assert sorted(metrics) == [128, 256]
+    first = metrics[128]
+    assert {"loss", "lr", "epoch", "images_per_second", "data_wait"} <= set(first)
+    assert first["local/random_guess"] == 0
+    assert first["mi/local"] <= first["mi/local/ceiling"] == pytest.approx(math.log(64))
+    assert {"mi/local/held_out", "knn/y/online", "probe/linear/y"} <= set(metrics[256])
+    assert kinds[-1] == "end"
+
+
+def test_the_exported_encoder_is_the_one_that_was_measured(finished, root):
+    encoder = load_encoder(finished[0] / "quickstart" / "export" / "encoder.safetensors")
+    assert not encoder.training
+    features = encoder(torch.zeros(2, 3, 16, 16))
+    assert features["y"].shape == (2, 64)
+    assert not torch.equal(encoder.fc[1].running_mean, torch.zeros(256))  # statistics were learned
+
+
+def test_the_same_command_prints_the_results_again(capsys, finished):
+    outputs, arguments, before = finished
+    files = {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.is_file()}
+    done = script(capsys, *arguments)
+    assert (done.status, done.err) == (0, "")
+    assert "is finished; run=NAME starts another" in done.out
+    assert done.out.splitlines()[-8:] == before.out.splitlines()[-8:]
+    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.is_file()} == files
+
+
+def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):
+    outputs, _, _ = finished
+    before = json.loads((outputs / "quickstart" / "results.json").read_text())
+    options = [word for word in PROBES if "at_end" not in word] + ["evaluate.few_shot={shots: 5, draws: 2}"]
+    options.remove("evaluate.few_shot=null")
+    done = script(capsys, "recipe=evaluate", f"from={outputs / 'quickstart'}", "tracking.uri=none", *options)
+    assert done.status == 0, done.err
+    after = json.loads((outputs / "quickstart" / "results.json").read_text())
+    assert set(after) - set(before) == {"few_shot/5/linear/y"}
+    for name, value in before.items():
+        assert after[name] == pytest.approx(value, abs=0.01)
+    assert str(outputs / "quickstart" / "results.json") in done.out
+
+
+def test_more_images_continue_a_finished_run_of_a_constant_schedule(capsys, root, tmp_path):
+    arguments = tiny(tmp_path, root)
+    assert script(capsys, *arguments).status == 0
+    done = script(capsys, *arguments, "images=384")
+    assert done.status == 0, done.err
+    assert "resumed at 256 images" in done.out
+    assert (tmp_path / "quickstart" / "checkpoints" / "images-000000000384").is_dir()
+
+
+def test_another_name_starts_another_run_beside_it(capsys, root, tmp_path):
+    assert script(capsys, *tiny(tmp_path, root, "run=first", "images=128")).status == 0
+    assert script(capsys, *tiny(tmp_path, root, "run=second", "images=128", "seed=1")).status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+    weights = [load_encoder(tmp_path / name / "export/encoder.safetensors").y.weight for name in ("first", "second")]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.slow
+def test_two_ranks_by_the_command_of_the_manual(root, tmp_path):
+    command = ["accelerate", "launch", "--config_file", "recipes/launch/ddp.yaml", "--num_processes", "2"]
+    done = process(*command, "--main_process_port", "0", "trainer/main.py", *tiny(tmp_path, root), cwd=ROOT)
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0] == "recipe quickstart: 2 ranks x 1 thread, ddp, cpu, float32"
+    assert json.loads((tmp_path / "quickstart" / "world.json").read_text())["processes"] == 2
+    assert done.out.count("run       ") == 1  # rank 0 alone speaks

@@ -1,0 +1,267 @@
+"""One step after another on real images: accumulation, precision, divergence, and no waiting for the device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data_pipelines.dataset import load_dataset
+from data_pipelines.errors import UserError
+from data_pipelines.shards import make
+from trainer.recipe import Pretrain
+from trainer.recipe_loading import RECIPES, load
+from trainer.runtime import launch
+from trainer.runtime.signals import StopVote
+from trainer.schedules import learning_rate
+from trainer.training import Training
+
+TINY = [
+    "batch=64",
+    "groups.norm=16",
+    "encoder.channels=[8, 16]",
+    "encoder.fc=32",
+    "encoder.y=16",
+    "objective.critic.units=32",
+    "data.threads=1",
+]
+PRETRAINING = sorted(
+    path.stem
+    for path in RECIPES.glob("*.yaml")
+    if isinstance(load([f"recipe={path.stem}"]).recipe, Pretrain)
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "digits"
+    make("digits", folder, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture
+def train(root, monkeypatch):
+    """Recipe and overrides -> a Training, closed at the end of the test."""
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_ALLOW_CPU"):
+        monkeypatch.setenv(name, "true")  # as the launcher sets them; gone after the test
+    opened = []
+
+    def build(recipe: str, *overrides: str) -> Training:
+        loaded = load([f"recipe={recipe}", "data.source=digits", f"data.root={root}", *overrides])
+        AcceleratorState._reset_state(True)  # a process trains in one precision; a test in several
+        place = launch.start(loaded.recipe.precision)
+        opened.append(Training(loaded.recipe, place, load_dataset(root)))
+        return opened[-1]
+
+    yield build
+    for training in opened:
+        training.close()
+    AcceleratorState._reset_state(True)
+
+
+def losses(training: Training, steps: int) -> list[float]:
+    return [training.step()["loss"].item() for _ in range(steps)]
+
+
+# ---- accumulation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", ["jsd", "infonce"])
+def test_accumulation_changes_neither_losses_nor_weights(train, bound):
+    found = []
+    for accumulate in (1, 2, 4):
+        training = train(
+            "quickstart",
+            *TINY,
+            "precision=float64",
+            f"objective.bound={bound}",
+            "objective.locations=6",  # drawn per group, so micro-batches draw the same
+            "optimizer.clip=1",
+            f"accumulate={accumulate}",
+        )
+        values = [{k: float(v) for k, v in training.step().items()} for _ in range(8)]
+        found.append((values, training.state()))
+        assert training.images == 8 * 64
+    (values, state), *others = found
+    assert values[-1]["loss"] != values[0]["loss"]
+    for other_values, other_state in others:
+        for one, other in zip(values, other_values, strict=True):
+            assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
+        assert state.keys() == other_state.keys()
+        for name, tensor in state.items():
+            assert (tensor - other_state[name]).abs().max() < 1e-9, name
+
+
+# ---- no wait for the device -------------------------------------------------------------------------
+
+
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+BY_INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+
+
+class Waits(TorchDispatchMode):
+    """Counts reads of a tensor's value by Python: each would stop the host until the device is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.operations = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        masked = func in BY_INDEX and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.count += func in READS or masked
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_count_of_waits_counts():
+    number, waits = torch.ones(2), Waits()
+    with waits:
+        number[0].item()
+        bool(number[1] > 0)
+        number[number > 0]
+    assert waits.count == 3
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["optimizer.clip=1", "accumulate=2", "objective.locations=5"], ["precision=bf16"]]
+)
+def test_a_plain_step_never_waits_for_the_device(train, overrides):
+    training, vote, waits = train("quickstart", *TINY, *overrides), StopVote(), Waits()
+    try:
+        training.step()
+        with waits:
+            training.step()
+            assert not vote.agreed()
+    finally:
+        vote.close()
+    assert waits.operations > 100
+    assert waits.count == 0
+
+
+# ---- precision --------------------------------------------------------------------------------------
+
+
+def test_bf16_learns_and_keeps_float32_weights(train):
+    found = losses(train("quickstart", *TINY, "precision=float32"), 1)
+    training = train("quickstart", *TINY, "precision=bf16")
+    seen = []
+    training.objective.encoder.y.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    values = losses(training, 40)
+    assert values[0] == pytest.approx(found[0], rel=0.05)
+    assert np.mean(values[-5:]) < values[0] - 0.5
+    assert seen[0] == torch.bfloat16
+    assert {tensor.dtype for tensor in training.state().values()} == {torch.float32}
+
+
+def test_float64_is_float64_throughout(train):
+    training = train("quickstart", *TINY, "precision=float64")
+    values = training.step()
+    assert values["loss"].dtype == torch.float64
+    moments = {name: tensor for name, tensor in training.state().items() if not name.startswith("optimizer/step")}
+    assert {tensor.dtype for tensor in moments.values()} == {torch.float64}
+
+
+def test_float32_follows_float64(train):
+    wide = losses(train("quickstart", *TINY, "precision=float64"), 3)
+    narrow = losses(train("quickstart", *TINY, "precision=float32"), 3)
+    assert narrow == pytest.approx(wide, rel=1e-4)
+    assert narrow != wide
+
+
+# ---- the schedule, and divergence -------------------------------------------------------------------
+
+
+def test_each_step_takes_the_learning_rate_of_its_images(train):
+    training = train("quickstart", *TINY, "schedule={kind: cosine, warmup: 128, final: 0.1}", "images=640")
+    rates = []
+    for _ in range(10):
+        before = training.images
+        training.step()
+        assert training.optimizer.param_groups[0]["lr"] == learning_rate(training.recipe, before)
+        rates.append(training.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(1e-3 / 2)
+    assert rates[0] < rates[1] == rates[2] > rates[3] > rates[-1] > 1e-4
+
+
+def test_clipping_bounds_the_gradient(train):
+    training = train("quickstart", *TINY, "optimizer.clip=0.01")
+    training.step()
+    norm = torch.cat([p.grad.flatten() for p in training.objective.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stays_known(train):
+    training = train("quickstart", *TINY)
+    training.step()
+    assert training.all_finite()
+    with torch.no_grad():
+        weight = training.objective.encoder.y.weight
+        kept = weight.clone()
+        weight.fill_(torch.nan)
+    training.step()
+    assert not training.all_finite()
+    with torch.no_grad():
+        for parameter in training.objective.parameters():
+            parameter.nan_to_num_(0.0)
+        weight.copy_(kept)
+    training.step()
+    assert not training.all_finite()  # whatever came later
+
+
+def test_a_gradient_that_is_not_finite_is_known_before_a_save(train):
+    """The loss of the step was finite, the weights that it leaves are not: no checkpoint may hold them."""
+    training = train("quickstart", *TINY)
+    training.step()
+    training.objective.encoder.y.weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert training.step()["loss"].isfinite()
+    assert not all(p.isfinite().all() for p in training.objective.parameters())
+    assert not training.all_finite()
+
+
+# ---- recipes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_every_recipe_takes_two_steps(train, name):
+    smaller = [] if name == "quickstart" else ["objective.critic.units=128"]
+    if load([f"recipe={name}"]).recipe.batch > 128:
+        smaller.append("batch=128")
+    training = train(name, *smaller)
+    before = {key: p.detach().clone() for key, p in training.objective.named_parameters()}
+    for step in (1, 2):
+        values = training.step()
+        assert values["loss"].isfinite()
+        assert values["mi/local"] <= values["mi/local/ceiling"]
+        assert training.images == step * training.recipe.batch
+    assert training.all_finite()
+    for key, parameter in training.objective.named_parameters():
+        assert not torch.equal(parameter, before[key]), key
+
+
+def test_the_same_seed_starts_equal_and_another_does_not(train):
+    weights = [
+        train("quickstart", *TINY, f"seed={seed}").objective.encoder.y.weight.detach() for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("batch=100", r"batch=100 does not divide .* batch=96 or batch=112"),
+        ("accumulate=3", r"batch=64 does not divide over 1 process x accumulate=3 .* batch=48 or batch=96"),
+        ("groups={norm: 16, negatives: 24}", r"whole units of 48 images .* batch=48 or batch=96"),
+        ("groups={norm: 1, negatives: 16}", r"groups\.norm=1: a group needs at least 2 images"),
+        ("groups={norm: 16, negatives: 1}", r"groups\.negatives=1: a group needs at least 2 images"),
+        ("data.size=10", r"data\.size=10 cannot be halved 2 times .* a multiple of 4"),
+        ("data.views=[{}, {}]", r"data\.views describes 2 views; objective\.kind=dim reads 1"),
+        ("data.train=trian", r"no split 'trian'; it has train, test"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_one_line(train, override, said):
+    with pytest.raises(UserError, match=said) as mistake:
+        train("quickstart", *TINY, override)
+    assert "\n" not in str(mistake.value)
