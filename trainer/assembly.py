@@ -59,9 +59,9 @@ def build_encoder(options: dict) -> DimEncoder:
 
 
 def load_encoder(path: Path | str) -> DimEncoder:
-    """An exported encoder, ready for use: `load_encoder("outputs/x/export/encoder.safetensors")(images)["y"]`.
+    """An exported encoder, ready for use: `load_encoder("…/export/encoder.safetensors")(images)["y"]`.
 
-    It takes images [n, 3, size, size] normalised as `path`'s metadata entry `normalize` says.
+    It takes images [n, 3, size, size] normalised as the file's metadata entry `normalize` says.
 
     Raises:
         UserError: the file is missing or is not an export of this program.

@@ -19,6 +19,7 @@ QUESTIONS = ("--list", "--print", "--plan", "--folder")
 
 
 def main(arguments: list[str]) -> int:
+    launch.set_environment()
     asked = [word for word in arguments if word.startswith("-")]
     arguments = [word for word in arguments if word not in asked]
     if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:
@@ -41,11 +42,12 @@ def main(arguments: list[str]) -> int:
         from trainer.tasks import plan
 
         return plan.run(loaded)
-    place = launch.start(loaded.recipe.precision)
+    precision = getattr(loaded.recipe, "precision", "float32")
+    place = launch.start(precision)
     if place.main:
         print(
             f"recipe {loaded.name}: {place.world} rank{'s' * (place.world > 1)} x {place.threads} "
-            f"thread{'s' * (place.threads > 1)}, {place.engine}, {place.device.type}, {loaded.recipe.precision}",
+            f"thread{'s' * (place.threads > 1)}, {place.engine}, {place.device.type}, {precision}",
             flush=True,
         )
     from trainer.tasks import evaluate, pretrain
@@ -62,4 +64,6 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0" or "torch" in sys.modules:
             print(f"error: {mistake}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 130
     launch.leave(status)

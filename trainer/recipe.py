@@ -136,7 +136,7 @@ class MlpProbe(Section):
 
 
 class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights against the mean loss."""
+    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights in the mean loss."""
 
     l2: Weight = 1e-4
     iterations: Positive = 100
@@ -195,14 +195,13 @@ class Pretrain(Section):
     log: Log
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 
 
 class EvaluateRun(Section):
     """Evaluation of a run's frozen encoder: `from` names the run's folder."""
 
     task: Literal["evaluate"]
-    precision: Literal["float64", "float32", "bf16"] = "float32"
-    outputs: str = "outputs"
     from_: Annotated[str, Field(alias="from")]
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()

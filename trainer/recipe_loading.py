@@ -19,7 +19,7 @@ from trainer.recipe_yaml import COMMAND_LINE, Given, flatten, flow, merge, parse
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
-MEANINGLESS = ("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking")
+MEANINGLESS = ("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "profile")
 MEANINGLESS_DATA = ("data.root", "data.threads", "data.prefetch")
 
 

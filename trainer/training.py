@@ -6,9 +6,9 @@ import torch
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Images, Loader
-from data_pipelines.plan import Plan, check_division
+from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from trainer.assembly import DTYPES, build_objective, build_optimizer, group_unit
+from trainer.assembly import DTYPES, build_objective, build_optimizer
 from trainer.recipe import Pretrain
 from trainer.runtime import collectives, state
 from trainer.runtime.launch import Place
@@ -22,12 +22,10 @@ class Training:
         saved: `state.collect`ed tensors of this recipe after `images` images; None starts anew.
         warn: takes a line about an image that was replaced.
 
-    Raises:
-        UserError: ranks and groups do not divide the batch, or the recipe's parts do not fit together.
+    The batch must divide into whole groups over ranks and micro-batches (`plan.check_division`).
     """
 
     def __init__(self, recipe: Pretrain, place: Place, dataset: Dataset, saved=None, images=0, warn=print):
-        check_division(recipe.batch, place.world, recipe.accumulate, group_unit(recipe), "recipe key groups")
         self.recipe, self.place, self.images = recipe, place, images
         self.total = whole_batches(recipe.images, recipe.batch)
         objective = build_objective(recipe).to(place.device)

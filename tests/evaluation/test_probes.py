@@ -168,6 +168,15 @@ def test_probe_is_a_function_of_its_arguments_alone(digits, probe):
 
 
 @each_probe
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_probes_learn_where_the_caller_has_switched_gradients_off(digits, probe, mode):
+    train_x, train_y, test_x, test_y, classes = digits
+    with mode():
+        assert probe(train_x * 1, train_y * 1, test_x * 1, test_y * 1, classes) == probe(*digits)
+        assert not torch.is_grad_enabled()
+
+
+@each_probe
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("split", ["training", "test"])
 def test_features_that_are_not_finite_are_refused(digits, probe, bad, split):

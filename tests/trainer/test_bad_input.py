@@ -14,7 +14,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer.runtime.journal import read
 
-CIFAR = ["recipe=dim_local_small", "images=128", "tracking.uri=none"]
+CIFAR = ["recipe=dim_local_small", "images=128", "evaluate.at_end=false", "tracking.uri=none"]
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +175,7 @@ def test_images_that_cannot_be_decoded_are_named_counted_and_replaced(capsys, ro
         records = [record for record, _ in read(outputs / name / "journal.jsonl")]
         assert {r["value"] for r in records if r["kind"] == "warning"} <= {line[9:] for line in lines}
         assert [r["value"] for r in records if r["name"] == "images_replaced"][-1] == 2
-        ended.append((outputs / name / "export" / "encoder.safetensors").stat().st_size)
-        ended[-1] = [r["value"] for r in records if r["name"] == "loss"][-1]
+        ended.append([r["value"] for r in records if r["name"] == "loss"][-1])
     assert ended[0] == ended[1]  # replaced by the same images
 
 

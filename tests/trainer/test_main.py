@@ -47,11 +47,10 @@ def test_print_shows_the_resolved_recipe_with_origins(capsys, tmp_path):
     done = script(capsys, "recipe=dim_local", "--print", "optimizer.lr=3e-4")
     assert (done.status, done.err) == (0, "")
     assert done.out == load(["recipe=dim_local", "optimizer.lr=3e-4"]).text()
-    lines = {line.split(":")[0].strip(): line for line in done.out.splitlines()}
-    assert "0.0003" in lines["lr"]
-    assert lines["lr"].endswith("# command line")
-    assert lines["batch"].endswith("# dim_local.yaml")
-    assert lines["window"].endswith("# default")
+    origins = {line.split("#")[0].strip(): line.split("#")[-1].strip() for line in done.out.splitlines()}
+    assert origins["lr: 0.0003"] == "command line"
+    assert origins["batch: 512"] == "dim_local.yaml"
+    assert origins["window: 16"] == "default"
 
 
 def test_folder_is_where_the_run_will_be(capsys):

@@ -16,6 +16,7 @@ from trainer.recipe_loading import RECIPES, load
 from trainer.runtime import launch
 from trainer.runtime.signals import StopVote
 from trainer.schedules import learning_rate
+from trainer.tasks import pretrain
 from trainer.training import Training
 
 TINY = [
@@ -51,8 +52,9 @@ def train(root, monkeypatch):
     def build(recipe: str, *overrides: str) -> Training:
         loaded = load([f"recipe={recipe}", "data.source=digits", f"data.root={root}", *overrides])
         AcceleratorState._reset_state(True)  # a process trains in one precision; a test in several
-        place = launch.start(loaded.recipe.precision)
-        opened.append(Training(loaded.recipe, place, load_dataset(root)))
+        place, dataset = launch.start(loaded.recipe.precision), load_dataset(root)
+        pretrain.check(loaded.recipe, place, dataset)
+        opened.append(Training(loaded.recipe, place, dataset))
         return opened[-1]
 
     yield build

@@ -37,13 +37,13 @@ COLUMNS = {  # title -> (prefix of the key in results.json, colour of the bar)
 # title -> ({metric: label of a curve}, {metric: label of a dashed line}, factor to the unit of the axis)
 PANELS = {
     "Training loss": (
-        {"loss": "loss", "local": "local term"},
-        {"local/random_guess": "random guess, local term"},
+        {"loss": "loss"},
+        {"loss/random_guess": "random guess"},
         1,
     ),
     "Mutual information, nats": (
-        {"mi/local": "training groups", "mi/local/test": "held-out images"},
-        {"mi/local/ceiling": "ceiling"},
+        {"mi/train": "training groups", "mi/test": "held-out images"},
+        {"mi/ceiling": "ceiling, log B"},
         1,
     ),
     "kNN accuracy, %": ({"knn/y": "y"}, {}, 100),
@@ -114,8 +114,6 @@ def curves(path: Path | str, journal_metrics: Mapping[str, tuple[Sequence[int], 
         series = {
             name: np.array(journal_metrics[name], dtype=float) for name in lines if name in journal_metrics
         }
-        if len(series) == 2 and np.array_equal(*series.values()):
-            series.popitem()  # a loss of one term is drawn once
         for number, (name, (images, values)) in enumerate(series.items()):
             colour, crowded = f"C{number}", len(values) > 50
             if crowded:  # each value pale, and their running mean

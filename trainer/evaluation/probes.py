@@ -38,6 +38,7 @@ def linear_probe(
     return _accuracy(lambda x: functional.linear(x, weight, bias), test_x, test_y)
 
 
+@torch.inference_mode(False)  # gradients, also where the caller has switched them off
 def mlp_probe(
     train_x: Tensor,
     train_y: Tensor,
@@ -92,8 +93,8 @@ def few_shot_probe(
 
     A draw is a function of (seed, draw, class, images of that class) alone, so that every encoder and control
     is judged on the same images. Features are standardised by all training features: that reads no label, and
-    was better for pixels (by half a point) than the statistics of the few.
-    `linear.iterations` holds; its l2, made for a whole training set, does not: FEW_SHOT_L2 is used.
+    was better for pixels (by half a point) than the statistics of the few. `linear.iterations` holds;
+    its l2, made for a whole training set, does not: FEW_SHOT_L2 is used.
 
     Raises UserError if a class has fewer than `few.shots` training images.
     """
@@ -144,10 +145,11 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = sum(rows.sum(0, dtype=torch.float64) for rows in x.split(ROWS)) / len(x)
     square = sum((rows - mean).square_().sum(0) for rows in x.split(ROWS)) / len(x)
     std = square.sqrt()
-    constant = std <= 1e-6 * mean.abs()  # what is left of a constant is rounding
+    constant = std <= 1e-6 * mean.abs() + 1e-30  # what is left of a constant is rounding
     return mean.to(x.dtype), torch.where(constant, 0.0, 1 / std).to(x.dtype)
 
 
+@torch.inference_mode(False)
 def _fit_softmax(
     x: Tensor, y: Tensor, classes: int, mean: Tensor, scale: Tensor, l2: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -221,9 +223,8 @@ class _Mlp(nn.Module):
 def _pick(images: Tensor, shots: int, seed: int, draw: int, label: int) -> Tensor:
     """`shots` of a class's images [n]: those with the smallest of n counter-based random numbers."""
     key = np.array([seed, FEW_SHOT_STREAM], dtype=np.uint64)
-    bits = np.random.Philox(key=key, counter=np.array([0, label, draw, 0], dtype=np.uint64)).random_raw(
-        len(images)
-    )
+    counter = np.array([0, label, draw, 0], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=counter).random_raw(len(images))
     return images[torch.from_numpy(np.argsort(bits, kind="stable")[:shots].copy())]
 
 

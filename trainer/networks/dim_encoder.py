@@ -1,5 +1,7 @@
 """The convolutional encoder of Deep InfoMax (arXiv 1808.06670; layer sizes of rdevon/DIM)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import GroupBatchNorm
@@ -29,7 +31,7 @@ class DimEncoder(nn.Module):
             nn.Sequential(
                 nn.Conv2d(before, after, 4, 2, 1, bias=False), GroupBatchNorm(after, group), nn.ReLU()
             )
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         side = size // 2 ** len(channels)
         self.local_channels, self.local_side = channels[-2], 2 * side

@@ -1,7 +1,6 @@
 """A run's folder: what is in it, and whether a recipe may go on with it."""
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -14,7 +13,7 @@ class RunFolder:
     """outputs/<run>/: recipe.yaml world.json journal.jsonl results.json checkpoints/ figures/ export/.
 
     How the run ended is told by a file, since launchers lose exit codes: `done` once everything is
-    finished, `stopped` when it was told to stop and saved.
+    finished (it holds the images seen), `stopped` when it was told to stop and saved.
     """
 
     def __init__(self, path: Path):
@@ -37,7 +36,8 @@ class RunFolder:
         saved = self.path / "recipe.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "stopped").unlink(missing_ok=True)
+            for ended in ("stopped", "done"):
+                (self.path / ended).unlink(missing_ok=True)
             exists = saved.exists()
         except OSError as error:
             raise UserError(
@@ -60,15 +60,17 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is a run of another recipe ({'; '.join(changed[:5])}"
                 f"{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}); "
-                "start another with run=NAME, or undo the change"
+                "start another with run=NAME, undo the change, or remove the folder"
             )
 
-    def mark(self, name: str) -> None:
+    def mark(self, name: str, images: int) -> None:
         """Leaves the file `done` or `stopped`."""
-        replace_text(self.path / name, f"process {os.getpid()} on {platform.node()}\n")
+        replace_text(self.path / name, f"{images}\n")
 
-    def is_done(self) -> bool:
-        return (self.path / "done").exists()
+    def is_done(self, images: int) -> bool:
+        """Whether a run of so many images is finished here; a longer one goes on from it."""
+        path = self.path / "done"
+        return path.exists() and int(path.read_text()) >= images
 
     def results(self) -> dict[str, float]:
         """The figures of results.json; empty where there are none yet."""

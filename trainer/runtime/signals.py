@@ -9,6 +9,10 @@ from trainer.runtime import collectives
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """Told to stop where everything is saved already."""
+
+
 class StopVote:
     """Asks all ranks at every step whether any was told to stop; the answer is read one step later.
 
@@ -18,6 +22,7 @@ class StopVote:
 
     def __init__(self):
         self.received: str | None = None
+        self._at_once = False
         self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -25,6 +30,14 @@ class StopVote:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if self._at_once:
+            raise Stopped
+
+    def stop_at_once(self) -> None:
+        """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
+        self._at_once = True
+        if self.received:
+            raise Stopped
 
     def agreed(self) -> bool:
         """Whether some rank had been told to stop at the step before; every rank asks at every step."""
@@ -41,5 +54,6 @@ class StopVote:
     def close(self) -> None:
         if self._work is not None:
             self._work.wait()
+            self._work = None
         for number, handler in self._before.items():
             signal.signal(number, handler)

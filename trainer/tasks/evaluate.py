@@ -17,7 +17,7 @@ from trainer import assembly, recipe_loading
 from trainer.evaluation import figures, probes
 from trainer.evaluation.knn import knn_accuracy, nearest
 from trainer.networks.batch_norm import recalibrate
-from trainer.recipe import Evaluate, Pretrain
+from trainer.recipe import Evaluate, EvaluateRun, Pretrain
 from trainer.runtime import checkpoint, collectives
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
@@ -46,10 +46,11 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     dataset = load_dataset(recipe.data.root)
     say = print if place.main else lambda line: None
     say(f"evaluating {found.path}")
+    journal = Journal(folder.journal) if place.main else None  # refused while the run is being trained
     results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, folder, say)
     if place.main:
         folder.merge_results(results)
-        deliver(folder, results, found.images, options)
+        deliver(folder, journal, results, found.images, options)
         print(figures.table(results))
         print(f"\nrun       {folder.path}\nfigures   {folder.path / 'results.json'}")
         if uri := uri_for(options.tracking.uri, folder.path.parent):
@@ -57,13 +58,11 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     return 0
 
 
-def deliver(folder: RunFolder, results: dict[str, float], images: int, options) -> None:
+def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, options: EvaluateRun) -> None:
     """Figures into the run's own journal, and through it into its MLflow run."""
-    journal = Journal(folder.journal)
     journal.metrics(results, images)
     uri = uri_for(options.tracking.uri, folder.path.parent)
     follower = uri and Follower(folder.path, uri, options.tracking.experiment, folder.path.name, report=print)
-    journal.write("end", "end", "FINISHED", images)
     if follower:
         follower.close()
     journal.close()

@@ -18,6 +18,8 @@ import torch
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import ViewMaker
+from data_pipelines.plan import check_division
+from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer import assembly
 from trainer.evaluation import figures
@@ -28,8 +30,9 @@ from trainer.runtime.journal import read
 from trainer.runtime.launch import Place
 from trainer.runtime.run import Run
 from trainer.runtime.run_folder import RunFolder
+from trainer.runtime.signals import Stopped
 from trainer.runtime.tracking import open_command, uri_for
-from trainer.schedules import due, learning_rate
+from trainer.schedules import due, learning_rate, whole_batches
 from trainer.tasks import evaluate
 from trainer.training import Training
 
@@ -38,27 +41,31 @@ def run(loaded: Loaded, place: Place) -> int:
     """Pretrains, evaluates and exports; the process's exit status (1: told to stop, run it again)."""
     recipe = loaded.recipe
     folder = RunFolder.of(loaded)
-    if folder.is_done():
+    total = whole_batches(recipe.images, recipe.batch)
+    if folder.is_done(total):
         folder.check(loaded)
         if place.main:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(summary(folder, recipe))
         return 0
     dataset = open_data(recipe.data, place)
+    check(recipe, place, dataset)
     outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
     training = None
     try:
         training = Training(recipe, place, dataset, outward.load(), outward.images, outward.warn)
         outward.begin(facts(loaded, training))
-        if not train(training, outward):
-            if place.main:
-                folder.mark("stopped")
-            outward.progress.say(f"told to stop ({outward.vote.received}): {outward.last_checkpoint()}")
-            outward.progress.say("the same command continues it")
-            outward.end("KILLED")
-            return 1
+        train(training, outward)
+        outward.vote.stop_at_once()
         finish(training, outward)
         outward.end("FINISHED")
+    except Stopped:
+        if place.main:
+            folder.mark("stopped", outward.images)
+        outward.progress.say(f"told to stop ({outward.vote.received}): {outward.last_checkpoint()}")
+        outward.progress.say("the same command continues it")
+        outward.end("KILLED")
+        return 1
     except BaseException:
         outward.end("FAILED")
         raise
@@ -66,7 +73,7 @@ def run(loaded: Loaded, place: Place) -> int:
         if training:
             training.close()
     if place.main:
-        folder.mark("done")
+        folder.mark("done", total)
         print(summary(folder, recipe))
     return 0
 
@@ -81,6 +88,20 @@ def open_data(options: Data, place: Place) -> Dataset:
         make(options.source, options.root)
     collectives.barrier()
     return load_dataset(options.root)
+
+
+def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
+    """Finds every mistake that can be found before anything is written.
+
+    Raises:
+        UserError: ranks and groups do not divide the batch, encoder, objective and data do not fit
+            together, or the data set lacks a split.
+    """
+    check_division(recipe.batch, place.world, recipe.accumulate, assembly.group_unit(recipe), "groups")
+    with torch.device("meta"):
+        assembly.build_objective(recipe)
+    for split in (recipe.data.train, recipe.data.test):
+        Reader(dataset, split)
 
 
 def describe_world(place: Place) -> dict:
@@ -112,13 +133,19 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
 # ---- the loop ------------------------------------------------------------------------------------
 
 
-def train(training: Training, run: Run) -> bool:
-    """Steps until the end of the run or until it is told to stop; whether it reached the end."""
-    recipe, clock = training.recipe, Clock(training)
+def train(training: Training, run: Run) -> None:
+    """Steps until the end of the run.
+
+    Raises:
+        Stopped: it was told to stop, and saved.
+    """
+    recipe, clock, profiler = training.recipe, Clock(training), start_profiler(training, run)
     while training.images < training.total:
         before = training.images
         values = training.step()
         now = training.images
+        if profiler:
+            profiler.step()
         run.progress.step(now)
         if due(recipe.log.every, before, now) or before == 0 or now == training.total:
             log(training, run, values, clock)
@@ -129,9 +156,21 @@ def train(training: Training, run: Run) -> bool:
         if due(recipe.save.every, before, now) or now == training.total or stop:
             with clock.aside():
                 save(training, run)
-        if stop and now < training.total:
-            return False
-    return True
+        if stop:
+            raise Stopped
+
+
+def start_profiler(training: Training, run: Run) -> "torch.profiler.profile | None":
+    """A profiler that records `profile` steps of rank 0 and writes them for chrome://tracing or Perfetto."""
+    steps = training.recipe.profile
+    if not steps or not training.place.main:
+        return None
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=8, warmup=2, active=steps, repeat=1),
+        on_trace_ready=lambda p: p.export_chrome_trace(str(run.folder.path / "profile.json")),
+    )
+    profiler.start()
+    return profiler
 
 
 def log(training: Training, run: Run, values: dict, clock: "Clock") -> None:
