@@ -65,7 +65,7 @@ def launch(folder: Path, world: int, jobs: list[dict]) -> dict:
 def runs(tmp_path_factory, digits):
     """The folder of the jobs, and what came out of them by number of ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    wide, single = recipe(digits, "float64"), recipe(digits, "float32")
+    wide, single = recipe(digits.root, "float64"), recipe(digits.root, "float32")
     jobs = [
         {"name": "float64", "recipe": wide, "do": ["free"], "steps": STEPS},
         {"name": "float32", "recipe": single, "do": ["free"], "steps": STEPS, "keep": KEEP},

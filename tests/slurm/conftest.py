@@ -75,7 +75,7 @@ class Job:
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def until(self, what, seconds: float = 180):
+    def until(self, what, seconds: float = 300):
         """Waits for `what()` to be true; it has to be while the job lives, or at its end."""
         end = time.monotonic() + seconds
         while True:

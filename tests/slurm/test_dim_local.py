@@ -16,7 +16,7 @@ SHORT = ["log.every=128", "save.every=25600", "evaluate.every=0", "evaluate.at_e
 def training(tmp_path):
     """Arguments of a small training on the embedded digits that leaves everything in the test's folder."""
     places = [f"outputs={tmp_path}/outputs", f"data.root={tmp_path}/digits", "tracking.uri=none"]
-    return ["recipe=quickstart", "images=25600", *places, *TINY, *SHORT]
+    return ["recipe=quickstart", *places, *TINY, *SHORT]
 
 
 def journal(run, kind):
@@ -27,7 +27,7 @@ def journal(run, kind):
 
 
 def is_training(run):
-    return any(record["images"] >= 640 for record in journal(run, "metric"))
+    return any(record["images"] >= 256 for record in journal(run, "metric"))
 
 
 def continued_once(run, job):
@@ -41,7 +41,7 @@ def continued_once(run, job):
     )  # what srun says of a launcher that the signal ended
     assert not any(words in job.text for words in killed), job.text
     (resumed,) = journal(run, "resumed")
-    assert 0 < resumed["images"] < 25600
+    assert resumed["images"] > 0
     assert (run / "done").exists()
     assert not (run / "stopped").exists()
 
@@ -60,7 +60,7 @@ def test_signal_before_the_time_limit(slurm, submit, training, tmp_path):
     The signal is what slurmctld sends before the limit, without the wait for it.
     """
     run = tmp_path / "outputs" / "quickstart"
-    job = submit("--gpus-per-node=2", *training)
+    job = submit("--gpus-per-node=2", "images=10240", *training)
     job.until(lambda: is_training(run))
     slurm("scancel", "--signal=USR1", job.id)
     continued_once(run, job)
@@ -70,7 +70,7 @@ def test_signal_before_the_time_limit(slurm, submit, training, tmp_path):
 def test_preemption(slurm, submit, training, tmp_path):
     """One process, which is sent TERM; a job that wants its node goes first."""
     run = tmp_path / "outputs" / "quickstart"
-    job = submit(*training)
+    job = submit("images=25600", *training)  # Slurm takes seconds to preempt
     job.until(lambda: is_training(run))
     urgent = ["--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     slurm("sbatch", *urgent)

@@ -49,7 +49,7 @@ def test_print_shows_the_resolved_recipe_with_origins(capsys, tmp_path):
     assert done.out == load(["recipe=dim_local", "optimizer.lr=3e-4"]).text()
     origins = {line.split("#")[0].strip(): line.split("#")[-1].strip() for line in done.out.splitlines()}
     assert origins["lr: 0.0003"] == "command line"
-    assert origins["batch: 512"] == "dim_local.yaml"
+    assert origins["source: cifar10"] == "dim_local.yaml"
     assert origins["window: 16"] == "default"
 
 
@@ -148,7 +148,7 @@ def test_the_exported_encoder_is_the_one_that_was_measured(finished, root):
     encoder = load_encoder(finished[0] / "quickstart" / "export" / "encoder.safetensors")
     assert not encoder.training
     features = encoder(torch.zeros(2, 3, 16, 16))
-    assert features["y"].shape == (2, 64)
+    assert features["y"].shape == (2, load(["recipe=quickstart"]).recipe.encoder.y)
     assert not torch.equal(encoder.fc[1].running_mean, torch.zeros(256))  # statistics were learned
 
 

@@ -9,7 +9,9 @@ from trainer.schedules import due, learning_rate, whole_batches
 
 
 def recipe(*overrides: str):
-    return load(["recipe=quickstart", "batch=100", "images=10000", "optimizer.lr=1e-2", *overrides]).recipe
+    fixed = ["batch=100", "images=10000", "optimizer.lr=1e-2"]
+    kind = [] if any(word.startswith("schedule") for word in overrides) else ["schedule={kind: constant}"]
+    return load(["recipe=quickstart", *fixed, *kind, *overrides]).recipe
 
 
 def test_constant_stays():

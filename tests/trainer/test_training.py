@@ -22,10 +22,14 @@ from trainer.training import Training
 TINY = [
     "batch=64",
     "groups.norm=16",
+    "data.size=16",
     "encoder.channels=[8, 16]",
     "encoder.fc=32",
     "encoder.y=16",
-    "objective.critic.units=32",
+    "objective.bound=jsd",
+    "objective.critic={units: 32, score: dot}",
+    "optimizer.lr=1e-3",
+    "schedule={kind: constant}",
     "data.threads=1",
 ]
 PRETRAINING = sorted(

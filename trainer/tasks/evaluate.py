@@ -14,15 +14,16 @@ from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from trainer import assembly, recipe_loading
-from trainer.evaluation import figures, probes
-from trainer.evaluation.knn import knn_accuracy, nearest
+from trainer.evaluation import probes
+from trainer.evaluation.knn import knn_accuracy
 from trainer.networks.batch_norm import recalibrate
 from trainer.recipe import Evaluate, EvaluateRun, Pretrain
 from trainer.runtime import checkpoint, collectives
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.run_folder import RunFolder
-from trainer.runtime.tracking import Follower, open_command, uri_for
+from trainer.runtime.tracking import Follower, uri_for
+from trainer.tasks import report
 from trainer.training import Training
 
 Features = dict[str, Tensor]
@@ -51,10 +52,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     if place.main:
         folder.merge_results(results)
         deliver(folder, journal, results, found.images, options)
-        print(figures.table(results))
-        print(f"\nrun       {folder.path}\nfigures   {folder.path / 'results.json'}")
-        if uri := uri_for(options.tracking.uri, folder.path.parent):
-            print(f"MLflow    {open_command(uri)}")
+        print(report.summary(folder, recipe))
     return 0
 
 
@@ -203,7 +201,7 @@ def measure(
     trained = both(objective.features)
     if place.main:
         results |= probe_all(trained, classes, options, recipe.seed, say, "encoder")
-        draw_neighbours(folder.path / "figures" / "neighbours.png", trained, readers, recipe, dataset)
+        report.draw_neighbours(folder.path / "figures" / "neighbours.png", trained, readers, recipe, dataset)
     del trained
     if options.controls:
         untrained = assembly.build_objective(recipe).to(place.device).eval()
@@ -250,34 +248,3 @@ def probe_all(
             results["knn/y"] = knn(sets, "y", classes, options)
     say(f"  {whose}: " + "  ".join(f"{name} {value:.1%}" for name, value in results.items()))
     return results
-
-
-def draw_neighbours(
-    path: Path, sets, readers: tuple[Reader, Reader], recipe: Pretrain, dataset: Dataset
-) -> None:
-    """Test images beside their nearest training images by y."""
-    (train, train_labels), (test, test_labels) = sets
-    shown = torch.from_numpy(permutation(len(test_labels), recipe.seed, "shown")[:8].copy())
-    found = nearest(train["y"], test["y"][shown], 8)
-    figures.neighbours(
-        path,
-        pictures(readers[1], shown.numpy(), recipe),
-        [pictures(readers[0], row, recipe) for row in found.numpy()],
-        test_labels[shown].tolist(),
-        train_labels[found].tolist(),
-        dataset.classes,
-    )
-
-
-def pictures(reader: Reader, ids: np.ndarray, recipe: Pretrain) -> list[np.ndarray]:
-    """Samples as float [H, W, 3] in [0, 1]."""
-    images = Images(recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
-    views = torch.cat([view for view, _ in in_order(reader, images, np.asarray(ids), len(ids))])
-    return [as_picture(view, recipe) for view in views]
-
-
-def as_picture(view: Tensor, recipe: Pretrain) -> np.ndarray:
-    """A normalised view [3, H, W] as float [H, W, 3] in [0, 1]."""
-    normalize = recipe.data.normalize
-    mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
-    return (view.float().cpu().permute(1, 2, 0) * std + mean).clamp(0, 1).numpy()

@@ -5,35 +5,28 @@ augmentations, what is logged, measured and saved) is a function of the recipe a
 same command continues a run that was killed, as if nothing had happened.
 """
 
-import json
 import platform
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
-from data_pipelines.loader import ViewMaker
 from data_pipelines.plan import check_division
 from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer import assembly
-from trainer.evaluation import figures
 from trainer.recipe import Data, Pretrain
 from trainer.recipe_loading import Loaded
-from trainer.runtime import checkpoint, collectives
-from trainer.runtime.journal import read
+from trainer.runtime import collectives
 from trainer.runtime.launch import Place
 from trainer.runtime.run import Run
 from trainer.runtime.run_folder import RunFolder
 from trainer.runtime.signals import Stopped
-from trainer.runtime.tracking import open_command, uri_for
 from trainer.schedules import due, learning_rate, whole_batches
-from trainer.tasks import evaluate
+from trainer.tasks import evaluate, report
 from trainer.training import Training
 
 
@@ -46,7 +39,7 @@ def run(loaded: Loaded, place: Place) -> int:
         folder.check(loaded)
         if place.main:
             print(f"{folder.path} is finished; run=NAME starts another")
-            print(summary(folder, recipe))
+            print(report.summary(folder, recipe))
         return 0
     dataset = open_data(recipe.data, place)
     check(recipe, place, dataset)
@@ -74,7 +67,7 @@ def run(loaded: Loaded, place: Place) -> int:
             training.close()
     if place.main:
         folder.mark("done", total)
-        print(summary(folder, recipe))
+        print(report.summary(folder, recipe))
     return 0
 
 
@@ -249,8 +242,8 @@ def finish(training: Training, run: Run) -> None:
     recipe, folder = training.recipe, run.folder
     if training.place.main:
         (folder.path / "figures").mkdir(exist_ok=True)
-        draw_views(training, folder)
-        export_encoder(training, folder)
+        report.draw_views(training, folder)
+        report.export_encoder(training, folder)
         run.artifact(folder.encoder, training.images)
     if not recipe.evaluate.at_end:
         return
@@ -267,72 +260,8 @@ def finish(training: Training, run: Run) -> None:
     if training.place.main:
         folder.merge_results(results)
         run.metrics(results, training.images)
-        draw_curves(folder)
-        figures.accuracies(folder.path / "figures" / "accuracies.png", folder.results())
+        report.draw_curves(folder)
+        report.draw_accuracies(folder)
         for path in sorted((folder.path / "figures").glob("*.png")):
             run.artifact(path, training.images)
         run.artifact(folder.path / "results.json", training.images)
-
-
-def export_encoder(training: Training, folder: RunFolder) -> None:
-    """The encoder alone, as safetensors with all that is needed to build and feed it."""
-    metadata = {
-        "encoder": json.dumps(assembly.encoder_options(training.recipe)),
-        "normalize": training.recipe.data.normalize.model_dump_json(),
-        "images": str(training.images),
-        "recipe": (folder.path / "recipe.yaml").read_text(),
-    }
-    checkpoint.export(folder.encoder, training.objective.encoder.state_dict(), metadata)
-
-
-CURVES = {  # what the picture calls it -> the metric
-    "loss": "loss",
-    "loss/random_guess": "local/random_guess",
-    "mi/train": "mi/local",
-    "mi/test": "mi/local/held_out",
-    "mi/ceiling": "mi/local/ceiling",
-    "knn/y": "knn/y/online",
-}
-
-
-def draw_views(training: Training, folder: RunFolder) -> None:
-    """The picture of what the encoder sees: the first images of the run as its views."""
-    recipe, count = training.recipe, 16
-    maker = ViewMaker(
-        training.reader,
-        replace(training.image_options, device=torch.device("cpu"), dtype=torch.float32),
-        recipe.data.views,
-        [0] * len(recipe.data.views),
-        recipe.seed,
-        count,
-        print,
-    )
-    positions = [np.arange(count)] * len(recipe.data.views)
-    views, _ = maker([training.plan.ids(0, count)], positions)
-    shown = [[evaluate.as_picture(image, recipe) for image in view] for view in views]
-    figures.views(folder.path / "figures" / "views.png", shown)
-
-
-def draw_curves(folder: RunFolder) -> None:
-    """The picture of the journal's metrics."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for record, _ in read(folder.journal):
-        if record["kind"] == "metric":
-            images, values = series.setdefault(record["name"], ([], []))
-            images.append(record["images"])
-            values.append(record["value"])
-    drawn = {shown: series[name] for shown, name in CURVES.items() if name in series}
-    figures.curves(folder.path / "figures" / "curves.png", drawn)
-
-
-def summary(folder: RunFolder, recipe: Pretrain) -> str:
-    """The last lines of a run: what was learned, where it is, how to look at it."""
-    lines = [figures.table(folder.results()), ""] if folder.results() else []
-    lines.append(f"run       {folder.path}")
-    lines.append(f"encoder   {folder.encoder}")
-    pictures = sorted(path.name for path in (folder.path / "figures").glob("*.png"))
-    if pictures:
-        lines.append(f"pictures  {folder.path / 'figures'}: {', '.join(pictures)}")
-    if uri := uri_for(recipe.tracking.uri, Path(recipe.outputs)):
-        lines.append(f"MLflow    {open_command(uri)}")
-    return "\n".join(lines)
