@@ -4,6 +4,8 @@ DALI decides nothing here: crops, colour factors, blur widths and flips come in 
 sample, so a batch is a pure function of bytes and draws.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
@@ -54,7 +56,7 @@ class ImagePipeline:
             "exec_pipelined": False,
         }
         self.size, self.normalize, self.device = size, normalize, device
-        self.pipeline = self._build()
+        self.pipeline, self.headers = self._build(), self._build_headers()
 
     def _build(self) -> Pipeline:
         pipeline = view_graph(
@@ -68,19 +70,29 @@ class ImagePipeline:
         pipeline.build()
         return pipeline
 
-    def __call__(self, encoded: list[list[np.ndarray]], draws: list[Draws]) -> list[torch.Tensor]:
+    def _build_headers(self) -> Pipeline:
+        images = self.options["batch_size"] * (max(self.sources) + 1)
+        pipeline = header_graph(**{**self.options, "batch_size": images, "device_id": None})
+        pipeline.build()
+        return pipeline
+
+    def __call__(
+        self, encoded: list[list[np.ndarray]], sizes: list[np.ndarray], draws: list[Draws]
+    ) -> list[torch.Tensor]:
         """Makes the views of one batch.
 
         Args:
             encoded: for each source a list of n encoded images, uint8 arrays.
+            sizes: for each source the heights and widths that they should have, int [n, 2].
             draws: for each view its n draws.
 
         Returns:
             For each view a float32 tensor [n, 3, size, size] in channels_last memory.
 
         Raises:
-            Undecodable: naming the slots; the next call works again.
+            Undecodable: naming the slots, also of images of another size; the next call works again.
         """
+        self._check_headers(encoded, sizes)
         for number, images in enumerate(encoded):
             self.pipeline.feed_input(f"encoded{number}", images)
         for number, (view, d) in enumerate(zip(self.views, draws, strict=True)):
@@ -91,43 +103,54 @@ class ImagePipeline:
         except RuntimeError:
             # DALI's pipeline is dead after a failure and does not always say which image it was.
             self.pipeline = self._build()
-            slots = self._failing(encoded, draws)
+            slots = [
+                [slot for slot, made in enumerate(self._alone(decode_graph, images)) if made is None]
+                for images in encoded
+            ]
             if not any(slots):
                 raise
             raise Undecodable(slots) from None
         return [self._tensor(output) for output in outputs]
 
+    def _check_headers(self, encoded: list[list[np.ndarray]], sizes: list[np.ndarray]) -> None:
+        """Raises Undecodable where a header cannot be read or says another size.
+
+        Asked before anything is decoded: among several images, one whose header cannot be read makes DALI
+        2.4's decoder write over its own memory, and the process dies some time later. And a damaged header
+        that speaks of 50,000 x 50,000 pixels gets no memory. It costs 12 us an image.
+        """
+        self.headers.feed_input("encoded", [image for images in encoded for image in images])
+        try:
+            (shapes,) = self.headers.run()
+        except RuntimeError:
+            self.headers = self._build_headers()
+        else:
+            if np.array_equal(np.asarray(shapes.as_tensor())[:, :2], np.concatenate(sizes)):
+                return
+        slots = []
+        for images, expected in zip(encoded, sizes, strict=True):
+            found = [(0, 0) if made is None else made.at(0)[:2] for made in self._alone(header_graph, images)]
+            slots.append(np.flatnonzero((np.array(found) != expected).any(axis=1)).tolist())
+        raise Undecodable(slots)
+
+    def _alone(self, graph, images: list[np.ndarray]) -> Iterator:
+        """What a graph makes of each image alone, a batch of one; None where it fails."""
+        pipeline = None
+        for image in images:
+            if pipeline is None:
+                pipeline = graph(**{**self.options, "batch_size": 1, "num_threads": 1})
+                pipeline.build()
+            pipeline.feed_input("encoded", [image])
+            try:
+                (made,) = pipeline.run()
+            except RuntimeError:
+                made = pipeline = None
+            yield made
+
     def _tensor(self, output) -> torch.Tensor:
         # A copy: DALI writes its next batch into the same memory.
         tensor = torch.from_dlpack(output.as_tensor()).clone()
         return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
-
-    def _failing(self, encoded: list[list[np.ndarray]], draws: list[Draws]) -> list[list[int]]:
-        """The slots of images that cannot be decoded or do not hold the crop (another file's image)."""
-        slots = []
-        for number, images in enumerate(encoded):
-            crops = [
-                d.anchor + d.shape for d, source in zip(draws, self.sources, strict=True) if source == number
-            ]
-            short = (self._decoded_sizes(images) < np.max(crops, axis=0)).any(axis=1)
-            slots.append(np.flatnonzero(short).tolist())
-        return slots
-
-    def _decoded_sizes(self, images: list[np.ndarray]) -> np.ndarray:
-        """Height and width of each image, decoded alone; 0 where that fails. int64 [n, 2]."""
-        sizes = np.zeros((len(images), 2), np.int64)
-        probe = None
-        for slot, image in enumerate(images):
-            if probe is None:
-                probe = decode_graph(**{**self.options, "batch_size": 1, "num_threads": 1})
-                probe.build()
-            try:
-                probe.feed_input("encoded", [image])
-                (decoded,) = probe.run()
-                sizes[slot] = decoded.shape()[0][:2]
-            except RuntimeError:
-                probe = None
-        return sizes
 
 
 def arguments(view: View) -> list[str]:
@@ -138,6 +161,11 @@ def arguments(view: View) -> list[str]:
     elif view.grayscale:
         names += ["saturation"]
     return names + ["sigma"] * bool(view.blur) + ["flip"] * bool(view.flip)
+
+
+@pipeline_def
+def header_graph():
+    return fn.peek_image_shape(fn.external_source(name="encoded"))
 
 
 @pipeline_def
@@ -167,7 +195,7 @@ def one_view(image, number, view, size, normalize, device):
     def argument(name):
         return fn.external_source(name=f"{name}{number}")
 
-    image = fn.slice(image, argument("anchor"), argument("shape"), axis_names="HW")  # fails out of bounds
+    image = fn.slice(image, argument("anchor"), argument("shape"), axis_names="HW")
     image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     if view.jitter:
         # torchvision's contrast turns about the image's mean grey, DALI's own about a constant. Written

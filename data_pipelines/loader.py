@@ -91,7 +91,7 @@ class ViewMaker:
                 for number, view in enumerate(self.views)
             ]
             try:
-                return [view.to(self.dtype) for view in self.pipeline(encoded, draws)], ids
+                return [view.to(self.dtype) for view in self.pipeline(encoded, sizes, draws)], ids
             except Undecodable as error:
                 for source, slots in zip(ids, error.slots, strict=True):
                     self.bad.update(int(source[slot]) for slot in slots)

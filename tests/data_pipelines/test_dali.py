@@ -1,6 +1,8 @@
 """The DALI graph against slow references, its independence of threads and slots, and undecodable images."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
 CPU = torch.device("cpu")
 N, SIDE = 48, 32
 PIXELS = pictures(N)
+SIZES = np.full((N, 2), SIDE)
 VALUES = Normalize(mean=[0.0, 0.0, 0.0], std=[1 / 255, 1 / 255, 1 / 255])  # 0..255, to compare with pixels
 JITTER = View(jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1))
 CROP = View(crop=Crop(scale=Range(low=0.2, high=1.0)))
@@ -42,10 +45,10 @@ def fixed(n: int = N, height: int = SIDE, width: int = SIDE, **chosen) -> Draws:
     )
 
 
-def run(view: View, images: list[np.ndarray], draws: Draws, size: int = SIDE, threads: int = 2) -> np.ndarray:
+def run(view: View, images: list[np.ndarray], draws: Draws, size: int = SIDE, sizes=None) -> np.ndarray:
     """One view as pixel values 0..255, [n, size, size, 3]."""
-    pipeline = ImagePipeline([view], [0], size, VALUES, len(images), threads, CPU)
-    (tensor,) = pipeline([images], [draws])
+    pipeline = ImagePipeline([view], [0], size, VALUES, len(images), 2, CPU)
+    (tensor,) = pipeline([images], [draws.shape if sizes is None else sizes], [draws])
     return tensor.permute(0, 2, 3, 1).numpy().astype(np.float64)
 
 
@@ -93,7 +96,7 @@ def test_other_png_kinds_become_three_channels(mode):
 def test_normalisation_is_exact():
     images, mean, std = encoded(PIXELS), [0.1, 0.5, 0.7], [0.2, 0.25, 0.9]
     for normalize in (Normalize(), Normalize(mean=mean, std=std)):
-        (found,) = ImagePipeline([View()], [0], SIDE, normalize, N, 2, CPU)([images], [fixed()])
+        (found,) = ImagePipeline([View()], [0], SIDE, normalize, N, 2, CPU)([images], [SIZES], [fixed()])
         expected = (PIXELS / 255 - normalize.mean) / normalize.std
         np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, rtol=0, atol=2e-6)
     assert found.dtype == torch.float32
@@ -185,13 +188,13 @@ def test_blur():
     [(32, 32, 32, 0.25, 1.5), (32, 32, 48, 0.25, 1.5), (96, 80, 32, 0.3, 6), (37, 90, 16, 0.3, 8)],
 )
 def test_crop_and_resize_are_pillows(height, width, size, mean, largest):
-    images = pictures(N, height, width)
-    draws = draw(CROP, 0, np.arange(N), 0, np.tile([height, width], (N, 1)))
+    images, sizes = pictures(N, height, width), np.tile([height, width], (N, 1))
+    draws = draw(CROP, 0, np.arange(N), 0, sizes)
     expected = []
     for pixels, (top, left), (h, w) in zip(images, draws.anchor, draws.shape, strict=True):
         box = Image.fromarray(pixels).crop((left, top, left + w, top + h))
         expected.append(np.asarray(box.resize((size, size), Image.Resampling.BILINEAR)))  # antialiased
-    assert_close(run(CROP, encoded(images), draws, size), np.stack(expected), mean, largest)
+    assert_close(run(CROP, encoded(images), draws, size, sizes), np.stack(expected), mean, largest)
 
 
 # ---- independence ------------------------------------------------------------------------------------
@@ -202,8 +205,8 @@ def views_of(order: np.ndarray, batch: int, threads: int, sizes: list[int]) -> l
     pipeline = ImagePipeline([MOCO, MOCO], [0, 0], SIDE, Normalize(), batch, threads, CPU)
     images, parts = encoded(PIXELS), []
     for part in np.split(order, np.cumsum(sizes)[:-1]):
-        draws = [draw(MOCO, 0, part, view, np.full((len(part), 2), SIDE)) for view in (0, 1)]
-        parts.append(pipeline([[images[i] for i in part]], draws))
+        draws = [draw(MOCO, 0, part, view, SIZES[part]) for view in (0, 1)]
+        parts.append(pipeline([[images[i] for i in part]], [SIZES[part]], draws))
     return [torch.cat(view)[np.argsort(order)] for view in zip(*parts, strict=True)]
 
 
@@ -223,10 +226,10 @@ def test_equal_bytes_with_any_threads_slots_and_batches():
 
 def test_views_are_channels_last_and_own_their_memory():
     pipeline = ImagePipeline([CROP, View()], [0, 1], SIDE, Normalize(), N, 2, CPU)
-    images, draws = encoded(PIXELS), [draw(CROP, 0, np.arange(N), 0, np.full((N, 2), SIDE)), fixed()]
-    first = pipeline([images, images[::-1]], draws)
+    images, draws = encoded(PIXELS), [draw(CROP, 0, np.arange(N), 0, SIZES), fixed()]
+    first = pipeline([images, images[::-1]], [SIZES, SIZES], draws)
     kept = [view.clone() for view in first]
-    pipeline([images[::-1], images], draws)  # DALI writes the next batch into the same memory
+    pipeline([images[::-1], images], [SIZES, SIZES], draws)  # DALI writes the next batch into the same memory
     for view, copy in zip(first, kept, strict=True):
         assert view.shape == (N, 3, SIDE, SIDE)
         assert view.is_contiguous(memory_format=torch.channels_last)
@@ -236,7 +239,7 @@ def test_views_are_channels_last_and_own_their_memory():
 def test_a_view_is_made_from_its_source():
     pipeline = ImagePipeline([View(), View(), View()], [1, 0, 1], SIDE, VALUES, N, 2, CPU)
     images = encoded(PIXELS)
-    found = pipeline([images, images[::-1]], [fixed()] * 3)
+    found = pipeline([images, images[::-1]], [SIZES, SIZES], [fixed()] * 3)
     for view, expected in zip(found, (PIXELS[::-1], PIXELS, PIXELS[::-1]), strict=True):
         assert np.array_equal(view.permute(0, 2, 3, 1), expected)
 
@@ -253,23 +256,28 @@ def test_a_graph_takes_no_more_than_its_view_needs():
 def test_undecodable_images_are_named_and_the_next_call_works(capfd):
     pipeline = ImagePipeline([MOCO, CROP], [0, 1], SIDE, Normalize(), N, 2, CPU)
     images = encoded(PIXELS)
-    draws = [draw(view, 0, np.arange(N), i, np.full((N, 2), SIDE)) for i, view in enumerate([MOCO, CROP])]
-    expected = pipeline([images, images], draws)
+    draws = [draw(view, 0, np.arange(N), i, SIZES) for i, view in enumerate([MOCO, CROP])]
+    expected = pipeline([images, images], [SIZES, SIZES], draws)
     whole = images[0].tobytes()
+    header = whole[12:16] + struct.pack(">II", 50_000, 50_000) + whole[24:29]
     broken = {
         2: whole[: len(whole) // 2],
         5: b"hello, I am no image",
         6: bytes(len(whole)),
         11: whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],  # its checksum is wrong
-        N - 1: png(pictures(1, 4, 4)[0]),  # another image, too small for the crop
+        20: whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:],  # no memory is taken for it
+        N - 1: png(pictures(1, 4, 4)[0]),  # another image than the index speaks of
     }
     first, second = list(images), list(images)
     for slot, data in broken.items():
         first[slot] = np.frombuffer(data, np.uint8)
     second[7] = np.zeros(0, np.uint8)
-    for _ in range(2):
+    for _ in range(3):
+        with pytest.raises(Undecodable) as error:  # first those whose headers tell
+            pipeline([first, second], [SIZES, SIZES], draws)
+        assert error.value.slots == [sorted(set(broken) - {11}), [7]]
         with pytest.raises(Undecodable) as error:
-            pipeline([first, second], draws)
-        assert error.value.slots == [sorted(broken), [7]]
-        for view, right in zip(pipeline([images, images], draws), expected, strict=True):
+            pipeline([images, [first[11] if i == 11 else image for i, image in enumerate(images)]], [SIZES] * 2, draws)
+        assert error.value.slots == [[], [11]]
+        for view, right in zip(pipeline([images, images], [SIZES, SIZES], draws), expected, strict=True):
             assert torch.equal(view, right)

@@ -35,10 +35,8 @@ def continued_once(run, job):
     assert job.end() == "COMPLETED", job.text
     assert job.told("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
-    killed = (
-        "task 0: User defined signal",
-        "task 0: Terminated",
-    )  # what srun says of a launcher that the signal ended
+    # what srun says of a launcher that the signal has ended
+    killed = ("task 0: User defined signal", "task 0: Terminated")
     assert not any(words in job.text for words in killed), job.text
     (resumed,) = journal(run, "resumed")
     assert resumed["images"] > 0
@@ -70,7 +68,7 @@ def test_signal_before_the_time_limit(slurm, submit, training, tmp_path):
 def test_preemption(slurm, submit, training, tmp_path):
     """One process, which is sent TERM; a job that wants its node goes first."""
     run = tmp_path / "outputs" / "quickstart"
-    job = submit("images=25600", *training)  # Slurm takes seconds to preempt
+    job = submit("images=15360", *training)  # Slurm takes seconds to preempt
     job.until(lambda: is_training(run))
     urgent = ["--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     slurm("sbatch", *urgent)

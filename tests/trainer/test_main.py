@@ -173,7 +173,7 @@ def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):
     assert set(after) - set(before) == {"few_shot/5/linear/y"}
     for name, value in before.items():
         assert after[name] == pytest.approx(value, abs=0.01)
-    assert str(outputs / "quickstart" / "results.json") in done.out
+    assert f"run       {outputs / 'quickstart'}" in done.out
 
 
 def test_more_images_continue_a_finished_run_of_a_constant_schedule(capsys, root, tmp_path):
