@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="hybrid-infomax",
     version="0.1.0",
-    description="Pretraining of image encoders by mutual information: Deep InfoMax, MoCo-v2 and the hybrid bound",
+    description="Pretraining of image encoders by mutual information, from a laptop to a cluster",
     python_requires=">=3.10",
     packages=find_packages(include=["trainer", "trainer.*", "data_pipelines", "data_pipelines.*"]),
     install_requires=[

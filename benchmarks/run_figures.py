@@ -1,4 +1,4 @@
-"""The figures of a finished DIM run on CIFAR-10 as a table, the paper's beside them: run_figures.py RUN_FOLDER"""
+"""The figures of a finished DIM run on CIFAR-10, the paper's beside them: run_figures.py RUN_FOLDER"""
 
 import json
 import statistics

@@ -80,7 +80,8 @@ def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -
             order = permutation(group, seed, "key groups", images_seen, number, query)
             for key in range(groups):
                 held[(key + query) % groups].append(query * group + order[key::groups])
-        places[number * block : (number + 1) * block] = number * block + np.concatenate(sum(held, []))
+        slots = np.concatenate([part for key in held for part in key])
+        places[number * block : (number + 1) * block] = number * block + slots
     return places
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.objectives.bounds import information, infonce_loss, jsd_loss, negatives, positives, random_guess
+from trainer.objectives.bounds import infonce_loss, information, jsd_loss, negatives, positives, random_guess
 
 LOSSES = {"jsd": jsd_loss, "infonce": infonce_loss}
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_locations_are_drawn_per_group_whatever_the_micro_batches():
         parts = [
             picked(objective, batch_of(x[at : at + micro], seen=64, first=at)) for at in range(0, 16, micro)
         ]
-        assert sum(parts, []) == whole
+        assert list(chain.from_iterable(parts)) == whole
     assert picked(objective, batch_of(x, seen=64)) == whole
     assert picked(objective, batch_of(x, seen=80)) != whole
     assert picked(objective, batch_of(x, seen=64, seed=1)) != whole

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = ["encoder.channels=[8, 16]", "encoder.fc=32", "objective.critic.units=32"]
+TINY = ["data.size=16", "encoder.channels=[8, 16]", "encoder.fc=32", "objective.critic.units=32"]
 SHORT = ["log.every=128", "save.every=25600", "evaluate.every=0", "evaluate.at_end=false"]
 
 

@@ -56,15 +56,16 @@ def script(capsys, *arguments: str) -> Done:
     def leave(status: int) -> None:  # the real one ends the process
         raise SystemExit(status)
 
-    AcceleratorState._reset_state(True)
+    AcceleratorState._reset_state(True)  # a process trains in one precision; tests in several
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("ACCELERATE_USE_CPU", "ACCELERATE_ALLOW_CPU"):
             patch.setenv(name, "true")
         patch.setattr(launch, "leave", leave)
         patch.setattr(sys, "argv", [str(MAIN), *arguments])
         patch.setattr(sys, "path", [str(MAIN.parent), *sys.path])
-        runpy.run_path(str(MAIN), run_name="__main__")
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(MAIN), run_name="__main__")
     AcceleratorState._reset_state(True)
     out, err = capsys.readouterr()
     return Done(left.value.code, out, err)

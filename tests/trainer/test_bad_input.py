@@ -1,4 +1,4 @@
-"""Users' mistakes and broken surroundings, through the command line: one clear line, and nothing left behind."""
+"""Users' mistakes and broken surroundings, through the command line: one clear line, nothing left behind."""
 
 import json
 import shutil
@@ -11,18 +11,15 @@ from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
 from data_pipelines.dataset import load_dataset
 from data_pipelines.reader import Reader
-from data_pipelines.shards import make
 from trainer.runtime.journal import read
 
 CIFAR = ["recipe=dim_local_small", "images=128", "evaluate.at_end=false", "tracking.uri=none"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(digits) -> Path:
     """The digits; read only."""
-    folder = tmp_path_factory.mktemp("bad") / "digits"
-    make("digits", folder, images_per_shard=500, workers=1, progress=False)
-    return folder
+    return digits.root
 
 
 @pytest.fixture
@@ -103,7 +100,8 @@ def test_a_recipe_changed_under_a_run_is_refused_naming_the_keys(capsys, made, o
 
 def contents(folder: Path) -> dict[Path, bytes]:
     """Every file of a folder but the lock files."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path: path.read_bytes() for path in files}
 
 
 # ---- the data ---------------------------------------------------------------------------------------
@@ -115,7 +113,7 @@ def test_missing_and_wrong_data_folders_say_how_to_make_the_data(capsys, made, t
     for folder, what in ((tmp_path / "none", "does not exist"), (empty, "holds no dataset.json")):
         line = mistake(script(capsys, *CIFAR, f"outputs={outputs}", f"data.root={folder}"))
         assert what in line
-        assert f"python -m data_pipelines.shards source=" in line
+        assert "python -m data_pipelines.shards source=" in line
     line = mistake(script(capsys, *CIFAR, f"outputs={outputs}", f"data.root={made}"))
     assert "digits" in line
     assert "cifar10" in line  # another data set than the recipe's
@@ -219,7 +217,8 @@ def test_a_launcher_that_would_start_fewer_ranks_is_refused_with_the_way_out(mad
 
 
 def test_a_mistake_under_the_launcher_is_not_buried_under_its_traceback(outputs):
-    done = process("accelerate", "launch", "trainer/main.py", "recipe=quickstart", "btch=1", f"outputs={outputs}")
+    arguments = ["recipe=quickstart", "btch=1", f"outputs={outputs}"]
+    done = process("accelerate", "launch", "trainer/main.py", *arguments)
     assert done.status != 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert "btch: unknown key; did you mean 'batch'?" in line

@@ -9,7 +9,6 @@ import pytest
 import torch
 from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
-from data_pipelines.shards import make
 from trainer.assembly import load_encoder
 from trainer.recipe_loading import RECIPES, load
 from trainer.runtime.journal import read
@@ -25,10 +24,8 @@ PROBES = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("main") / "digits"
-    make("digits", folder, workers=1, progress=False)
-    return folder
+def root(digits) -> Path:
+    return digits.root
 
 
 # ---- questions --------------------------------------------------------------------------------------
@@ -43,7 +40,7 @@ def test_list_names_every_recipe_from_any_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_print_shows_the_resolved_recipe_with_origins(capsys, tmp_path):
+def test_print_shows_the_resolved_recipe_with_origins(capsys):
     done = script(capsys, "recipe=dim_local", "--print", "optimizer.lr=3e-4")
     assert (done.status, done.err) == (0, "")
     assert done.out == load(["recipe=dim_local", "optimizer.lr=3e-4"]).text()
@@ -60,7 +57,7 @@ def test_folder_is_where_the_run_will_be(capsys):
 
 def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_path):
     root = tmp_path / "nothing"
-    done = script(capsys, "recipe=dim_local", f"data.root={root}", f"outputs={tmp_path / 'outputs'}", "--plan")
+    done = script(capsys, "recipe=dim_local", "--plan", f"data.root={root}", f"outputs={tmp_path}/outputs")
     assert (done.status, done.err) == (0, "")
     assert f"data set {root} does not exist" in done.out
     for part in ("encoder 4,921,280", "critic, local 4,728,832", "critic, y 4,466,688", "in all 14,116,800"):
@@ -72,17 +69,13 @@ def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_pat
 
 
 def test_plan_counts_epochs_where_the_data_is(capsys, root, tmp_path):
-    images = len(load_images(root))
+    images = json.loads((root / "dataset.json").read_text())["splits"]["train"]["images"]
     done = script(capsys, *tiny(tmp_path, root), "--plan")
     assert done.status == 0
     assert f"{images:,} images an epoch = {images / 128:.1f} steps; {256 / images:.1f} epochs" in done.out
     assert "256 images = 2 steps of 128" in done.out
     assert "(2 times, 2 kept)" in done.out
     assert not list(tmp_path.iterdir())
-
-
-def load_images(root: Path) -> range:
-    return range(json.loads((root / "dataset.json").read_text())["splits"]["train"]["images"])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +182,10 @@ def test_another_name_starts_another_run_beside_it(capsys, root, tmp_path):
     assert script(capsys, *tiny(tmp_path, root, "run=first", "images=128")).status == 0
     assert script(capsys, *tiny(tmp_path, root, "run=second", "images=128", "seed=1")).status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
-    weights = [load_encoder(tmp_path / name / "export/encoder.safetensors").y.weight for name in ("first", "second")]
-    assert not torch.equal(*weights)
+    first, second = (
+        load_encoder(tmp_path / run / "export/encoder.safetensors") for run in ("first", "second")
+    )
+    assert not torch.equal(first.y.weight, second.y.weight)
 
 
 @pytest.mark.slow

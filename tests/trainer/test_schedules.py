@@ -62,7 +62,8 @@ def test_due_is_a_multiple_passed():
 def test_due_comes_as_often_as_multiples_are_passed_wherever_a_run_was_resumed(every, batch):
     steps = [(batch * step, batch * (step + 1)) for step in range(60)]
     found = [after for before, after in steps if due(every, before, after)]
-    assert found == sorted({-(-multiple // batch) * batch for multiple in range(every, 60 * batch + 1, every)})
+    multiples = range(every, 60 * batch + 1, every)
+    assert found == sorted({-(-multiple // batch) * batch for multiple in multiples})
 
 
 @pytest.mark.parametrize(
