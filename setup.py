@@ -25,5 +25,5 @@ setup(
         "tqdm",
         "psutil",
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "ruff"]},
+    extras_require={"test": ["pytest", "psycopg2-binary", "ruff"]},
 )

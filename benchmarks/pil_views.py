@@ -58,10 +58,7 @@ def color_jitter(image: Image.Image, brightness: float, contrast: float, saturat
     shift = float(torch.empty(1).uniform_(-hue, hue))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for number in order:
-        if number == 3:
-            image = adjust_hue(image, shift)
-        else:
-            image = enhancers[number](image).enhance(factors[number])
+        image = adjust_hue(image, shift) if number == 3 else enhancers[number](image).enhance(factors[number])
     return image
 
 

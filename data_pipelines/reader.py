@@ -8,6 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import read_array
@@ -75,7 +76,7 @@ class Reader:
         offset = int(self.entries(np.array([sample]))["offset"][0])
         header = self._pread(shard, TAR_BLOCK, offset - TAR_BLOCK)  # a tar member's header precedes it
         name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
-        return f"{name} in {self.root / self.names[shard]}"
+        return f"{name} in {self._path(shard)}"
 
     def close(self) -> None:
         while self._handles:
@@ -97,21 +98,23 @@ class Reader:
         return index
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
-        path = self.root / self.names[shard]
         try:
             with self._lock:
                 if shard in self._handles:
                     self._handles.move_to_end(shard)
                 else:
-                    self._handles[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    self._handles[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
                     if len(self._handles) > OPEN_SHARDS:
                         os.close(self._handles.popitem(last=False)[1])
                 data = os.pread(self._handles[shard], size, offset)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); {self._verify()}") from None
+            raise UserError(f"{self._path(shard)} cannot be read ({error.strerror}); {self._verify()}") from None
         if len(data) < size:
-            raise UserError(f"{path}: ends before byte {offset + size}; {self._verify()}")
+            raise UserError(f"{self._path(shard)}: ends before byte {offset + size}; {self._verify()}")
         return data
+
+    def _path(self, shard: int) -> Path:
+        return self.root / self.names[shard]
 
     def _verify(self) -> str:
         return f"check with: python -m data_pipelines.shards verify {self.root}"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def set_environment() -> None:
     costs ten times what it gains (measured: the MLP probe, 25 s instead of 5 s beside other jobs).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every rank would advise against what we chose
 
 
 def local_world() -> int:
@@ -127,6 +129,8 @@ def start(precision: str) -> Place:
 
     # Unused parameters are looked for because DDP then keeps its buckets: rebuilt after the first
     # backward, they add up in another order, and a resumed run would differ in the last bits.
+    # accelerate knows no other name for it yet.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no", cpu=not gpu, kwargs_handlers=[ddp]

@@ -24,7 +24,9 @@ class RunFolder:
 
     @classmethod
     def of(cls, loaded: recipe_loading.Loaded) -> "RunFolder":
-        """The folder of a pretraining recipe: outputs/<run>, the run's name being the recipe's by default."""
+        """The folder a recipe writes to: outputs/<run>, the recipe's name by default; or `from`."""
+        if loaded.recipe.task == "evaluate":
+            return cls(Path(loaded.recipe.from_))
         return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
 
     def open(self, loaded: recipe_loading.Loaded, world: dict) -> None:

@@ -1,7 +1,6 @@
 """Evaluation of a frozen encoder: probes, nearest neighbours, controls, on cached features."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ Features = dict[str, Tensor]
 def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     """Evaluates the newest checkpoint of the run in `from`; figures go to its results.json and to MLflow."""
     options = loaded.recipe
-    folder = RunFolder(Path(options.from_))
+    folder = RunFolder.of(loaded)
     if not (folder.path / "recipe.yaml").exists():
         raise UserError(f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder")
     recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe

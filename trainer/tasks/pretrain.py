@@ -25,6 +25,7 @@ from trainer.runtime.launch import Place
 from trainer.runtime.run import Run
 from trainer.runtime.run_folder import RunFolder
 from trainer.runtime.signals import Stopped
+from trainer.runtime.tracking import uri_for
 from trainer.schedules import due, learning_rate, whole_batches
 from trainer.tasks import evaluate, report
 from trainer.training import Training
@@ -88,13 +89,14 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
 
     Raises:
         UserError: ranks and groups do not divide the batch, encoder, objective and data do not fit
-            together, or the data set lacks a split.
+            together, the data set lacks a split, or `tracking.uri` is no address.
     """
     check_division(recipe.batch, place.world, recipe.accumulate, assembly.group_unit(recipe), "groups")
     with torch.device("meta"):
         assembly.build_objective(recipe)
     for split in (recipe.data.train, recipe.data.test):
         Reader(dataset, split)
+    uri_for(recipe.tracking.uri, Path(recipe.outputs))
 
 
 def describe_world(place: Place) -> dict:
