@@ -93,9 +93,11 @@ class ViewMaker:
             try:
                 return [view.to(self.dtype) for view in self.pipeline(encoded, sizes, draws)], ids
             except Undecodable as error:
-                for source, slots in zip(ids, error.slots, strict=True):
-                    self.bad.update(int(source[slot]) for slot in slots)
-                for sample in sorted({int(s[i]) for s, k in zip(ids, error.slots, strict=True) for i in k}):
+                found = {
+                    int(i) for source, slots in zip(ids, error.slots, strict=True) for i in source[slots]
+                }
+                self.bad |= found
+                for sample in sorted(found):
                     self.warn(
                         f"{self.reader.describe(sample)} cannot be decoded; image {self._good(sample)} of the "
                         f"split takes its place ({len(self.bad)} so far)"

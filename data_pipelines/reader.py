@@ -108,7 +108,8 @@ class Reader:
                         os.close(self._handles.popitem(last=False)[1])
                 data = os.pread(self._handles[shard], size, offset)
         except OSError as error:
-            raise UserError(f"{self._path(shard)} cannot be read ({error.strerror}); {self._verify()}") from None
+            path = self._path(shard)
+            raise UserError(f"{path} cannot be read ({error.strerror}); {self._verify()}") from None
         if len(data) < size:
             raise UserError(f"{self._path(shard)}: ends before byte {offset + size}; {self._verify()}")
         return data

@@ -83,8 +83,12 @@ class Training:
         return values
 
     def all_finite(self) -> bool:
-        """Whether every loss so far was finite, on every rank."""
-        return collectives.mean(self.finite.double()).item() == 1.0
+        """Whether every loss so far was finite, and all that a checkpoint would hold is, on every rank.
+
+        A finite loss can have a gradient, or a square of one, that is not.
+        """
+        held = torch.stack([tensor.isfinite().all() for tensor in self.state().values()]).all()
+        return collectives.mean((self.finite & held).double()).item() == 1.0
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds."""

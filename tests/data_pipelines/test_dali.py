@@ -265,7 +265,7 @@ def test_undecodable_images_are_named_and_the_next_call_works(capfd):
         5: b"hello, I am no image",
         6: bytes(len(whole)),
         11: whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],  # its checksum is wrong
-        20: whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:],  # no memory is taken for it
+        20: whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:],  # takes no memory
         N - 1: png(pictures(1, 4, 4)[0]),  # another image than the index speaks of
     }
     first, second = list(images), list(images)
@@ -277,7 +277,7 @@ def test_undecodable_images_are_named_and_the_next_call_works(capfd):
             pipeline([first, second], [SIZES, SIZES], draws)
         assert error.value.slots == [sorted(set(broken) - {11}), [7]]
         with pytest.raises(Undecodable) as error:
-            pipeline([images, [first[11] if i == 11 else image for i, image in enumerate(images)]], [SIZES] * 2, draws)
+            pipeline([images, [*images[:11], first[11], *images[12:]]], [SIZES, SIZES], draws)
         assert error.value.slots == [[], [11]]
         for view, right in zip(pipeline([images, images], [SIZES, SIZES], draws), expected, strict=True):
             assert torch.equal(view, right)

@@ -92,9 +92,7 @@ def test_draws_depend_on_position_alone():
         return all(np.array_equal(getattr(part, name), getattr(whole, name)[rows]) for name in NAMES)
 
     rng = np.random.default_rng(1)
-    pieces = [
-        np.arange(n)[part] for size in (1, 7, 64) for part in np.array_split(np.arange(n), n // size)
-    ]
+    pieces = [np.arange(n)[part] for size in (1, 7, 64) for part in np.array_split(np.arange(n), n // size)]
     pieces += [rng.permutation(n), rng.choice(n, 9), np.arange(n)[::-1], np.arange(3, n, 50)]
     assert all(same(rows) for rows in pieces)
     with ThreadPoolExecutor(4) as pool:
@@ -117,8 +115,9 @@ def test_a_view_without_options_is_the_central_square_untouched():
     d = draw(View(), 0, np.arange(3), 0, np.array([[10, 10], [9, 20], [31, 8]]))
     assert d.anchor.tolist() == [[0, 0], [0, 5], [11, 0]]
     assert d.shape.tolist() == [[10, 10], [9, 9], [8, 8]]
-    for name, neutral in dict(flip=0, brightness=1, contrast=1, saturation=1, hue=0, sigma=0).items():
-        assert (getattr(d, name) == neutral).all(), name
+    neutral = {"flip": 0, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "sigma": 0}
+    for name, value in neutral.items():
+        assert (getattr(d, name) == value).all(), name
 
 
 def test_rates_and_ranges():
@@ -174,7 +173,7 @@ def test_never_and_always(probability):
 
 
 def torchvision_crop(height: int, width: int, scale: Range, ratio: Range, u) -> tuple[int, int, int, int]:
-    """torchvision 0.28, RandomResizedCrop.get_params, fed with numbers in [0, 1): top, left, height, width."""
+    """torchvision 0.28, RandomResizedCrop.get_params, on given numbers: top, left, height, width."""
     log_ratio = math.log(ratio.low), math.log(ratio.high)
     for attempt in range(10):
         target_area = height * width * (scale.low + (scale.high - scale.low) * u[2 * attempt])

@@ -1,9 +1,7 @@
-"""Batches: the same for any ranks, micro-batches and restarts; bad images replaced; threads that end."""
+"""Batches: the same for any ranks, micro-batches and restarts; bad images are replaced."""
 
 import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from tiny_dataset import pictures, png, write_dataset
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
-from data_pipelines.loader import Batch, Images, Loader, Prefetch, Shuffle, in_order
+from data_pipelines.loader import Batch, Images, Loader, Shuffle, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
@@ -28,18 +26,14 @@ IMAGES = Images(size=16, normalize=Normalize(), threads=2, device=torch.device("
 BATCH = 64
 
 
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert prefetch_threads() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def load(data: Dataset, *, steps=3, start=0, views=(AUGMENTED, AUGMENTED), images=IMAGES, **options) -> list[Batch]:
-    """The batches of some steps; options: rank, world, accumulate, shuffle, warn, ..."""
+def load(data, *, steps=3, start=0, views=(AUGMENTED, AUGMENTED), images=IMAGES, **options) -> list[Batch]:
+    """The batches of some steps of a data set; options: rank, world, accumulate, shuffle, warn, ..."""
     reader = Reader(data, "train")
     plan = Plan(7, reader.shards, 2)
     stop = start + steps * BATCH
@@ -174,7 +168,13 @@ def tiny(tmp_path) -> Dataset:
     return write_dataset(tmp_path, pictures(96), 24)
 
 
-BAD = {3: b"no image" * 9, 40: "cut", 41: png(pictures(1, 4, 4)[0]), 42: bytes(100), 95: b"\x89PNG\r\n\x1a\n" + bytes(90)}
+BAD = {
+    3: b"no image" * 9,
+    40: "cut",
+    41: png(pictures(1, 4, 4)[0]),  # a whole image, but not the one in the index
+    42: bytes(100),
+    95: b"\x89PNG\r\n\x1a\n" + bytes(90),
+}
 
 
 def test_bad_images_are_named_counted_and_replaced(tiny):
@@ -195,9 +195,8 @@ def test_bad_images_are_named_counted_and_replaced(tiny):
         assert "\n" not in line
 
     reader = Reader(tiny, "train")
-    loader = Loader(
-        reader, Plan(7, reader.shards, 2), IMAGES, [View()], batch=96, start=0, stop=96, warn=lambda line: None
-    )
+    plan = Plan(7, reader.shards, 2)
+    loader = Loader(reader, plan, IMAGES, [View()], batch=96, start=0, stop=96, warn=lines.append)
     next(loader)
     assert loader.replaced == len(BAD)
     loader.close()
@@ -210,8 +209,11 @@ def test_replacements_are_the_same_on_any_rank_and_after_a_restart(tiny):
     whole = load(tiny, **quiet)
     assert_equal(load(tiny, start=BATCH, steps=2, **quiet), whole[1:])
     assert_equal(together(tiny, 2, 2, steps=2, **quiet), whole[:2])
-    shuffle = Shuffle(views=(1,), group=8, groups=4)  # a block spans two of four ranks
-    assert_equal(together(tiny, 4, shuffle=shuffle, steps=2, **quiet), load(tiny, shuffle=shuffle, steps=2, **quiet))
+    quiet |= {
+        "steps": 2,
+        "shuffle": Shuffle(views=(1,), group=8, groups=4),
+    }  # a block spans two of four ranks
+    assert_equal(together(tiny, 4, **quiet), load(tiny, **quiet))
 
 
 def test_evaluation_replaces_them_too(tiny):
@@ -247,78 +249,4 @@ def test_in_order_keeps_the_order_and_the_last_short_batch(digits):
     assert list(in_order(reader, IMAGES, ids[:0], 100)) == []
     for _ in in_order(reader, IMAGES, ids, 10):
         break  # its thread ends with it
-    reader.close()
-
-
-# ---- the thread --------------------------------------------------------------------------------------
-
-
-def wait_until(true, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def endless(made: list[int]):
-    while True:
-        made.append(len(made))
-        yield made[-1]
-
-
-def test_prefetch_runs_ahead_by_its_depth_and_closes_while_full():
-    made: list[int] = []
-    items = Prefetch(endless(made), 3)
-    wait_until(lambda: len(made) == 4)  # three wait, the fourth is in its hand
-    time.sleep(0.05)
-    assert len(made) == 4
-    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
-    wait_until(lambda: len(made) == 9)
-    assert prefetch_threads()
-    items.close()
-    assert not prefetch_threads()
-    with pytest.raises(StopIteration):
-        next(items)  # and does not wait for ever
-    items.close()  # once more does no harm
-
-
-def test_an_error_comes_out_where_the_item_would_have():
-    def failing():
-        yield 1
-        yield 2
-        raise ValueError("of the third")
-
-    items = Prefetch(failing(), 1)
-    assert [next(items), next(items)] == [1, 2]
-    for _ in range(2):
-        with pytest.raises(ValueError, match="of the third"):
-            next(items)
-    items.close()
-    ended = Prefetch(iter([5]), 4)
-    assert list(ended) == [5]
-    assert list(ended) == []
-    ended.close()
-
-
-def test_a_loader_closes_at_any_moment(digits):
-    for wait in (0, 0.02, 0.1):
-        reader = Reader(digits, "train")
-        plan = Plan(0, reader.shards, 2)
-        loader = Loader(reader, plan, IMAGES, [AUGMENTED], batch=BATCH, start=0, stop=10**9, prefetch=2)
-        time.sleep(wait)
-        loader.close()
-        assert not prefetch_threads()
-        reader.close()
-
-
-def test_a_shard_that_vanishes_ends_the_run_with_one_line(tiny):
-    reader = Reader(tiny, "train")
-    loader = Loader(reader, Plan(0, reader.shards, 1), IMAGES, [View()], batch=8, start=0, stop=960, prefetch=1)
-    next(loader)
-    for path in Path(tiny.root / "train").glob("*.tar"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"train/00000\d.tar cannot be read .No such file"):
-        for _ in range(12):  # one shard may still be open
-            next(loader)
-    loader.close()
     reader.close()

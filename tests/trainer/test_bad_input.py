@@ -242,7 +242,7 @@ def test_ranks_that_do_not_divide_the_batch_are_told_which_do(made, outputs):
 def test_a_run_that_diverges_says_so_and_saves_nothing_of_it(capsys, made, outputs):
     done = script(capsys, *tiny(outputs, made, "optimizer.lr=1e10", "log.every=100000", "images=1280"))
     line = mistake(done)
-    assert "the loss is not finite" in line
+    assert "is not finite" in line
     assert "lower optimizer.lr" in line
     newest = outputs / "quickstart" / "checkpoints" / "images-000000000128"  # its loss was finite
     assert str(newest) in line

@@ -203,7 +203,16 @@ def test_from_is_written_and_read_as_from():
 
 def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
     whole = load(["recipe=dim_local"])
-    meaningless = {"outputs", "run", "accumulate", "data.root", "data.threads", "data.prefetch", "images"}
+    meaningless = {
+        "outputs",
+        "run",
+        "accumulate",
+        "data.root",
+        "data.threads",
+        "data.prefetch",
+        "images",
+        "profile",
+    }
     sections = ("save.", "log.", "evaluate.", "tracking.")
     expected = [key for key in whole.origin if key not in meaningless and not key.startswith(sections)]
     assert sorted(whole.fingerprint()) == sorted(expected)

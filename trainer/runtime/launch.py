@@ -11,6 +11,8 @@ import yaml
 
 from data_pipelines.errors import UserError
 
+LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "torchrun"}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -50,7 +52,7 @@ def launcher() -> psutil.Process | None:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if any(name in Path(word).name for word in words[:3] for name in ("accelerate", "torchrun")):
+        if LAUNCHERS.intersection(Path(word).name for word in words[:3]):
             return process
     return None
 

@@ -6,6 +6,7 @@ import torch
 
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
+from data_pipelines.plan import check_division
 from trainer import assembly
 from trainer.recipe import Pretrain
 from trainer.recipe_loading import Loaded
@@ -39,6 +40,7 @@ def run(loaded: Loaded) -> int:
         print(f"           {epoch}; {total / images:.1f} epochs")
     every, kept = recipe.save.every, recipe.save.keep
     print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept} kept)")
+    check_division(recipe.batch, 1, recipe.accumulate, unit, "groups")
     for world in WORLDS:
         if recipe.batch % (world * recipe.accumulate * unit) == 0:
             print(describe_ranks(recipe, dataset, world, unit))

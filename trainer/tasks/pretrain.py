@@ -88,9 +88,14 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     """Finds every mistake that can be found before anything is written.
 
     Raises:
-        UserError: ranks and groups do not divide the batch, encoder, objective and data do not fit
-            together, the data set lacks a split, or `tracking.uri` is no address.
+        UserError: the data set is another source's or lacks a split, ranks and groups do not divide the
+            batch, encoder, objective and data do not fit together, or `tracking.uri` is no address.
     """
+    if dataset.source != recipe.data.source:
+        raise UserError(
+            f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
+            f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
+        )
     check_division(recipe.batch, place.world, recipe.accumulate, assembly.group_unit(recipe), "groups")
     with torch.device("meta"):
         assembly.build_objective(recipe)
@@ -144,7 +149,7 @@ def train(training: Training, run: Run) -> None:
         run.progress.step(now)
         if due(recipe.log.every, before, now) or before == 0 or now == training.total:
             log(training, run, values, clock)
-        if due(recipe.evaluate.every, before, now) or now == training.total:
+        if due(recipe.evaluate.every, before, now) or (recipe.evaluate.every and now == training.total):
             with clock.aside():
                 watch(training, run)
         stop = run.vote.agreed()
@@ -191,8 +196,8 @@ def check_finite(training: Training, run: Run) -> None:
     """
     if not training.all_finite():
         raise UserError(
-            f"the loss is not finite (seen at {training.images:,} images); {run.last_checkpoint()}: no "
-            "checkpoint holds it. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
+            f"the loss or a weight is not finite (seen at {training.images:,} images) and was not saved; "
+            f"{run.last_checkpoint()}. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
         )
 
 
