@@ -9,6 +9,7 @@ the median of the repeats is printed. Without the data set, random pictures in C
 """
 
 import argparse
+import os
 import pickle
 import resource
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from statistics import median
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as trainer/main.py does, before torch is imported
 
 import numpy as np
 import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, math, types
 from nvidia.dali.pipeline import pipeline_def
 
 from data_pipelines.draws import Draws
@@ -148,8 +148,12 @@ class ImagePipeline:
             yield made
 
     def _tensor(self, output) -> torch.Tensor:
-        # A copy: DALI writes its next batch into the same memory.
-        tensor = torch.from_dlpack(output.as_tensor()).clone()
+        # A copy: DALI writes its next batch into the same memory. On the CPU by numpy, in this thread: torch
+        # would wake its pool, whose waiting takes ten times the processor time of the copy.
+        if self.device.type == "cpu":
+            tensor = torch.from_numpy(np.array(output.as_tensor()))
+        else:
+            tensor = torch.from_dlpack(output.as_tensor()).clone()
         return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
 
 
@@ -198,15 +202,11 @@ def one_view(image, number, view, size, normalize, device):
     image = fn.slice(image, argument("anchor"), argument("shape"), axis_names="HW")
     image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     if view.jitter:
-        # torchvision's contrast turns about the image's mean grey, DALI's own about a constant. Written
-        # as arithmetic, since on a GPU the mean is not to be had as an argument of an operator.
         image = fn.brightness_contrast(image, brightness=argument("brightness"))
-        grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-        mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
-        image = fn.cast(mean + argument("contrast") * (image - mean), dtype=types.UINT8)
-        image = fn.color_twist(image, saturation=argument("saturation"), hue=argument("hue"))
+        image = contrasted(image, argument("contrast"), device)
+        image = twisted(image, saturation=argument("saturation"), hue=argument("hue"))
     elif view.grayscale:
-        image = fn.color_twist(image, saturation=argument("saturation"))
+        image = twisted(image, saturation=argument("saturation"))
     if view.blur:
         sigma = argument("sigma")
         if sigma > 0:
@@ -220,3 +220,18 @@ def one_view(image, number, view, size, normalize, device):
         std=[255 * s for s in normalize.std],
         device=device,
     )
+
+
+def contrasted(image, contrast, device):
+    """Contrast about the image's mean grey, as torchvision's; DALI's own turns about a constant."""
+    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
+    mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
+    if device == "cpu":  # twice as fast as the same in arithmetic
+        return fn.brightness_contrast(image, contrast=contrast, contrast_center=mean)
+    # What was computed on a GPU is not to be had as an argument of an operator.
+    return fn.cast(mean + contrast * (image - mean), dtype=types.UINT8)
+
+
+def twisted(image, **factors):
+    """Saturation and hue, float32 in 0..255: rounding to whole values takes the operator twice as long."""
+    return math.min(math.max(fn.color_twist(image, **factors, dtype=types.FLOAT), 0.0), 255.0)

@@ -68,7 +68,7 @@ class Dataset:
     fingerprint: str
 
 
-def load_dataset(root) -> Dataset:
+def load_dataset(root, source: str = "SOURCE") -> Dataset:
     """Reads dataset.json and sees that every shard and index is there in its full length.
 
     The cost is one stat a shard and index, whatever the number of images: no index is opened and nothing is
@@ -77,7 +77,7 @@ def load_dataset(root) -> Dataset:
     Raises UserError when dataset.json is missing, broken or of another format, or when a shard or an index is
     missing or of another length.
     """
-    dataset = read_description(root)
+    dataset = read_description(root, source)
     for split in dataset.splits.values():
         for shard in split.shards:
             if problems := missing_parts(dataset.root, shard):
@@ -85,7 +85,7 @@ def load_dataset(root) -> Dataset:
     return dataset
 
 
-def read_description(root) -> Dataset:
+def read_description(root, source: str = "SOURCE") -> Dataset:
     """dataset.json alone, checked for form; the shards are not looked at. Raises UserError."""
     root = Path(root)
     path = root / "dataset.json"
@@ -93,20 +93,26 @@ def read_description(root) -> Dataset:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         what = "holds no dataset.json" if root.is_dir() else "does not exist"
-        raise UserError(f"data set {root} {what}; {_how_to_make(root)}") from None
+        raise UserError(f"data set {root} {what}; {_how_to_make(root, source)}") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror}; check its permissions and the disk"
         ) from None
     except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); remove the folder and {_how_to_make(root)}") from None
+        raise UserError(
+            f"{path} is broken ({error}); remove the folder and {_how_to_make(root, source)}"
+        ) from None
     try:
         description = json.loads(text)
         if (found := description.pop("format")) != FORMAT:
-            raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; {_how_to_make(root)}")
+            raise UserError(
+                f"{path} has format {found!r}, this version reads {FORMAT}; {_how_to_make(root, source)}"
+            )
         return _parse(root, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is broken ({error}); remove the folder and {_how_to_make(root)}") from None
+        raise UserError(
+            f"{path} is broken ({error}); remove the folder and {_how_to_make(root, source)}"
+        ) from None
 
 
 def _parse(root: Path, description: dict) -> Dataset:
@@ -178,5 +184,5 @@ def compressed(path) -> str | None:
     return None
 
 
-def _how_to_make(root, source: str = "digits|cifar10") -> str:
+def _how_to_make(root, source: str) -> str:
     return f"make it with `python -m data_pipelines.shards source={source} to={root}`"

@@ -93,14 +93,14 @@ class ViewMaker:
             try:
                 return [view.to(self.dtype) for view in self.pipeline(encoded, sizes, draws)], ids
             except Undecodable as error:
-                found = {
-                    int(i) for source, slots in zip(ids, error.slots, strict=True) for i in source[slots]
-                }
-                self.bad |= found
-                for sample in sorted(found):
+                found = [source[slots] for source, slots in zip(ids, error.slots, strict=True)]
+                found = np.unique(np.concatenate(found)).tolist()
+                self.bad.update(found)
+                for sample in found:
+                    where, other = self.reader.describe(sample), self._good(sample)
                     self.warn(
-                        f"{self.reader.describe(sample)} cannot be decoded; image {self._good(sample)} of the "
-                        f"split takes its place ({len(self.bad)} so far)"
+                        f"{where} cannot be decoded; image {other} of the split takes its place "
+                        f"({len(self.bad)} so far)"
                     )
 
     def _good(self, sample: int) -> int:

@@ -76,7 +76,7 @@ def load_encoder(path: Path | str) -> DimEncoder:
         ) from None
     encoder = build_encoder(options).to(next(iter(weights.values())).dtype)
     encoder.load_state_dict(weights)
-    return encoder.eval()
+    return encoder.eval().requires_grad_(False)
 
 
 def build_optimizer(options: Optimizer, parameters) -> torch.optim.Optimizer:

@@ -20,6 +20,9 @@ QUESTIONS = ("--list", "--print", "--plan", "--folder")
 
 def main(arguments: list[str]) -> int:
     launch.set_environment()
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
     asked = [word for word in arguments if word.startswith("-")]
     arguments = [word for word in arguments if word not in asked]
     if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:

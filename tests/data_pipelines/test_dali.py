@@ -7,10 +7,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import fn
+from nvidia.dali.pipeline import pipeline_def
 from PIL import Image
 from tiny_dataset import pictures, png
 
-from data_pipelines.dali import ImagePipeline, Undecodable, arguments
+from data_pipelines.dali import ImagePipeline, Undecodable, arguments, contrasted
 from data_pipelines.draws import Draws, draw
 from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
 
@@ -109,7 +111,7 @@ def test_flip_is_exact():
 
 
 def test_neutral_factors_change_nothing():
-    assert np.array_equal(run(MOCO, encoded(PIXELS), fixed()), PIXELS)
+    assert np.abs(run(MOCO, encoded(PIXELS), fixed()) - PIXELS).max() < 1e-3
 
 
 FACTORS = np.random.default_rng(1).uniform(0.6, 1.4, N)
@@ -124,6 +126,25 @@ def test_contrast_turns_about_the_images_mean_grey():
     found = run(JITTER, encoded(PIXELS), fixed(contrast=FACTORS))
     centre = per_image((PIXELS @ LUMA).mean(axis=(1, 2)))
     assert_close(found, centre + per_image(FACTORS) * (PIXELS - centre), 0.27, 1)
+
+
+def test_contrast_is_the_same_on_a_gpu_but_for_rounding():
+    """The formula for GPUs, computed on the CPU."""
+
+    @pipeline_def(batch_size=N, num_threads=1, device_id=None)
+    def both():
+        image = fn.external_source(name="image", layout="HWC")
+        contrast = fn.external_source(name="contrast")
+        return contrasted(image, contrast, "cpu"), contrasted(image, contrast, "gpu")
+
+    pipeline = both()
+    pipeline.build()
+    pipeline.feed_input("image", PIXELS)
+    pipeline.feed_input("contrast", np.float32(FACTORS))
+    cpu, gpu = (np.array(output.as_tensor()).astype(int) for output in pipeline.run())
+    assert not np.array_equal(cpu, PIXELS)
+    assert np.abs(cpu - gpu).max() <= 1
+    assert (cpu != gpu).mean() < 1e-3
 
 
 def test_saturation():

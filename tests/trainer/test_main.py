@@ -133,7 +133,7 @@ def test_the_journal_has_the_figures_from_the_first_step(finished):
     assert {"loss", "lr", "epoch", "images_per_second", "data_wait"} <= set(first)
     assert first["local/random_guess"] == 0
     assert first["mi/local"] <= first["mi/local/ceiling"] == pytest.approx(math.log(64))
-    assert "probe/linear/y" in metrics[256]
+    assert "results/probe/linear/y" in metrics[256]
     assert "knn/y/online" not in metrics[256]  # evaluate.every=0: never
     assert kinds[-1] == "end"
 

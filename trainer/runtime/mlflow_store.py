@@ -22,6 +22,7 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language-model tools
 NOT_THE_RECORDS_FAULT = (401, 403, 407, 408, 429)  # credentials, time, rate: later it may be accepted
 
 
@@ -118,7 +119,7 @@ def experiment_id(client, name: str, artifacts: Path | None) -> str:
             break
         try:
             folder = artifacts and str(artifacts / re.sub(r"[^\w+=-]", "_", name))
-            return client.create_experiment(name, artifact_location=folder)
+            return client.create_experiment(name, artifact_location=folder, tags=KIND)
         except MlflowException as error:
             # Another run has made it between our question and our call: ask again, once.
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or attempt == 2:

@@ -8,6 +8,13 @@ from tqdm import tqdm
 QUIET = 10.0  # seconds between two lines where no terminal is
 
 
+def duration(seconds: float) -> str:
+    """Seconds as `40 s`, `12 min` or `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
     """The status of a run on rank 0; silent on the others."""
 
@@ -40,7 +47,7 @@ class Progress:
             self._bar.set_postfix_str(line, refresh=False)
         elif self.shown and (time.monotonic() - self._said > QUIET or images >= self.total):
             self._said = time.monotonic()
-            left = f"  {(self.total - images) / speed / 60:.0f} min left" if speed else ""
+            left = f"  {duration((self.total - images) / speed)} left" if speed else ""
             print(
                 f"{images:>12,} of {self.total:,} images ({images / self.total:.0%})  {line}{left}",
                 flush=True,

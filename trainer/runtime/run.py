@@ -35,10 +35,12 @@ class Run:
         self.folder = RunFolder.of(loaded)
         self.journal = self.follower = None
         if place.main:
-            self.folder.open(loaded, world)
-            self.journal = Journal(self.folder.journal)
+            self.folder.check(loaded)
+            self.journal = Journal(self.folder.journal)  # and with it the lock on the run
             checkpoint.clean(self.folder.checkpoints)
         self.found = collectives.share(self._newest() if place.main else None)
+        if place.main:
+            self.folder.claim(loaded, world)
         self.attempt = collectives.share(f"{time.time_ns():x}")  # names this start's saves
         self.images = self.found.images if self.found else 0
         self.saved = self.images if self.found else None

@@ -29,33 +29,21 @@ class RunFolder:
             return cls(Path(loaded.recipe.from_))
         return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
 
-    def open(self, loaded: recipe_loading.Loaded, world: dict) -> None:
-        """Rank 0, at start: claims the folder for a recipe.
-
-        Raises:
-            UserError: the folder cannot be written, or belongs to a run of another meaning.
-        """
-        saved = self.path / "recipe.yaml"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for ended in ("stopped", "done"):
-                (self.path / ended).unlink(missing_ok=True)
-            exists = saved.exists()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another with outputs=FOLDER"
-            ) from None
-        if exists:
-            self.check(loaded)
-        replace_text(saved, loaded.text())
+    def claim(self, loaded: recipe_loading.Loaded, world: dict) -> None:
+        """Rank 0, at start, when nothing speaks against it: from now on the folder is of this recipe."""
+        for ended in ("stopped", "done"):
+            (self.path / ended).unlink(missing_ok=True)
+        replace_text(self.path / "recipe.yaml", loaded.text())
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
     def check(self, loaded: recipe_loading.Loaded) -> None:
-        """Refuses a recipe whose meaning is not that of the run in this folder.
+        """Refuses a recipe whose meaning is not that of the run in this folder, if there is one.
 
         Raises:
             UserError: naming the keys that differ.
         """
+        if not (self.path / "recipe.yaml").exists():
+            return
         before = recipe_loading.load_saved(self.path / "recipe.yaml").fingerprint()
         changed = recipe_loading.differences(before, loaded.fingerprint())
         if changed:

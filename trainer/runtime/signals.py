@@ -1,11 +1,13 @@
 """Stopping on request: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C, agreed on by all ranks."""
 
 import signal
+import time
 
 import torch
 
 from trainer.runtime import collectives
 
+SAME_PRESS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to all already
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -22,15 +24,16 @@ class StopVote:
 
     def __init__(self):
         self.received: str | None = None
-        self._at_once = False
+        self._at_once, self._last = False, 0.0
         self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, _) -> None:
-        if number == signal.SIGINT and self.received:
+        again, self._last = time.monotonic() - self._last > SAME_PRESS, time.monotonic()
+        if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-        if self._at_once:
+        first, self.received = self.received is None, signal.Signals(number).name
+        if self._at_once and first:
             raise Stopped
 
     def stop_at_once(self) -> None:

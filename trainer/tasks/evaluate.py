@@ -43,7 +43,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     objective.load_state_dict(
         {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
     )
-    dataset = load_dataset(recipe.data.root)
+    dataset = load_dataset(recipe.data.root, recipe.data.source)
     say = print if place.main else lambda line: None
     say(f"evaluating {found.path}")
     journal = Journal(folder.journal) if place.main else None  # refused while the run is being trained
@@ -57,7 +57,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
 
 def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, options: EvaluateRun) -> None:
     """Figures into the run's own journal, and through it into its MLflow run."""
-    journal.metrics(results, images)
+    journal.metrics({f"results/{name}": value for name, value in results.items()}, images)
     uri = uri_for(options.tracking.uri, folder.path.parent)
     follower = uri and Follower(folder.path, uri, options.tracking.experiment, folder.path.name, report=print)
     if follower:
@@ -115,7 +115,7 @@ def online(training: Training) -> dict[str, float]:
         ids = subset(reader, options.online_images, recipe.seed)
         encode = lambda view: {"y": objective.features(view)["y"]}  # noqa: E731
         sets.append(features_of(encode, reader, ids, training.image_options, options.batch, place))
-    figures = held_out(training, test)
+    figures = held_out(training, test) if place.main else {}
     objective.train()
     test.close()
     if place.main:
@@ -129,22 +129,20 @@ def online(training: Training) -> dict[str, float]:
 
 @torch.no_grad()
 def held_out(training: Training, test: Reader) -> dict[str, float]:
-    """The information estimates on test images, nats; none where the split is smaller than the groups."""
-    recipe, place = training.recipe, training.place
-    unit = assembly.group_unit(recipe) * place.world
-    batch = min(recipe.batch, test.images // unit * unit)
-    if batch == 0:
-        return {}
+    """The information estimates on test images, nats; none where the split is smaller than the groups.
+
+    Computed by one rank, a few groups at a time, on images that do not depend on the ranks.
+    """
+    recipe, unit = training.recipe, assembly.group_unit(training.recipe)
+    images = min(test.images, recipe.evaluate.online_images) // unit * unit
     loader = Loader(
         test,
         Plan(recipe.seed, test.shards, recipe.data.window),
         training.image_options,
         recipe.data.views,
-        batch=batch,
+        batch=unit,
         start=0,
-        stop=min(test.images, recipe.evaluate.online_images) // batch * batch or batch,
-        rank=place.rank,
-        world=place.world,
+        stop=images,
     )
     sums: dict[str, list[Tensor]] = {}
     for part in loader:
@@ -152,10 +150,7 @@ def held_out(training: Training, test: Reader) -> dict[str, float]:
             if name.startswith("mi/") and isinstance(value, Tensor):
                 sums.setdefault(name, []).append(value.double())
     loader.close()
-    return {
-        f"{name}/held_out": collectives.mean(torch.stack(values).mean()).item()
-        for name, values in sums.items()
-    }
+    return {f"{name}/held_out": torch.stack(values).mean().item() for name, values in sums.items()}
 
 
 # ---- at the end ----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def run(loaded: Loaded) -> int:
     if recipe.task != "pretrain":
         raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only pretraining is planned")
     try:
-        dataset, missing = load_dataset(recipe.data.root), ""
+        dataset, missing = load_dataset(recipe.data.root, recipe.data.source), ""
     except UserError as error:
         dataset, missing = None, str(error)
     total, unit = whole_batches(recipe.images, recipe.batch), assembly.group_unit(recipe)

@@ -43,7 +43,9 @@ def run(loaded: Loaded, place: Place) -> int:
             print(report.summary(folder, recipe))
         return 0
     dataset = open_data(recipe.data, place)
-    check(recipe, place, dataset)
+    if place.main:  # a mistake is told once: the other ranks end with rank 0
+        check(recipe, place, dataset)
+    collectives.barrier()
     outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
     training = None
     try:
@@ -81,7 +83,7 @@ def open_data(options: Data, place: Place) -> Dataset:
     if place.main and options.source == "digits" and not (Path(options.root) / "dataset.json").exists():
         make(options.source, options.root)
     collectives.barrier()
-    return load_dataset(options.root)
+    return load_dataset(options.root, options.source)
 
 
 def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
@@ -266,7 +268,7 @@ def finish(training: Training, run: Run) -> None:
     )
     if training.place.main:
         folder.merge_results(results)
-        run.metrics(results, training.images)
+        run.metrics({f"results/{name}": value for name, value in results.items()}, training.images)
         report.draw_curves(folder)
         report.draw_accuracies(folder)
         for path in sorted((folder.path / "figures").glob("*.png")):
