@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py [--images 5000] [--repeats 3] [--data data/cifar10]
 
-Both sides make batches of 256 from the same 32-px PNG shards, with two worker threads or processes. A figure
+Both sides make batches of 512 from the same 32-px PNG shards, with two worker threads or processes. A figure
 is the user and system time of the whole process tree, worker processes included, for --images source images:
 the difference of a long and a short run, so that starting up counts for neither side. The sides take turns;
 the median of the repeats is printed. Without the data set, random pictures in CIFAR-10's layout are made.
@@ -39,7 +39,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
 
-BATCH, SIZE, WORKERS, SHORT = 256, 32, 2, 2  # SHORT: batches of the run that is subtracted
+BATCH, SIZE, WORKERS, SHORT = 512, 32, 2, 2  # SHORT: batches of the run that is subtracted
 BAR = 0.20
 MOCO = View(
     crop=Crop(scale=Range(low=0.2, high=1.0)),
