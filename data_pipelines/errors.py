@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exceptions for mistakes that a user can mend."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The entry points print it without a traceback and exit with status 2.
     """
+
+
+class SharedError(UserError):
+    """A mistake that every rank knows of and raises; the first rank alone tells it."""

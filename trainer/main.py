@@ -11,7 +11,7 @@ from pathlib import Path
 # A script's own folder comes first on the path, and a module of ours might then hide one of Python's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import SharedError, UserError
 from trainer import recipe_loading
 from trainer.runtime import launch
 
@@ -64,7 +64,8 @@ if __name__ == "__main__":
         status = main(sys.argv[1:])
     except UserError as mistake:
         # A mistake in the recipe is every rank's, and told once; later ones may be one rank's alone.
-        if os.environ.get("RANK", "0") == "0" or "torch" in sys.modules:
+        everyone = "torch" not in sys.modules or isinstance(mistake, SharedError)
+        if os.environ.get("RANK", "0") == "0" or not everyone:
             print(f"error: {mistake}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

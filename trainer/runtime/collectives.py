@@ -4,11 +4,14 @@ Tensors of the training step travel over the engine's group (NCCL on GPUs); what
 the run travels over a gloo group on the CPU, which waits for hours where rank 0 probes or writes.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from data_pipelines.errors import SharedError, UserError
 
 _cpu_group: "dist.ProcessGroup | None" = None
 
@@ -51,6 +54,24 @@ def share(value):
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_cpu_group)
     return box[0]
+
+
+def on_first(function: Callable):
+    """Runs a function on rank 0; every rank gets its value.
+
+    Raises:
+        SharedError: on every rank, where rank 0 met a UserError: no rank waits for one that has ended.
+    """
+    value = mistake = None
+    if rank() == 0:
+        try:
+            value = function()
+        except UserError as error:
+            mistake = str(error)
+    value, mistake = share((value, mistake))
+    if mistake is not None:
+        raise SharedError(mistake)
+    return value
 
 
 def gather_rows(rows: Tensor) -> Tensor | None:

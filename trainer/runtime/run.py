@@ -34,18 +34,21 @@ class Run:
         self.loaded, self.place, self.data = loaded, place, data
         self.folder = RunFolder.of(loaded)
         self.journal = self.follower = None
-        if place.main:
-            self.folder.check(loaded)
-            self.journal = Journal(self.folder.journal)  # and with it the lock on the run
-            checkpoint.clean(self.folder.checkpoints)
-        self.found = collectives.share(self._newest() if place.main else None)
-        if place.main:
-            self.folder.claim(loaded, world)
+        self.found = collectives.on_first(lambda: self._claim(world))
         self.attempt = collectives.share(f"{time.time_ns():x}")  # names this start's saves
         self.images = self.found.images if self.found else 0
         self.saved = self.images if self.found else None
         self.progress = Progress(self.images, loaded.recipe.images, shown=place.main)
         self.vote = StopVote()
+
+    def _claim(self, world: dict) -> checkpoint.Found | None:
+        """Makes the folder this run's, when nothing speaks against it; the checkpoint to go on from."""
+        self.folder.check(self.loaded)
+        self.journal = Journal(self.folder.journal)  # and with it the lock on the run
+        checkpoint.clean(self.folder.checkpoints)
+        found = self._newest()
+        self.folder.claim(self.loaded, world)
+        return found
 
     def _newest(self) -> checkpoint.Found | None:
         """The checkpoint to go on from, if it is of this recipe and these images."""

@@ -35,7 +35,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     if not (folder.path / "recipe.yaml").exists():
         raise UserError(f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder")
     recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
-    found = collectives.share(checkpoint.newest(folder.checkpoints, print) if place.main else None)
+    found = collectives.on_first(lambda: checkpoint.newest(folder.checkpoints, print))
     if found is None:
         raise UserError(f"from={options.from_}: the run has no checkpoint yet")
     objective = assembly.build_objective(recipe)

@@ -42,10 +42,8 @@ def run(loaded: Loaded, place: Place) -> int:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(report.summary(folder, recipe))
         return 0
-    dataset = open_data(recipe.data, place)
-    if place.main:  # a mistake is told once: the other ranks end with rank 0
-        check(recipe, place, dataset)
-    collectives.barrier()
+    dataset = open_data(recipe.data)
+    collectives.on_first(lambda: check(recipe, place, dataset))
     outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
     training = None
     try:
@@ -74,16 +72,19 @@ def run(loaded: Loaded, place: Place) -> int:
     return 0
 
 
-def open_data(options: Data, place: Place) -> Dataset:
+def open_data(options: Data) -> Dataset:
     """The data set; the embedded digits are made on first use.
 
     Raises:
         UserError: it is not there; the message says how to make it.
     """
-    if place.main and options.source == "digits" and not (Path(options.root) / "dataset.json").exists():
-        make(options.source, options.root)
-    collectives.barrier()
-    return load_dataset(options.root, options.source)
+
+    def opened() -> Dataset:
+        if options.source == "digits" and not (Path(options.root) / "dataset.json").exists():
+            make(options.source, options.root)
+        return load_dataset(options.root, options.source)
+
+    return collectives.on_first(opened)
 
 
 def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
