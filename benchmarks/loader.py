@@ -145,7 +145,7 @@ def synthetic(folder: Path) -> Dataset:
         grown = [Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for pixels in coarse]
         rows = np.stack([np.asarray(image) for image in grown]).transpose(0, 3, 1, 2).reshape(1000, -1)
         (source / name).write_bytes(pickle.dumps({b"data": rows, b"labels": [0] * 1000}, protocol=2))
-    names = {b"label_names": [b"%d" % i for i in range(10)]}
+    names = {b"label_names": [b"%d" % i for i in range(10)], b"num_cases_per_batch": 1000}
     (source / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
     return make("cifar10", folder / "shards", source, images_per_shard=500, progress=False)
 

@@ -20,9 +20,10 @@ def pictures(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.nda
     return np.stack([np.asarray(image) for image in grown])
 
 
-def png(pixels: np.ndarray) -> bytes:
+def png(image: np.ndarray | Image.Image) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
