@@ -19,7 +19,7 @@ class Progress:
     """The status of a run on rank 0; silent on the others."""
 
     def __init__(self, start: int, total: int, shown: bool):
-        self.total, self.shown, self._said, self._status = total, shown, 0.0, ""
+        self.total, self.shown, self._said = total, shown, 0.0
         terminal = sys.stderr.isatty()
         self._bar = (
             tqdm(initial=start, total=total, unit="img", unit_scale=True, dynamic_ncols=True)

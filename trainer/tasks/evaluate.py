@@ -87,13 +87,15 @@ def features_of(
     Every rank encodes a contiguous slice of them.
     """
     mine = np.array_split(ids, place.world)[place.rank]
+    count = len(mine)  # where there are fewer images than ranks, a rank without one still tells the widths
     parts: list[Features] = []
-    labels = [torch.empty(0, dtype=torch.int64)]
-    for view, label in in_order(reader, images, mine, batch):
+    labels = []
+    for view, label in in_order(reader, images, mine if count else ids[:1], batch):
         parts.append({name: value.float().cpu() for name, value in encode(view).items()})
         labels.append(label)
-    gathered = {name: collectives.gather_rows(torch.cat([part[name] for part in parts])) for name in parts[0]}
-    return gathered, collectives.gather_rows(torch.cat(labels))
+    features = {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+    gathered = {name: collectives.gather_rows(rows) for name, rows in features.items()}
+    return gathered, collectives.gather_rows(torch.cat(labels)[:count])
 
 
 def subset(reader: Reader, count: int, seed: int) -> np.ndarray:
