@@ -18,6 +18,9 @@ from data_pipelines.spec import (
     View,
     Weight,
 )
+from trainer.recipe_encoders import Encoder
+from trainer.recipe_evaluation import Evaluate
+from trainer.recipe_objectives import Objective
 
 Name = Annotated[
     str,
@@ -52,32 +55,6 @@ class Groups(Section):
 
 
 # ---- what is trained -----------------------------------------------------------------------------
-
-
-class DimEncoder(Section):
-    """The convolutional encoder of the Deep InfoMax paper; its defaults are the published 32-px network."""
-
-    kind: Literal["dim"]
-    channels: Annotated[list[Positive], Field(min_length=2, max_length=5)] = [64, 128, 256]
-    fc: Positive = 1024
-    y: Positive = 64
-
-
-class Critic(Section):
-    """The encode-and-dot critic; `score` says how dot products become scores."""
-
-    units: Positive = 2048
-    score: Literal["dot", "scaled", "tanh"] = "dot"
-
-
-class DimObjective(Section):
-    """Deep InfoMax. `beta` weighs the local term; `locations` of the map drawn a step (null: all)."""
-
-    kind: Literal["dim"]
-    bound: Literal["jsd", "infonce"]
-    beta: PositiveFloat = 1.0
-    critic: Critic = Critic()
-    locations: Positive | None = None
 
 
 class Optimizer(Section):
@@ -125,45 +102,6 @@ class Log(Section):
     every: Positive
 
 
-class MlpProbe(Section):
-    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features."""
-
-    units: Positive = 200
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    epochs: Positive = 40
-    batch: Positive = 256
-    lr: PositiveFloat = 1e-3
-
-
-class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights in the mean loss."""
-
-    l2: Weight = 1e-4
-    iterations: Positive = 100
-
-
-class FewShot(Section):
-    """A linear probe with `shots` labelled images a class, the mean of `draws` fixed draws."""
-
-    shots: Positive = 5
-    draws: Positive = 10
-
-
-class Evaluate(Section):
-    """What is measured: the online kNN during pretraining, and the probes of the frozen encoder."""
-
-    every: Count = 0
-    online_images: Positive = 5000
-    at_end: bool = True
-    knn: Positive = 200
-    linear: LinearProbe | None = LinearProbe()
-    mlp: MlpProbe | None = MlpProbe()
-    few_shot: FewShot | None = FewShot()
-    controls: bool = True
-    recalibrate: bool = False
-    batch: Positive = 500
-
-
 class Tracking(Section):
     """MLflow. `uri: null` is the SQLite file of `outputs`; `none` keeps the journal only."""
 
@@ -187,8 +125,8 @@ class Pretrain(Section):
     groups: Groups
     images: Positive
     data: Data
-    encoder: DimEncoder
-    objective: DimObjective
+    encoder: Encoder
+    objective: Objective
     optimizer: Optimizer
     schedule: Annotated[Constant | Cosine, Field(discriminator="kind")] = Constant(kind="constant")
     save: Save

@@ -10,7 +10,7 @@ from torch.nn import functional
 from data_pipelines.errors import UserError
 from trainer.evaluation import probes
 from trainer.evaluation.probes import few_shot_probe, linear_probe, mlp_probe
-from trainer.recipe import FewShot, LinearProbe, MlpProbe
+from trainer.recipe_evaluation import FewShot, LinearProbe, MlpProbe
 
 LINEAR, MLP, FEW = LinearProbe(), MlpProbe(epochs=4), FewShot(draws=2)
 PROBES = {

@@ -14,7 +14,7 @@ from trainer.networks.batch_norm import GroupBatchNorm
 from trainer.networks.dim_encoder import DimEncoder
 from trainer.objectives import bounds
 from trainer.objectives.dim import Dim
-from trainer.recipe import Critic, DimObjective
+from trainer.recipe_objectives import Critic, DimObjective
 
 GROUP = 4
 BOUNDS = ("jsd", "infonce")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_pipelines.errors import UserError
-from trainer.recipe import FewShot, LinearProbe, MlpProbe
+from trainer.recipe_evaluation import FewShot, LinearProbe, MlpProbe
 
 ROWS = 1024  # rows of features at work at a time: no step makes a second copy of the features
 FEW_SHOT_L2 = 0.1  # with 5 shots the best for raw pixels of digits, and near the best for the encoders tried

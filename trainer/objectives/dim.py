@@ -9,7 +9,7 @@ from trainer.networks.batch_norm import commit
 from trainer.networks.dim_encoder import DimEncoder
 from trainer.networks.heads import EncodeAndDot
 from trainer.objectives import bounds
-from trainer.recipe import DimObjective
+from trainer.recipe_objectives import DimObjective
 
 LOSSES = {"jsd": bounds.jsd_loss, "infonce": bounds.infonce_loss}
 

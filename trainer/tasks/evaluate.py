@@ -16,7 +16,8 @@ from trainer import assembly, recipe_loading
 from trainer.evaluation import probes
 from trainer.evaluation.knn import knn_accuracy
 from trainer.networks.batch_norm import recalibrate
-from trainer.recipe import Evaluate, EvaluateRun, Pretrain
+from trainer.recipe import EvaluateRun, Pretrain
+from trainer.recipe_evaluation import Evaluate
 from trainer.runtime import checkpoint, collectives
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
