@@ -9,10 +9,20 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from data_pipelines.errors import UserError
+from trainer.networks.dim_alexnet import DimAlexNet, FoldedAlexNet
 from trainer.networks.dim_encoder import DimEncoder
+from trainer.networks.folded_resnet import FoldedResNet
+from trainer.networks.resnet import ResNet
 from trainer.objectives.dim import Dim
 from trainer.recipe import Optimizer, Pretrain
 
+ENCODERS = {
+    "dim": DimEncoder,
+    "dim_alexnet": DimAlexNet,
+    "folded_alexnet": FoldedAlexNet,
+    "folded_resnet": FoldedResNet,
+    "resnet": ResNet,
+}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
 
@@ -22,10 +32,19 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     Raises:
         UserError: encoder, objective and data do not fit together.
     """
+    if recipe.groups.negatives == "global" and recipe.accumulate > 1:
+        raise UserError(
+            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch would be "
+            "its own images alone; set accumulate=1, or a number of images"
+        )
     torch.manual_seed(recipe.seed)
     try:
         objective = Dim(
-            build_encoder(encoder_options(recipe)), recipe.objective, recipe.groups.norm, negatives(recipe)
+            build_encoder(encoder_options(recipe)),
+            recipe.objective,
+            recipe.encoder.norm,
+            recipe.groups.norm,
+            negatives(recipe),
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -37,14 +56,15 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
 
 
-def negatives(recipe: Pretrain) -> int:
-    """Images that are each other's negatives."""
-    return recipe.groups.negatives or recipe.groups.norm
+def negatives(recipe: Pretrain) -> int | None:
+    """Images that are each other's negatives; None: all of the batch."""
+    chosen = recipe.groups.negatives or recipe.groups.norm
+    return None if chosen == "global" else chosen
 
 
 def group_unit(recipe: Pretrain) -> int:
     """The images that must stay on one rank: the least number of whole groups of every kind."""
-    return math.lcm(recipe.groups.norm, negatives(recipe))
+    return math.lcm(recipe.groups.norm, negatives(recipe) or 1)
 
 
 def encoder_options(recipe: Pretrain) -> dict:
@@ -53,12 +73,19 @@ def encoder_options(recipe: Pretrain) -> dict:
     return options | {"size": recipe.data.size, "group": recipe.groups.norm}
 
 
-def build_encoder(options: dict) -> DimEncoder:
-    """An encoder from `encoder_options`."""
-    return DimEncoder(**{name: value for name, value in options.items() if name != "kind"})
+def build_encoder(options: dict) -> nn.Module:
+    """An encoder from `encoder_options`.
+
+    It has `local_channels`, `local_side` and `widths`, the features that evaluation reads; called with images
+    it returns these and the `local` map; `tail()` is a fresh network of its layers behind that map.
+
+    Raises:
+        ValueError: its sizes do not fit the images.
+    """
+    return ENCODERS[options["kind"]](**{name: value for name, value in options.items() if name != "kind"})
 
 
-def load_encoder(path: Path | str) -> DimEncoder:
+def load_encoder(path: Path | str) -> nn.Module:
     """An exported encoder, ready for use: `load_encoder("…/export/encoder.safetensors")(images)["y"]`.
 
     It takes images [n, 3, size, size] normalised as the file's metadata entry `normalize` says.

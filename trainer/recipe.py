@@ -36,8 +36,9 @@ class Data(Section):
     """Where images come from and what becomes of them."""
 
     root: str
-    source: Literal["digits", "cifar10"]
-    train: str = "train"
+    source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"]
+    train: str = "train"  # several splits: train+unlabelled
+    labelled: str | None = None  # what probes learn from; null: the same
     test: str = "test"
     size: Positive = 32
     views: Annotated[list[View], Field(min_length=1)] = [View()]
@@ -48,10 +49,13 @@ class Data(Section):
 
 
 class Groups(Section):
-    """Sizes, in images, of the groups of consecutive positions that statistics are taken over."""
+    """Sizes, in images, of the groups of consecutive positions that statistics are taken over.
+
+    `negatives` (null: as `norm`) are each other's negatives; `global`: all images of the batch, of all ranks.
+    """
 
     norm: Positive
-    negatives: Positive | None = None
+    negatives: Positive | Literal["global"] | None = None
 
 
 # ---- what is trained -----------------------------------------------------------------------------

@@ -188,6 +188,8 @@ def _locate(loc: tuple, section, tree: dict):
         ):  # pydantic names the member of a union: no key of ours
             what = Expected(choices(what.sections)[step])
             continue
+        if isinstance(step, str) and not what.sections:  # a number or a word: pydantic names each in turn
+            continue
         holder, what_holds = node, what
         what = what.item if isinstance(step, int) else fields(what.sections[0])[step]
         missing = isinstance(step, str) and step not in node

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from data_pipelines.spec import Positive, Section
 
+Norm = Literal["batch", "group"]  # statistics over the images of a group, or over channels of an image
+
 
 class DimEncoder(Section):
     """The convolutional encoder of the Deep InfoMax paper; its defaults are the published 32-px network."""
@@ -14,6 +16,49 @@ class DimEncoder(Section):
     channels: Annotated[list[Positive], Field(min_length=2, max_length=5)] = [64, 128, 256]
     fc: Positive = 1024
     y: Positive = 64
+    norm: Norm = "batch"
 
 
-Encoder = DimEncoder
+class DimAlexNet(Section):
+    """The AlexNet of the Deep InfoMax paper; its defaults are the published 64-px network."""
+
+    kind: Literal["dim_alexnet"]
+    channels: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [96, 192, 384, 384, 192]
+    fc: Positive = 4096
+    y: Positive = 64
+    norm: Norm = "batch"
+
+
+class FoldedAlexNet(DimAlexNet):
+    """The same AlexNet over patches of 16 px, as compared with CPC on STL-10."""
+
+    kind: Literal["folded_alexnet"]
+
+
+class FoldedResNet(Section):
+    """Bottlenecks over patches of 8 px, as compared with CPC on CIFAR-10; defaults as published."""
+
+    kind: Literal["folded_resnet"]
+    depth: Literal[19, 37] = 37
+    width: Positive = 64
+    fc: Positive = 1024
+    y: Positive = 64
+    norm: Norm = "batch"
+
+
+class ResNet(Section):
+    """ResNet as in torchvision. `width` is the stem's channels; `local` the stage whose map is local."""
+
+    kind: Literal["resnet"]
+    depth: Literal[18, 34, 50, 101] = 50
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    width: Positive = 64
+    local: Literal["layer1", "layer2", "layer3", "layer4"] = "layer3"
+    y: Positive = 64
+    norm: Norm = "batch"
+    zero_init_residual: bool = False  # a block's last norm starts at zero
+
+
+Encoder = Annotated[
+    DimEncoder | DimAlexNet | FoldedAlexNet | FoldedResNet | ResNet, Field(discriminator="kind")
+]

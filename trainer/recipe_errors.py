@@ -39,7 +39,8 @@ class Expected:
     @property
     def options(self) -> tuple:
         """The choices, where the schema names them."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        members = get_args(self.type) if _is_union(self.type) else (self.type,)
+        return tuple(c for member in members if get_origin(member) is Literal for c in get_args(member))
 
     def words(self, many: bool = False) -> str:
         """In plain words, such as "a whole number above 0, or null"; `many` names several of them."""
@@ -63,8 +64,10 @@ class Expected:
         if self.sections:
             keys = [name for section in self.sections for name in fields(section)]
             return "sections" if many else f"a section with keys {', '.join(dict.fromkeys(keys))}"
+        if _is_union(self.type):
+            return either([expected(member).words(many) for member in get_args(self.type)])
         if self.options:
-            return either([f"'{choice}'" for choice in self.options])
+            return either([shown(choice) for choice in self.options])
         name = {int: "whole number", float: "number", bool: "true or false", str: "text"}[self.type]
         if self.type in (int, float):
             name = f"{name}s" if many else f"a {name}"

@@ -7,21 +7,51 @@ from pydantic import Field
 from data_pipelines.spec import Count, Positive, PositiveFloat, Section, Weight
 
 
+class LinearProbe(Section):
+    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights in the mean loss."""
+
+    l2: Weight = 1e-4
+    iterations: Positive = 100
+
+
 class MlpProbe(Section):
-    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features."""
+    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features.
+
+    The learning rate falls to zero along a half cosine; with `milestones`, to a tenth after each of these
+    epochs.
+    """
 
     units: Positive = 200
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     epochs: Positive = 40
     batch: Positive = 256
     lr: PositiveFloat = 1e-3
+    milestones: Annotated[list[Positive], Field(min_length=1)] | None = None
 
 
-class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights in the mean loss."""
+class SgdProbe(Section):
+    """Multinomial logistic regression by mini-batches: SGD with momentum 0.9, a half cosine to zero, no decay.
 
+    `lr` is that of standardised features divided by the root of their number: one value for any width.
+    """
+
+    epochs: Positive = 40
+    batch: Positive = 256
+    lr: PositiveFloat = 1.0
+
+
+class SvmProbe(Section):
+    """`runs` linear SVMs from different initial weights: one against the rest, hinge loss, mini-batches.
+
+    Each minimises, for each class, the mean hinge loss + l2/2 · ||w||² on standardised features, by SGD as
+    the linear probe does. Mean and standard deviation over the runs are reported.
+    """
+
+    runs: Positive = 5
     l2: Weight = 1e-4
-    iterations: Positive = 100
+    epochs: Positive = 40
+    batch: Positive = 256
+    lr: PositiveFloat = 1.0
 
 
 class FewShot(Section):
@@ -39,7 +69,9 @@ class Evaluate(Section):
     at_end: bool = True
     knn: Positive = 200
     linear: LinearProbe | None = LinearProbe()
+    linear_sgd: SgdProbe | None = None
     mlp: MlpProbe | None = MlpProbe()
+    svm: SvmProbe | None = None
     few_shot: FewShot | None = FewShot()
     controls: bool = True
     recalibrate: bool = False

@@ -74,7 +74,8 @@ class Training:
                 self.place.accelerator.backward(values["loss"] / self.recipe.accumulate)
             parts.append({name: detached(value) for name, value in values.items()})
         if self.recipe.optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.optimizer.clip)
+            for parameters in self.objective.players():
+                torch.nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.clip)
         self.optimizer.step()
         self.objective.after_step()
         self.images += self.recipe.batch

@@ -1,4 +1,4 @@
-"""Probes: how well a small classifier reads the class from frozen features.
+"""Probes: how well a small classifier reads the class from frozen features. Here those fitted by L-BFGS.
 
 Every probe takes cached features, float32 or float64 tensors [N, d] on any one device, and int64 labels [N]
 in [0, classes); it returns the accuracy on the test features, in [0, 1]. Features are standardised by the
@@ -9,16 +9,15 @@ Raises, everywhere: UserError for an empty split or a feature that is not finite
 ValueError for arguments of the wrong shape or type, or labels out of range.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from data_pipelines.errors import UserError
-from trainer.recipe_evaluation import FewShot, LinearProbe, MlpProbe
+from trainer.recipe_evaluation import FewShot, LinearProbe
 
 ROWS = 1024  # rows of features at work at a time: no step makes a second copy of the features
 FEW_SHOT_L2 = 0.1  # with 5 shots the best for raw pixels of digits, and near the best for the encoders tried
@@ -32,51 +31,10 @@ def linear_probe(
 
     With l2 = 1/(C·N) this is scikit-learn's LogisticRegression(C) on standardised features.
     """
-    _check(train_x, train_y, test_x, test_y, classes)
-    mean, scale = _statistics(train_x)
+    check(train_x, train_y, test_x, test_y, classes)
+    mean, scale = statistics(train_x)
     weight, bias = _fit_softmax(train_x, train_y, classes, mean, scale, options.l2, options.iterations)
     return _accuracy(lambda x: functional.linear(x, weight, bias), test_x, test_y)
-
-
-@torch.inference_mode(False)  # gradients, also where the caller has switched them off
-def mlp_probe(
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    test_y: Tensor,
-    classes: int,
-    options: MlpProbe,
-    seed: int,
-) -> float:
-    """The probe of the Deep InfoMax paper: Linear, dropout, batch-norm, ReLU, Linear; Adam on cross-entropy.
-
-    The learning rate falls to zero along a half cosine. `seed` settles initialisation, order and dropout.
-    """
-    _check(train_x, train_y, test_x, test_y, classes)
-    if len(train_x) < 2:
-        raise UserError("the MLP probe needs at least 2 training images for its batch-norm, got 1")
-    mean, scale = _statistics(train_x)
-    on_host = torch.Generator().manual_seed(seed)
-    on_device = torch.Generator(train_x.device).manual_seed(seed)
-    network = _Mlp(train_x.shape[1], classes, options, on_host, on_device).to(train_x.device, train_x.dtype)
-
-    batch = min(options.batch, len(train_x))
-    steps = len(train_x) // batch  # the rest of an epoch is left out; the next epoch has another order
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps * options.epochs)
-    for _ in range(options.epochs):
-        order = torch.randperm(len(train_x), generator=on_host).to(train_x.device)
-        for chosen in order[: steps * batch].split(batch):
-            images = train_x.index_select(0, chosen).sub_(mean).mul_(scale)
-            loss = functional.cross_entropy(network(images), train_y[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-
-    network.eval()
-    with torch.no_grad():
-        return _accuracy(lambda x: network((x - mean).mul_(scale)), test_x, test_y)
 
 
 def few_shot_probe(
@@ -98,8 +56,8 @@ def few_shot_probe(
 
     Raises UserError if a class has fewer than `few.shots` training images.
     """
-    _check(train_x, train_y, test_x, test_y, classes)
-    mean, scale = _statistics(train_x)
+    check(train_x, train_y, test_x, test_y, classes)
+    mean, scale = statistics(train_x)
     labels = train_y.cpu()
     members = [torch.nonzero(labels == label).flatten() for label in range(classes)]
     for label, images in enumerate(members):
@@ -118,7 +76,7 @@ def few_shot_probe(
     return sum(accuracies) / len(accuracies)
 
 
-def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> None:
+def check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> None:
     for split, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -140,7 +98,7 @@ def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, cla
         raise ValueError("training and test features differ in width or type")
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, 1 / standard deviation) of each feature, [d]; a constant feature tells nothing and gets 0."""
     mean = sum(rows.sum(0, dtype=torch.float64) for rows in x.split(ROWS)) / len(x)
     square = sum((rows - mean).square_().sum(0) for rows in x.split(ROWS)) / len(x)
@@ -189,35 +147,6 @@ def _fit_softmax(
     )
     optimizer.step(loss_and_gradient)
     return tuple(part.detach() for part in for_raw_features())
-
-
-class _Mlp(nn.Module):
-    """[n, inputs] -> [n, classes]; initial weights and dropout come from the generators it is given."""
-
-    def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        options: MlpProbe,
-        on_host: torch.Generator,
-        on_device: torch.Generator,
-    ):
-        super().__init__()
-        self.first = nn.utils.skip_init(nn.Linear, inputs, options.units)
-        self.norm = nn.BatchNorm1d(options.units)
-        self.last = nn.utils.skip_init(nn.Linear, options.units, classes)
-        self.keep, self.on_device = 1 - options.dropout, on_device
-        for layer in (self.first, self.last):  # nn.Linear's own initialisation
-            bound = 1 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound, on_host)
-            nn.init.uniform_(layer.bias, -bound, bound, on_host)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x)
-        if self.training:
-            kept = torch.empty_like(hidden).bernoulli_(self.keep, generator=self.on_device)
-            hidden = hidden * kept / self.keep
-        return self.last(self.norm(hidden).relu_())
 
 
 def _pick(images: Tensor, shots: int, seed: int, draw: int, label: int) -> Tensor:

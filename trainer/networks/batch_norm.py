@@ -1,5 +1,6 @@
 """Batch normalisation over groups of consecutive images, so that results do not depend on ranks."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,14 +14,15 @@ class GroupBatchNorm(nn.Module):
     """Batch-norm whose statistics are taken over groups of `group` consecutive images.
 
     In training, input [n, features, ...] with n a multiple of `group`; each group is normalised by
-    its own mean and variance. Running statistics do not move in the forward pass: `commit` moves them
-    once an optimizer step, by the mean over all groups of the global batch. Parameter and buffer names
-    are torch's. Ioffe and Szegedy, arXiv 1502.03167.
+    its own mean and variance. Where an image makes several consecutive `rows` of the input (the patches
+    it is cut into), its group's statistics are over all of them. Running statistics do not move in the
+    forward pass: `commit` moves them once an optimizer step, by the mean over all groups of the global
+    batch. Parameter and buffer names are torch's. Ioffe and Szegedy, arXiv 1502.03167.
     """
 
-    def __init__(self, features: int, group: int, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, features: int, group: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.group, self.eps, self.momentum = group, eps, momentum
+        self.group, self.rows, self.eps, self.momentum = group, rows, eps, momentum
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
@@ -34,7 +36,7 @@ class GroupBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        parts, groups = [], x.split(self.group)
+        parts, groups = [], x.split(self.group * self.rows)
         found = torch.zeros(2, len(self.running_mean), device=x.device, dtype=self.running_mean.dtype)
         total = torch.zeros_like(found)
         for part in groups:
@@ -45,8 +47,25 @@ class GroupBatchNorm(nn.Module):
         self.groups += len(groups)
         return torch.cat(parts)
 
+    def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of torch's own BatchNorm: a count unused here
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, group={self.group}, eps={self.eps}, momentum={self.momentum}"
+        sizes = f"{len(self.weight)}, group={self.group}, rows={self.rows}"
+        return f"{sizes}, eps={self.eps}, momentum={self.momentum}"
+
+
+def normalization(kind: str, features: int, group: int, rows: int = 1) -> nn.Module:
+    """The norm of a layer of [n, features, ...]: "batch" over groups of `group` images, or "group".
+
+    "group" is torch's GroupNorm (Wu and He, arXiv 1803.08494): an image for itself, which no other image and
+    no running statistic reaches. It has their 32 groups of channels, or as many as leave 16 channels to
+    each, which is their other setting: a vector cut into groups of one would be all zeros.
+    """
+    if kind == "batch":
+        return GroupBatchNorm(features, group, rows)
+    return nn.GroupNorm(math.gcd(32, features, max(1, features // 16)), features)
 
 
 def _take(module: nn.Module) -> list[tuple[GroupBatchNorm, Tensor]]:

@@ -1,67 +1,210 @@
 """Lower bounds on mutual information as functions of scores, in nats.
 
-Scores are [m, m, L]: scores[i, j, l] compares the representation of image i with the feature at
-location l of image j. Pairs with i = j are from the joint distribution, all others from the product
-of the marginals. A global bound has L = 1.
+Scores are [rows, images, L]: scores[i, j, l] compares the representation of row i with the feature at
+location l of image j. A row and its own image are a pair from the joint distribution, all other pairs
+from the product of the marginals. A global bound has L = 1. `pairs` reduces scores to what all bounds
+need, a number or two a row, so that scores may come in pieces and from several ranks.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.runtime import collectives
 
 softplus = partial(F.softplus, threshold=40.0)  # torch's own threshold of 20 costs float64 seven digits
 
-
-def positives(scores: Tensor) -> Tensor:
-    """The scores of an image with itself, [m, L]."""
-    return scores.diagonal(dim1=0, dim2=1).T
+PIECE = 2**22  # numbers that exist at a time: 16 MiB in float32
 
 
-def negatives(scores: Tensor) -> Tensor:
-    """The scores with -inf where an image meets itself, [m, m, L]."""
-    same = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    return scores.masked_fill(same[:, :, None], -math.inf)
+@dataclass(frozen=True)
+class Pairs:
+    """Scores, reduced. Of the rows' own images `positives` [m, L]; over all rows R >= m (more than m where the
+    negatives of several ranks are joined: the m begin at `first`) the log of the sum of e^score over a row's
+    negatives, [R], and where a bound asks for it the sum of their softplus, [R]."""
+
+    positives: Tensor
+    log_negatives: Tensor
+    softplus_negatives: Tensor | None
+    count: int  # negatives of a row
+    first: int = 0
+
+    @property
+    def own(self) -> Tensor:
+        """`log_negatives` of the rows of `positives`, [m, 1]."""
+        return self.log_negatives[self.first : self.first + len(self.positives), None]
 
 
-def jsd_loss(scores: Tensor) -> Tensor:
+def pairs(scores: Tensor, shift: int = 0, with_softplus: bool = True) -> Pairs:
+    """Reduces scores [rows, images, L]; the own image of row i is image i + shift, if there is one."""
+    rows, images, locations = scores.shape
+    number = torch.arange(max(rows, images), device=scores.device)
+    same = number[:rows, None] + shift == number[None, :images]
+    rest = scores.masked_fill(same[:, :, None], -math.inf)  # softplus(-inf) is 0, as is e^-inf
+    return Pairs(
+        scores.diagonal(shift, dim1=0, dim2=1).T,
+        torch.logsumexp(rest.flatten(1), dim=1),
+        softplus(rest).sum((1, 2)) if with_softplus else None,
+        (images - 1) * locations,
+    )
+
+
+def pairs_of(
+    score: Callable[[Tensor, Tensor], Tensor], local: Tensor, y: Tensor, cost: int, shift: int, bound: str
+) -> Pairs:
+    """`pairs(score(local, y))` a few rows at a time, so that only a piece of the scores ever exists.
+
+    Args:
+        score: encodings of images [m, L, d] and of rows [R, d] -> scores [R, m, L].
+        cost: numbers that are held for each score.
+        shift: as for `pairs`.
+
+    The pieces are computed anew in the backward pass.
+    """
+    rows = max(1, PIECE // (local.shape[0] * local.shape[1] * cost))
+
+    def piece(local: Tensor, part: Tensor, shift: int) -> tuple:
+        found = pairs(score(local, part), shift, bound == "jsd")
+        return found.positives, found.log_negatives, found.softplus_negatives
+
+    count = (len(local) - 1) * local.shape[1]
+    if rows >= len(y):
+        return Pairs(*piece(local, y, shift), count)
+    found = [
+        checkpoint(piece, local, y[at : at + rows], at + shift, use_reentrant=False, preserve_rng_state=False)
+        for at in range(0, len(y), rows)
+    ]
+    positives, logs, sums = zip(*found, strict=True)
+    return Pairs(
+        torch.cat(positives), torch.cat(logs), torch.cat(sums) if sums[0] is not None else None, count
+    )
+
+
+def joined(found: Pairs, rank: int, images: int) -> Pairs:
+    """Joins the pairs of all ranks: each has compared the rows of all with the m images of its own.
+
+    Exact: log-sum-exps and sums over parts of the negatives combine. Gradients flow to every rank.
+    Args:
+        images: of all ranks.
+    """
+    m, locations = found.positives.shape
+    logs = torch.logsumexp(collectives.gather(found.log_negatives[None]), dim=0)
+    sums = found.softplus_negatives
+    return replace(
+        found,
+        log_negatives=logs,
+        softplus_negatives=None if sums is None else collectives.gather(sums[None]).sum(0),
+        count=(images - 1) * locations,
+        first=rank * m,
+    )
+
+
+# ---- the bounds, as losses -----------------------------------------------------------------------
+
+
+def jsd_loss(found: Pairs) -> Tensor:
     """Minus the Jensen-Shannon bound, shifted so that a critic that knows nothing gives 0.
 
     E_product sp(T) + E_joint sp(-T) - 2 log 2, with sp the softplus: at least -2 log 2. Negatives are
     the mean over all ordered pairs of other images and their locations (arXiv 1808.06670, equation 4).
     """
-    m, _, locations = scores.shape
-    # softplus of -inf is 0 in value and gradient, so that pairs of an image with itself drop out
-    negative = softplus(negatives(scores)).sum() / (m * (m - 1) * locations)
-    return negative + softplus(-positives(scores)).mean() - 2 * math.log(2)
+    negative = found.softplus_negatives.sum() / (len(found.softplus_negatives) * found.count)
+    return negative + softplus(-found.positives).mean() - 2 * math.log(2)
 
 
-def infonce_loss(scores: Tensor) -> Tensor:
+def infonce_loss(found: Pairs) -> Tensor:
     """InfoNCE's cross-entropy: each location of an image among all locations of the other images.
 
     The mean over images i and locations l of -log(e^s / (e^s + sum of e^negatives of i)), s the score
     of i with its own location l (arXiv 1808.06670, equation 5, and rdevon/DIM). The sum over negatives
     is taken once an image and joined with each positive, so that no quadratic expansion exists.
     """
-    rest = torch.logsumexp(negatives(scores).flatten(1), dim=1, keepdim=True)
-    return softplus(rest - positives(scores)).mean()
+    return softplus(found.own - found.positives).mean()
+
+
+def log_mean(found: Pairs) -> Tensor:
+    """log E_product e^T, over all negatives of all rows."""
+    return torch.logsumexp(found.log_negatives, dim=0) - math.log(len(found.log_negatives) * found.count)
+
+
+def dv_loss(found: Pairs, log_denominator: Tensor | None = None) -> Tensor:
+    """Minus the Donsker-Varadhan bound, E_joint T - log E_product e^T (arXiv 1801.04062, equation 4).
+
+    `log_denominator`: the log of a less noisy mean of e^T, which takes the batch's own place in the gradient
+    of the logarithm (section 3.2 there: the batch's own makes it biased). The value stays the same.
+    """
+    own = log_mean(found)
+    if log_denominator is None:
+        return own - found.positives.mean()
+    slope = torch.exp(own - log_denominator)  # its gradient is E e^T grad T / denominator
+    return own.detach() + slope - slope.detach() - found.positives.mean()
+
+
+def nwj_loss(found: Pairs) -> Tensor:
+    """Minus the bound of Nguyen, Wainwright and Jordan, E_joint T - E_product e^(T-1) (arXiv 0809.0853)."""
+    return torch.exp(log_mean(found) - 1) - found.positives.mean()
+
+
+LOSSES = {"jsd": jsd_loss, "infonce": infonce_loss, "dv": dv_loss, "nwj": nwj_loss}
 
 
 def random_guess(bound: str, m: int, locations: int) -> float:
-    """The loss of a critic that gives every pair the same score."""
-    return 0.0 if bound == "jsd" else math.log(1 + (m - 1) * locations)
+    """The loss of the best critic that gives every pair the same score."""
+    return math.log(1 + (m - 1) * locations) if bound == "infonce" else 0.0
 
 
 @torch.no_grad()
-def information(scores: Tensor) -> Tensor:
+def information(found: Pairs) -> Tensor:
     """A lower bound on the information between y and a local feature, nats, at most log m.
 
-    log m + mean[s - log(e^s + sum_{j != i} mean_l e^{s_jl})]: the L dependent locations of an image
-    count as one negative. Their sum would overclaim by up to log L (Poole et al., arXiv 1905.06922,
-    for the bound with m images).
+    log m + mean[s - log(e^s + sum_{j != i} mean_l e^{s_jl})], m the images among the negatives and the own
+    one: the L dependent locations of an image count as one negative. Their sum would overclaim by up to log L
+    (Poole et al., arXiv 1905.06922, for the bound with m images). Any critic may be read so, whatever its loss.
     """
-    m, _, locations = scores.shape
-    rest = torch.logsumexp(negatives(scores).flatten(1), dim=1, keepdim=True) - math.log(locations)
-    return math.log(m) - softplus(rest - positives(scores)).mean()
+    locations = found.positives.shape[1]
+    rest = found.own - math.log(locations)
+    return math.log(found.count // locations + 1) - softplus(rest - found.positives).mean()
+
+
+class RunningMean(nn.Module):
+    """MINE's running mean of e^T over the product of the marginals, as a logarithm (arXiv 1801.04062, 3.2).
+
+    It moves once an optimizer step, by the mean over all groups of the global batch, and is equal on all
+    ranks. Within a step a group sees the mean of the steps before, moved by its own e^T alone.
+    """
+
+    def __init__(self, momentum: float = 0.9):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("log_mean", torch.zeros(()))
+        self.register_buffer("started", torch.zeros(()))
+        self.pending: list[Tensor] = []
+
+    def forward(self, own: Tensor) -> Tensor:
+        """The log of the denominator for a group whose log E e^T is `own`; both without gradient."""
+        own = own.detach()
+        if self.training:
+            self.pending.append(own)
+        return self._moved(own)
+
+    def _moved(self, own: Tensor) -> Tensor:
+        kept = self.log_mean + math.log(self.momentum)
+        return torch.where(self.started > 0, torch.logaddexp(kept, own + math.log(1 - self.momentum)), own)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Moves the mean by what the groups since the last call had."""
+        if not self.pending:
+            return
+        seen = torch.stack(self.pending)
+        top = collectives.maximum(seen.max())
+        found = top + collectives.mean(torch.exp(seen - top).mean()).log()
+        self.log_mean.copy_(self._moved(found))
+        self.started.fill_(1.0)
+        self.pending = []

@@ -1,92 +1,222 @@
-"""Deep InfoMax (Hjelm et al., arXiv 1808.06670): the local objective, DIM(L)."""
+"""Deep InfoMax (Hjelm et al., arXiv 1808.06670): DIM(L), DIM(G), both, and what is trained beside them."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import commit
-from trainer.networks.dim_encoder import DimEncoder
-from trainer.networks.heads import EncodeAndDot
+from trainer.networks.heads import Concat, EncodeAndDot, GlobalEncodeAndDot
 from trainer.objectives import bounds
-from trainer.recipe_objectives import DimObjective
+from trainer.objectives.auxiliary import Classifier, Coordinates, occluded
+from trainer.objectives.prior import PriorMatching
+from trainer.recipe_objectives import ConcatCritic, Critic, DimObjective
+from trainer.runtime import collectives
 
-LOSSES = {"jsd": bounds.jsd_loss, "infonce": bounds.infonce_loss}
+Values = dict[str, Tensor | float]
 
 
 class Dim(nn.Module):
-    """Maximises the information between y and the local features of the same image.
+    """Maximises alpha · I(image; y) + beta · mean over locations of I(local feature; y), in bounds of nats.
 
     Args:
         encoder: gives `local` and `y`.
         options: the recipe's objective.
+        norm: "batch" or "group", of the critics' layers.
         group: images that batch-norm statistics are taken over.
-        negatives: images that are each other's negatives.
+        negatives: images that are each other's negatives; None: all images of all ranks.
 
     Raises:
-        ValueError: a group of one image, which has neither a variance nor a negative.
+        ValueError: a group of one image, which has neither a variance nor a negative; or negatives over all
+            images with batch-norm, whose statistics would tell positives from negatives.
     """
 
     VIEWS = 1
 
-    def __init__(self, encoder: DimEncoder, options: DimObjective, group: int, negatives: int):
+    def __init__(
+        self, encoder: nn.Module, options: DimObjective, norm: str, group: int, negatives: int | None
+    ):
         super().__init__()
-        if min(group, negatives) < 2:
-            name, size = ("norm", group) if group < 2 else ("negatives", negatives)
-            raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
-        self.options, self.negatives = options, negatives
-        self.encoder = encoder
-        self.critic = EncodeAndDot(
-            encoder.local_channels,
-            encoder.widths["y"],
-            options.critic.units,
-            options.critic.score,
-            group,
-        )
+        check_groups(norm, group, negatives)
+        self.options, self.group, self.negatives, self.encoder = options, group, negatives, encoder
+        y, side = encoder.widths["y"], encoder.local_side
+        if options.beta:
+            self.critic = local_critic(encoder, options, norm, group)
+        if options.alpha:
+            self.global_critic = global_critic(encoder, options)
+        self.denominators = nn.ModuleDict()
+        if options.bound == "dv":
+            terms = {"local": options.beta, "global": options.alpha}
+            self.denominators.update({name: bounds.RunningMean() for name in terms if terms[name]})
+        self.prior = PriorMatching(y, options.prior, options.gamma) if options.gamma else None
+        self.coordinates = Coordinates(encoder.local_channels, side, y) if options.coordinates else None
+        self.classifier = None
+        if options.supervised:
+            width = next(iter(encoder.widths.values()))
+            self.classifier = Classifier(width, options.supervised, norm, group)
 
-    def forward(self, batch) -> dict[str, Tensor | float]:
+    def forward(self, batch) -> Values:
         """Takes a `Batch` of one view [n, 3, H, W], n a multiple of both group sizes.
 
         Returns:
-            `loss`, to be minimised; `local`, the bound's own loss; `mi/local`, a lower bound in nats and
-            beside it its `ceiling`; and the `local/random_guess` of a critic that knows nothing.
+            `loss`, to be minimised. For each term `local` and `global` its own loss, under `…/random_guess`
+            that of a critic that knows nothing; `mi/…`, a lower bound in nats, and beside it its `ceiling`.
+            `prior` is the encoder's loss in prior matching, `coordinates` and `supervised` those of their tasks.
         """
-        features = self.encoder(batch.views[0])
-        local, y = self.critic(features["local"], features["y"])
-        picked = self._locations(batch, local)
+        options, images = self.options, batch.views[0]
+        features = self.encoder(images)
+        y = features["y"]
+        if options.occlusion:
+            y = self.encoder(occluded(images, options.occlusion, self._noise(batch, "occlusion")))["y"]
+        values: Values = {}
+        loss = torch.zeros((), dtype=self._dtype(), device=images.device)
+        if options.beta:
+            local, encoded = self.critic(features["local"], y)
+            loss = loss + options.beta * self._term(
+                "local", self.critic, self._locations(batch, local), encoded, values
+            )
+        if options.alpha:
+            whole, encoded = self.global_critic(features["local"], y)
+            loss = loss + options.alpha * self._term("global", self.global_critic, whole, encoded, values)
+        if self.prior:
+            found = self.prior(y, self._real(batch, y.shape[1]))
+            loss = loss + found.pop("loss")
+            values |= found
+        if self.coordinates:
+            task = self.coordinates(features["local"], y)
+            loss = loss + options.coordinates * task
+            values |= {"coordinates": task.detach()}
+            values |= {"coordinates/random_guess": 2 * math.log(self.encoder.local_side)}
+        if self.classifier:
+            conv = features[next(iter(self.encoder.widths))]
+            task = self.classifier(conv, batch.label, self._noise(batch, "dropout"))
+            loss = loss + options.supervised.weight * task
+            values["supervised"] = task.detach()
+        return {"loss": loss, **values}
+
+    def _term(self, name: str, critic: nn.Module, local: Tensor, y: Tensor, values: Values) -> Tensor:
+        """The loss of one term, the mean over its groups; its figures go into `values`."""
         losses, information = [], []
-        for number, group in enumerate(picked.split(self.negatives)):
-            start = number * self.negatives
-            scores = self.critic.scores(group, y[start : start + self.negatives])
-            losses.append(LOSSES[self.options.bound](scores))
-            information.append(bounds.information(scores.detach()))
+        for found in self._pairs(critic, local, y):
+            extra = ()
+            if name in self.denominators:
+                extra = (self.denominators[name](bounds.log_mean(found)),)
+            losses.append(bounds.LOSSES[self.options.bound](found, *extra))
+            information.append(bounds.information(found))
         loss = torch.stack(losses).mean()
-        return {
-            "loss": self.options.beta * loss,
-            "local": loss.detach(),
-            "local/random_guess": bounds.random_guess(self.options.bound, self.negatives, picked.shape[1]),
-            "mi/local": torch.stack(information).mean(),
-            "mi/local/ceiling": math.log(self.negatives),
-        }
+        m = found.count // local.shape[1] + 1
+        values[name] = loss.detach()
+        values[f"{name}/random_guess"] = bounds.random_guess(self.options.bound, m, local.shape[1])
+        values[f"mi/{name}"] = torch.stack(information).mean()
+        values[f"mi/{name}/ceiling"] = math.log(m)
+        return loss
+
+    def _pairs(self, critic: nn.Module, local: Tensor, y: Tensor) -> Iterator[bounds.Pairs]:
+        """The pairs of each group of negatives; of one group where all images of all ranks are negatives.
+
+        An evaluation is one rank's own: there the images of a group of the norm are the negatives.
+        """
+        bound = self.options.bound
+        if self.negatives is None and self.training:
+            rank, world = collectives.rank(), collectives.world()
+            everyone = collectives.gather(y)
+            found = bounds.pairs_of(critic.scores, local, everyone, critic.cost, -rank * len(y), bound)
+            yield bounds.joined(found, rank, world * len(y))
+            return
+        size = self.negatives or self.group
+        for group, rows in zip(local.split(size), y.split(size), strict=True):
+            yield bounds.pairs_of(critic.scores, group, rows, critic.cost, 0, bound)
+
+    def _noise(self, batch, purpose: str) -> list[torch.Generator]:
+        return batch.noise.groups(purpose, self.group, batch.views[0].device)
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
+
+    def _real(self, batch, width: int) -> Tensor:
+        """Points of the prior, uniform on [0, 1]^width, as many as images."""
+        drawn = [
+            torch.rand(self.group, width, generator=g, device=g.device, dtype=self._dtype())
+            for g in self._noise(batch, "prior")
+        ]
+        return torch.cat(drawn)
 
     def _locations(self, batch, local: Tensor) -> Tensor:
         """The locations that count this step, [n, L', units]: all, or drawn a group with replacement."""
         if self.options.locations is None:
             return local
-        groups = batch.noise.groups("locations", self.negatives, local.device)
+        size, device = self.negatives or self.group, local.device
         drawn = []
-        for generator, group in zip(groups, local.split(self.negatives), strict=True):
-            size = (self.options.locations,)
-            drawn.append(
-                group[:, torch.randint(local.shape[1], size, generator=generator, device=local.device)]
-            )
+        for generator, group in zip(
+            batch.noise.groups("locations", size, device), local.split(size), strict=True
+        ):
+            count = (self.options.locations,)
+            drawn.append(group[:, torch.randint(local.shape[1], count, generator=generator, device=device)])
         return torch.cat(drawn)
 
     def after_step(self) -> None:
         """Once an optimizer step: moves the running statistics."""
         commit(self)
+        for denominator in self.denominators.values():
+            denominator.commit()
+
+    def players(self) -> list[list[nn.Parameter]]:
+        """The parameters whose gradients are clipped together: the prior's discriminator for itself."""
+        other = list(self.prior.parameters()) if self.prior else []
+        apart = {id(parameter) for parameter in other}
+        mine = [parameter for parameter in self.parameters() if id(parameter) not in apart]
+        return [mine, other] if other else [mine]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks by name, for a count of parameters."""
+        found = {"encoder": self.encoder}
+        if self.options.beta:
+            found["local critic"] = self.critic
+        if self.options.alpha:
+            found["global critic"] = self.global_critic
+        if self.prior:
+            found["prior's discriminator"] = self.prior
+        if self.coordinates:
+            found["coordinates"] = self.coordinates
+        if self.classifier:
+            found["classifier"] = self.classifier
+        return found
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What evaluation reads, from images [n, 3, H, W]: conv, fc and y, each [n, width]."""
+        """What evaluation reads, from images [n, 3, H, W]: such as conv, fc and y, each [n, width]."""
         features = self.encoder(images)
         return {name: features[name] for name in self.encoder.widths}
+
+
+def check_groups(norm: str, group: int, negatives: int | None) -> None:
+    """Raises ValueError for groups that cannot work."""
+    for name, size in (("norm", group), ("negatives", negatives)):
+        if size is not None and size < 2:
+            raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
+    if negatives is None and norm == "batch":
+        raise ValueError(
+            "groups.negatives=global with encoder.norm=batch: statistics of a group would tell its images "
+            "from all others; set encoder.norm=group, or a number of images"
+        )
+
+
+def resolved(critic: Critic, bound: str) -> str:
+    """The score of a dot critic."""
+    return critic.score or ("tanh" if bound in ("dv", "nwj") else "dot")
+
+
+def local_critic(encoder: nn.Module, options: DimObjective, norm: str, group: int) -> nn.Module:
+    critic, y = options.critic, encoder.widths["y"]
+    if isinstance(critic, ConcatCritic):
+        return Concat(encoder.local_channels, y, critic.units)
+    score = resolved(critic, options.bound)
+    return EncodeAndDot(encoder.local_channels, y, critic.units, score, norm, group)
+
+
+def global_critic(encoder: nn.Module, options: DimObjective) -> nn.Module:
+    critic, y = options.global_critic, encoder.widths["y"]
+    if isinstance(critic, ConcatCritic):
+        return Concat(encoder.local_channels * encoder.local_side**2, y, critic.units, whole=True)
+    tail, width = encoder.tail()
+    return GlobalEncodeAndDot(tail, width, y, critic.units, resolved(critic, options.bound))

@@ -41,6 +41,36 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def maximum(tensor: Tensor) -> Tensor:
+    """The largest over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather(rows: Tensor) -> Tensor:
+    """All ranks' rows [n, ...], equally many on each, in the order of the ranks: [world * n, ...].
+
+    Differentiable: what every rank's loss asks of a rank's rows is added up there. Where the ranks' gradients
+    are averaged afterwards, that gives the gradient of the mean of their losses.
+    """
+    return _Gather.apply(rows) if world() > 1 else rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if world() > 1:

@@ -60,12 +60,7 @@ def describe_model(recipe: Pretrain) -> list[str]:
     """Parameters by part, and the memory that a rank holds beside activations."""
     with torch.device("meta"):
         objective = assembly.build_objective(recipe)
-    parts = {
-        "encoder": objective.encoder,
-        "critic, local": objective.critic.local,
-        "critic, y": objective.critic.y,
-    }
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.parts().items()}
     held = sum(counts.values())
     size = assembly.DTYPES[recipe.precision].itemsize
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size

@@ -1,0 +1,160 @@
+"""Residual networks (He et al., arXiv 1512.03385) with torchvision's names of parameters and buffers."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from trainer.networks.batch_norm import normalization
+from trainer.networks.layers import Norm
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: [n, before, H, W] -> [n, planes, H/stride, W/stride]."""
+
+    expansion = 1
+
+    def __init__(self, before: int, planes: int, stride: int, norm: Norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, planes, 3, stride, 1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = norm(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(before, planes, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions beside a shortcut; 4·planes channels leave it."""
+
+    expansion = 4
+
+    def __init__(self, before: int, planes: int, stride: int, norm: Norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, planes, 1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = norm(planes)
+        self.conv3 = nn.Conv2d(planes, self.expansion * planes, 1, bias=False)
+        self.bn3 = norm(self.expansion * planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(before, self.expansion * planes, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+def shortcut(before: int, after: int, stride: int, norm: Norm) -> nn.Sequential:
+    """The identity where the shape stays, else a 1x1 convolution and a norm."""
+    if stride == 1 and before == after:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+
+
+def stage(block: type, before: int, planes: int, blocks: int, stride: int, norm: Norm) -> nn.Sequential:
+    """`blocks` residual blocks in a row, the first with the stride."""
+    after = block.expansion * planes
+    rest = [block(after, planes, 1, norm) for _ in range(blocks - 1)]
+    return nn.Sequential(block(before, planes, stride, norm), *rest)
+
+
+class ResNet(nn.Module):
+    """Images [n, 3, size, size] -> local map, pooled features and y.
+
+    Weights of torchvision load but for its classifier `fc`. The 3x3 convolution of a bottleneck has the
+    stride, as torchvision's has. Convolutions start as Kaiming normal (fan out).
+
+    Args:
+        depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
+        stem: "imagenet", a 7x7 convolution of stride 2 and max-pooling; "cifar", a 3x3 one of stride 1.
+        width: channels of the stem; stages have 1, 2, 4 and 8 times as many, bottlenecks four times those.
+        local: "layer1" to "layer4", the stage whose map is local.
+        zero_init_residual: a block's last norm starts at zero weight, so the block as its shortcut.
+    """
+
+    DEPTHS = {
+        18: (BasicBlock, (2, 2, 2, 2)),
+        34: (BasicBlock, (3, 4, 6, 3)),
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+    }
+
+    def __init__(
+        self,
+        size: int,
+        depth: int,
+        stem: str,
+        width: int,
+        local: str,
+        y: int,
+        group: int,
+        norm: str = "batch",
+        zero_init_residual: bool = False,
+    ):
+        super().__init__()
+        self.block, self.blocks = self.DEPTHS[depth]
+        self.width, self.zero_init_residual = width, zero_init_residual
+        self.norm = partial(normalization, norm, group=group)
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            side = _halved(size, times=2)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+            self.maxpool = nn.Identity()
+            side = size
+        _initialise(self.conv1, zero_init_residual)
+        self.bn1 = self.norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(number) for number in range(4))
+        self.local = int(local.removeprefix("layer"))
+        self.local_channels, self.local_side = self._channels(self.local), _halved(side, times=self.local - 1)
+        self.widths = {"pooled": self._channels(4), "y": y}
+        self.y = nn.Linear(self.widths["pooled"], y)
+
+    def _channels(self, stages: int) -> int:
+        """Channels behind so many stages."""
+        return self.block.expansion * self.width * 2 ** (stages - 1) if stages else self.width
+
+    def _stage(self, number: int) -> nn.Sequential:
+        """A fresh stage; number 0 is layer1."""
+        planes, stride = self.width * 2**number, 2 if number else 1
+        made = stage(self.block, self._channels(number), planes, self.blocks[number], stride, self.norm)
+        _initialise(made, self.zero_init_residual)
+        return made
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns local [n, C, M, M], pooled [n, 512 or 2048 at width 64] and y [n, y]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        pooled = x.mean((2, 3))
+        return {"local": maps[self.local - 1], "pooled": pooled, "y": self.y(pooled)}
+
+    def tail(self) -> tuple[nn.Module, int]:
+        """Fresh stages behind the local map [n, C, M, M], pooled to [n, width], and that width.
+
+        Behind layer4 there is only the pooling.
+        """
+        layers = [self._stage(number) for number in range(self.local, 4)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self.widths["pooled"]
+
+
+def _halved(side: int, times: int) -> int:
+    """A side after so many layers of stride 2, each of which rounds up."""
+    return -(-side // 2**times)
+
+
+def _initialise(module: nn.Module, zero_init_residual: bool) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual and isinstance(layer, (BasicBlock, Bottleneck)):
+            nn.init.zeros_((layer.bn3 if isinstance(layer, Bottleneck) else layer.bn2).weight)
