@@ -23,7 +23,7 @@ class DotCritic(Section):
 
 
 class ConcatCritic(Section):
-    """Feature and y are concatenated and go through two hidden layers of `units` (the paper's other critic)."""
+    """Feature and y are concatenated and go through two hidden layers of `units` (the paper's other one)."""
 
     kind: Literal["concat"]
     units: Positive = 512

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.networks.batch_norm import GroupBatchNorm, commit, recalibrate
+from trainer.networks.batch_norm import GroupBatchNorm, commit, normalization, recalibrate
 
 
 def layers(features: int = 5, group: int = 4, dtype=torch.float64) -> tuple[GroupBatchNorm, nn.BatchNorm2d]:
@@ -188,3 +188,39 @@ def test_bf16_autocast_runs_forward_and_backward_with_float32_statistics():
     assert torch.allclose(net[1].running_mean, 0.1 * mean, atol=2e-3)
     assert torch.allclose(net[1].running_var, 0.9 + 0.1 * var, rtol=1e-2)
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_an_image_of_several_rows_stays_in_its_group():
+    ours, _ = layers(group=4)
+    patched = GroupBatchNorm(5, group=2, rows=2).double()
+    patched.load_state_dict(ours.state_dict())
+    x = images()  # 12 rows: 6 images of 2 rows, in groups of 2
+    assert torch.equal(patched(x), ours(x))
+    commit(patched)
+    commit(ours)
+    assert torch.equal(patched.running_var, ours.running_var)
+
+
+def test_recalibration_cuts_batches_at_groups_of_images_whatever_their_rows():
+    norm = GroupBatchNorm(3, group=2, rows=4).double()
+    net = nn.Sequential(nn.Unflatten(1, (4, 3)), nn.Flatten(0, 1), norm)  # an image of 12 numbers: 4 rows
+    batch = torch.randn(7, 12, dtype=torch.float64)
+    recalibrate(net, [batch])
+    mean, var = group_statistics(batch[:6].reshape(24, 3, 1), 8)
+    assert torch.allclose(norm.running_mean, mean, atol=1e-12)
+    assert torch.allclose(norm.running_var, var, atol=1e-12)
+
+
+def test_the_norm_of_a_layer_is_chosen_by_name():
+    norm = normalization("batch", 64, group=8, rows=49)
+    assert (type(norm), norm.group, norm.rows) == (GroupBatchNorm, 8, 49)
+    groups = {
+        features: normalization("group", features, 8).num_groups for features in (1024, 512, 64, 40, 33, 8)
+    }
+    assert groups == {1024: 32, 512: 32, 64: 4, 40: 2, 33: 1, 8: 1}
+
+
+@pytest.mark.parametrize("features", [4, 16, 33, 256])
+def test_group_norm_leaves_a_vector_its_differences(features):
+    torch.manual_seed(0)
+    assert normalization("group", features, 8)(torch.randn(3, features)).abs().min(1).values.max() > 0

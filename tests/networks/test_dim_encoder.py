@@ -41,6 +41,30 @@ def test_layers_are_convolution_norm_relu_and_y_is_linear_with_bias():
     assert torch.equal(features["y"], encoder.y(features["fc"]))
 
 
+def test_the_tail_starts_with_the_local_maps_own_convolution_again():
+    with torch.device("meta"):
+        tail, width = DimEncoder(**PUBLISHED).tail()
+        assert tail(torch.empty(2, 128, 8, 8)).shape == (2, 1024)
+    assert width == 1024
+    convolutions = [layer for layer in tail.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [(128, 128), (128, 256)]
+    assert {(layer.kernel_size, layer.stride, layer.padding) for layer in convolutions} == {
+        ((4, 4), (2, 2), (1, 1))
+    }
+    linear = next(layer for layer in tail.modules() if isinstance(layer, nn.Linear))
+    assert (linear.in_features, linear.out_features) == (256 * 2 * 2, 1024)
+    assert (
+        sum(p.numel() for p in tail.parameters()) == 16 * 128 * (128 + 256) + 2 * 384 + 1024 * 1024 + 2 * 1024
+    )
+
+
+def test_a_local_map_too_small_to_start_at_again_is_refused():
+    with pytest.raises(
+        ValueError, match=r"encoder\.channels=\[8, 16, 32\]: the local map is 2 x 2; .* need 4 x 4"
+    ):
+        DimEncoder(size=8, channels=[8, 16, 32], fc=8, y=4, group=2).tail()
+
+
 def test_evaluation_takes_one_image_and_does_not_depend_on_its_neighbours():
     encoder = DimEncoder(size=16, channels=[8, 16], fc=32, y=4, group=4).eval()
     images = torch.randn(3, 3, 16, 16)

@@ -4,45 +4,14 @@ import math
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
+from tiny_dim import BOUNDS, GROUP, batch_of, dot_critic, follows_differences, images, tiny
 
-from data_pipelines.draws import Noise
 from data_pipelines.loader import Batch
 from trainer.networks.batch_norm import GroupBatchNorm
-from trainer.networks.dim_encoder import DimEncoder
 from trainer.objectives import bounds
 from trainer.objectives.dim import Dim
-from trainer.recipe_objectives import ConcatCritic, DimObjective, DotCritic, Prior, Supervised
-
-GROUP = 4
-BOUNDS = ("jsd", "infonce", "dv", "nwj")
-
-
-def dot_critic(score: str = "dot") -> DotCritic:
-    return DotCritic(kind="dot", units=6, score=score)
-
-
-def tiny(bound="jsd", group=GROUP, negatives=GROUP, seed=0, norm="batch", **options) -> Dim:
-    """A network of some hundred parameters in float64."""
-    torch.manual_seed(seed)
-    encoder = DimEncoder(size=8, channels=[3, 4], fc=5, y=3, group=group, norm=norm)
-    settings = {"critic": dot_critic(), **options}
-    objective = DimObjective(kind="dim", bound=bound, **settings)
-    return Dim(encoder, objective, norm, group, negatives).double()
-
-
-def batch_of(images: torch.Tensor, seen: int = 0, first: int = 0, seed: int = 0) -> Batch:
-    n = len(images)
-    positions = np.arange(first, first + n)[None]
-    labels = torch.zeros(n, dtype=torch.int64)
-    return Batch([images], positions, seen + positions, labels, seen, Noise(seed, seen, first, n))
-
-
-def images(n: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64)
 
 
 def gradients(objective: Dim) -> torch.Tensor:
@@ -133,23 +102,7 @@ def test_a_group_of_one_image_is_refused(name, group, negatives):
 def test_the_gradient_equals_finite_differences(bound, options):
     objective = tiny(bound, **options)
     batch = batch_of(images(2 * GROUP))
-    objective(batch)["loss"].backward()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in objective.parameters():
-        # Along a random direction; where a ReLU turns over within the step, a smaller step is taken.
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        wanted = (parameter.grad * direction).sum().item()
-        found = []
-        for step in (1e-5, 1e-6):
-            ends = []
-            for sign in (step, -2 * step):
-                with torch.no_grad():
-                    parameter += sign * direction
-                    ends.append(objective(batch)["loss"].item())
-            with torch.no_grad():
-                parameter += step * direction
-            found.append((ends[0] - ends[1]) / (2 * step))
-        assert min(abs(f - wanted) for f in found) <= 1e-6 * max(1.0, abs(wanted))
+    follows_differences(objective, batch)
 
 
 # ---- locations --------------------------------------------------------------------------------------

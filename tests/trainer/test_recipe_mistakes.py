@@ -120,7 +120,11 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         ("evaluate.at_end=yes", "evaluate.at_end: expected true or false, got 'yes'"),
         ("evaluate.at_end=1", "evaluate.at_end: expected true or false, got 1"),
         ("evaluate.linear=3", "evaluate.linear: expected a section with keys l2, iterations, or null, got 3"),
-        ("encoder=dim", "encoder: expected a section with keys kind, channels, fc, y, got 'dim'"),
+        (
+            "encoder=dim",
+            "encoder: expected a section with keys kind, channels, fc, y, norm, depth, width, stem, local, "
+            "zero_init_residual, got 'dim'",
+        ),
         ("schedule=cosine", "schedule: expected a section with keys kind, warmup, final, got 'cosine'"),
         ("schedule.kind=3", "schedule.kind: expected 'constant' or 'cosine', got 3"),
         ("schedule.final=0.5", "schedule.final: unknown key; it belongs to schedule.kind cosine"),

@@ -1,7 +1,7 @@
 """Critics: networks that score pairs of a representation y and an image, or a location of it.
 
 A critic encodes both sides once (`forward`), then scores all pairs of what it encoded (`scores`), so that
-pairs may be formed in pieces and across ranks. `cost` counts the numbers that it holds for each pair.
+pairs may be formed in pieces and across ranks. `cost` is about how many numbers it holds for each pair.
 """
 
 import torch
@@ -112,7 +112,7 @@ class Concat(nn.Module):
 
     def __init__(self, features: int, y: int, units: int, whole: bool = False):
         super().__init__()
-        self.whole, self.cost = whole, 2 * units
+        self.whole, self.cost = whole, units
         both = nn.Linear(features + y, units)  # initialised as the one layer that it stands for
         self.local, self.y = nn.Linear(features, units), nn.Linear(y, units, bias=False)
         with torch.no_grad():

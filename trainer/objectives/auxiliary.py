@@ -11,7 +11,7 @@ from trainer.recipe_objectives import Supervised
 class Coordinates(nn.Module):
     """Reads from a local feature and y where on the map the feature was taken (rdevon/DIM).
 
-    At each location [feature, y] goes through a residual 1x1 network to 2 M logits, of its row and its column.
+    At each location [feature, y] goes through a residual 1x1 network to 2 M logits, of row and column.
     """
 
     def __init__(self, local_channels: int, local_side: int, y: int):

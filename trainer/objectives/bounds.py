@@ -20,14 +20,14 @@ from trainer.runtime import collectives
 
 softplus = partial(F.softplus, threshold=40.0)  # torch's own threshold of 20 costs float64 seven digits
 
-PIECE = 2**22  # numbers that exist at a time: 16 MiB in float32
+PIECE = 2**21  # numbers that exist at a time: 8 MiB in float32
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Scores, reduced. Of the rows' own images `positives` [m, L]; over all rows R >= m (more than m where the
-    negatives of several ranks are joined: the m begin at `first`) the log of the sum of e^score over a row's
-    negatives, [R], and where a bound asks for it the sum of their softplus, [R]."""
+    """Scores, reduced: of m images their `positives` [m, L], and of R rows, which are the same m unless ranks
+    are joined (then the m begin at row `first`), the log of the sum of e^score over a row's negatives, [R],
+    and where the bound asks for it the sum of their softplus, [R]."""
 
     positives: Tensor
     log_negatives: Tensor
@@ -62,7 +62,7 @@ def pairs_of(
 
     Args:
         score: encodings of images [m, L, d] and of rows [R, d] -> scores [R, m, L].
-        cost: numbers that are held for each score.
+        cost: about how many numbers are held for each score.
         shift: as for `pairs`.
 
     The pieces are computed anew in the backward pass.
@@ -165,7 +165,7 @@ def information(found: Pairs) -> Tensor:
 
     log m + mean[s - log(e^s + sum_{j != i} mean_l e^{s_jl})], m the images among the negatives and the own
     one: the L dependent locations of an image count as one negative. Their sum would overclaim by up to log L
-    (Poole et al., arXiv 1905.06922, for the bound with m images). Any critic may be read so, whatever its loss.
+    (Poole et al., arXiv 1905.06922, for the bound with m images). Any critic may be read so.
     """
     locations = found.positives.shape[1]
     rest = found.own - math.log(locations)

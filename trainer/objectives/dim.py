@@ -62,7 +62,7 @@ class Dim(nn.Module):
         Returns:
             `loss`, to be minimised. For each term `local` and `global` its own loss, under `…/random_guess`
             that of a critic that knows nothing; `mi/…`, a lower bound in nats, and beside it its `ceiling`.
-            `prior` is the encoder's loss in prior matching, `coordinates` and `supervised` those of their tasks.
+            `prior` is the encoder's loss in prior matching, `coordinates` and `supervised` their tasks'.
         """
         options, images = self.options, batch.views[0]
         features = self.encoder(images)

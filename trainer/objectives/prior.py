@@ -1,5 +1,7 @@
 """Matching the representation to a prior: an adversarial game with one optimizer and one backward pass."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ class Discriminator(nn.Module):
     def __init__(self, inputs: int, units: list[int]):
         super().__init__()
         widths = [inputs, *units, 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Points u [n, d] -> logits t [n] and dt/du [n, d].

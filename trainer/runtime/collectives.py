@@ -104,6 +104,26 @@ def on_first(function: Callable):
     return value
 
 
+def on_all(function: Callable) -> list:
+    """Runs a function on every rank; every rank gets all values, small objects, in the order of the ranks.
+
+    Raises:
+        SharedError: on every rank, the first UserError that one of them met.
+    """
+    value = mistake = None
+    try:
+        value = function()
+    except UserError as error:
+        mistake = str(error)
+    found = [(value, mistake)] * world()
+    if world() > 1:
+        dist.all_gather_object(found, (value, mistake), group=_cpu_group)
+    for _, mistake in found:
+        if mistake is not None:
+            raise SharedError(mistake)
+    return [value for value, _ in found]
+
+
 def gather_rows(rows: Tensor) -> Tensor | None:
     """All ranks' rows [n_r, ...] in the order of the ranks, on the CPU of rank 0; None elsewhere."""
     rows = rows.cpu()

@@ -1,0 +1,117 @@
+"""The evaluate task, and what is refused before anything is measured."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from command_lines import MAIN, mistake, process, script, tiny
+
+from data_pipelines.dataset import load_dataset
+from data_pipelines.errors import UserError
+from trainer.recipe_loading import load
+from trainer.runtime.journal import Journal, read
+from trainer.tasks.evaluate import check
+
+CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
+CHEAP += ["evaluate.svm={epochs: 1, runs: 2}", "evaluate.linear_sgd=null", "tracking.uri=none"]
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """A run of 256 images with checkpoints at 128 and 256, trained and not evaluated."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    done = process(sys.executable, MAIN, *tiny(outputs, digits.root))
+    assert done.status == 0, done.err
+    return outputs / "quickstart"
+
+
+def test_one_of_several_checkpoints_is_chosen_by_its_images(capsys, folder):
+    arguments = ["recipe=evaluate", f"from={folder}", "evaluate.controls=false", *CHEAP]
+    done = script(capsys, *arguments, "images=128")
+    assert done.status == 0, done.err
+    earlier = folder / "evaluations" / "images-000000000128"
+    assert {"knn/y", "probe/svm/y", "probe/svm/y/std"} <= set(
+        json.loads((earlier / "results.json").read_text())
+    )
+    assert (earlier / "figures" / "neighbours.png").exists()
+    assert not (folder / "results.json").exists()  # that is of the newest
+
+    assert script(capsys, *arguments).status == 0
+    newest = json.loads((folder / "results.json").read_text())
+    seen = {
+        (record["name"], record["images"]): record["value"]
+        for record, _ in read(folder / "journal.jsonl")
+        if record["kind"] == "metric"
+    }
+    assert seen["results/probe/linear/fc", 256] == newest["probe/linear/fc"]
+    assert ("results/probe/linear/fc", 128) in seen
+    assert not (folder / "features").exists()
+
+    line = mistake(script(capsys, *arguments, "images=100"))
+    assert line == "images=100: the run has no such checkpoint; it keeps 128, 256"
+
+
+def test_a_run_that_is_being_trained_is_left_alone(capsys, folder):
+    journal = Journal(folder / "journal.jsonl")
+    line = mistake(script(capsys, "recipe=evaluate", f"from={folder}", *CHEAP))
+    journal.close()
+    assert "another process is writing this run" in line
+
+
+def test_controls_are_measured_with_the_same_heads(capsys, folder):
+    done = script(capsys, "recipe=evaluate", f"from={folder}", *CHEAP, "evaluate.online_images=2")
+    assert done.status == 0, done.err
+    results = json.loads((folder / "results.json").read_text())
+    for control in ("untrained", "untrained_recalibrated"):
+        assert {f"control/{control}/probe/svm/{name}" for name in ("conv", "fc", "y")} <= set(results)
+    assert {f"control/pixels/{key}" for key in ("knn", "probe/linear", "probe/svm", "probe/svm/std")} <= set(
+        results
+    )
+
+
+def test_one_image_is_too_few_for_batch_norm(capsys, folder):
+    line = mistake(script(capsys, "recipe=evaluate", f"from={folder}", *CHEAP, "evaluate.online_images=1"))
+    assert line.startswith(
+        "evaluate.online_images=1: batch-norm is re-estimated on them and needs 2 at least"
+    )
+
+
+# ---- data without labels -----------------------------------------------------------------------------
+
+
+def recipe(root, *more):
+    return load(["recipe=quickstart", f"data.root={root}", *more]).recipe
+
+
+@pytest.fixture
+def unlabelled(digits, tmp_path):
+    """A copy of the digits whose training images have no label."""
+    root = shutil.copytree(digits.root, tmp_path / "digits")
+    for path in (root / "train").glob("*.npy"):
+        index = np.load(path, allow_pickle=False)
+        index["label"] = -1
+        np.save(path, index, allow_pickle=False)
+    return root
+
+
+def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
+    check(recipe(digits.root), digits)
+    dataset = load_dataset(unlabelled)
+    with pytest.raises(UserError, match=r"no image of 'train' \(data.labelled\) has a label.*at_end=false"):
+        check(recipe(unlabelled), dataset)
+    check(recipe(unlabelled, "data.labelled=test"), dataset)
+    check(recipe(unlabelled, "evaluate.at_end=false"), dataset)  # the online monitor needs no label
+    with pytest.raises(UserError, match=r"has no classes.*evaluate.at_end=false"):
+        check(recipe(unlabelled), replace(dataset, classes=()))
+
+
+def test_the_online_monitor_does_without_labels(capsys, unlabelled, tmp_path):
+    arguments = tiny(tmp_path / "outputs", unlabelled, "evaluate.every=256")
+    done = script(capsys, *arguments)
+    assert done.status == 0, done.err
+    names = {record["name"] for record, _ in read(tmp_path / "outputs" / "quickstart" / "journal.jsonl")}
+    assert "mi/local/held_out" in names
+    assert "knn/y/online" not in names
