@@ -141,10 +141,11 @@ class Pretrain(Section):
 
 
 class EvaluateRun(Section):
-    """Evaluation of a run's frozen encoder: `from` names the run's folder."""
+    """Evaluation of a run's frozen encoder: `from` is the run's folder, `images` one of its checkpoints."""
 
     task: Literal["evaluate"]
     from_: Annotated[str, Field(alias="from")]
+    images: Positive | None = None  # null: the newest
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
 

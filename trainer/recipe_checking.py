@@ -63,7 +63,8 @@ class _Check:
                 recipe = section.model_validate(plain(tree))
             except ValidationError as error:
                 for found in error.errors(include_url=False):
-                    self._translate(found, section, tree)
+                    if found["type"] != "value_error" or not self.structure:  # an unknown key explains it
+                        self._translate(found, section, tree)
         mistakes = list(dict.fromkeys(" ".join(text.split()) for text in self.structure + self.values))
         if mistakes:
             more = len(mistakes) - 1
@@ -80,10 +81,13 @@ class _Check:
             section = self._member(what.sections, tree, at)
             if section is None:
                 return tree
-            known = fields(section)
-            for key in tree:
-                if key not in known:
-                    self._unknown(key, tree[key], section, what.sections, at)
+            known, name = fields(section), tag(what.sections)
+            unknown = [key for key in tree if key not in known]
+            # a misspelt `kind` explains the keys that came with it
+            for key in [
+                key for key in unknown if name and meant_key(key, list(known), []) == name
+            ] or unknown:
+                self._unknown(key, tree[key], section, what.sections, at)
             return {
                 key: self._complete(child, _with_default(child, tree.get(key), f"{at}{key}."), f"{at}{key}.")
                 for key, child in known.items()

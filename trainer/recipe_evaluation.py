@@ -30,14 +30,14 @@ class MlpProbe(Section):
 
 
 class SgdProbe(Section):
-    """Multinomial logistic regression by mini-batches: SGD with momentum 0.9, a half cosine to zero, no decay.
+    """Multinomial logistic regression by mini-batches: SGD, momentum 0.9, a half cosine to zero, no decay.
 
     `lr` is that of standardised features divided by the root of their number: one value for any width.
     """
 
     epochs: Positive = 40
     batch: Positive = 256
-    lr: PositiveFloat = 1.0
+    lr: PositiveFloat = 3.0
 
 
 class SvmProbe(Section):
@@ -51,7 +51,7 @@ class SvmProbe(Section):
     l2: Weight = 1e-4
     epochs: Positive = 40
     batch: Positive = 256
-    lr: PositiveFloat = 1.0
+    lr: PositiveFloat = 3.0
 
 
 class FewShot(Section):

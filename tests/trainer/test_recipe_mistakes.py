@@ -117,6 +117,11 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: expected a number from 0 to below 1, got 1"),
         ("optimizer.betas=[0.9, .inf]", "optimizer.betas.1: expected a number from 0 to below 1, got .inf"),
         ("encoder.channels=[8]", "channels: expected a list of 2 to 5 whole numbers above 0, got [8]"),
+        ("groups.negatives=globl", "or 'global', or null, got 'globl'; did you mean 'global'?"),
+        ("groups.negatives=0", "expected a whole number above 0 or 'global', or null, got 0"),
+        ("objective.bound=smile", "objective.bound: expected 'jsd', 'infonce', 'dv' or 'nwj', got 'smile'"),
+        ("objective.beta=0", "objective: alpha and beta are both 0: nothing ties y to the image"),
+        ("objective.global_critic.score=dot", "unknown key; it belongs to objective.global_critic.kind dot"),
         ("evaluate.at_end=yes", "evaluate.at_end: expected true or false, got 'yes'"),
         ("evaluate.at_end=1", "evaluate.at_end: expected true or false, got 1"),
         ("evaluate.linear=3", "evaluate.linear: expected a section with keys l2, iterations, or null, got 3"),
@@ -137,7 +142,7 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         ("flip=1", "flip: unknown key; did you mean 'data.views.0.flip'?"),
         ("encoder.units=1", "encoder.units: unknown key; did you mean 'objective.critic.units'?"),
         ("train=x", "train: unknown key; did you mean 'data.train'?"),
-        ("objective.zzz=1", "objective.zzz: unknown key; expected kind, bound, beta, critic or locations"),
+        ("objective.zzz=1", "objective.zzz: unknown key; expected kind, bound, alpha, beta, gamma"),
         ("recip=x", "recip: unknown key; did you mean 'recipe'?"),
         ("--optimizer.lr=1", "--optimizer: unknown key; did you mean 'optimizer'?"),
         ("lr", "expected key=value, such as optimizer.lr=3e-4, got 'lr'"),
@@ -161,11 +166,11 @@ def test_several_mistakes_are_counted_and_unknown_keys_come_first():
 
 
 def test_no_recipe_and_unknown_recipes():
-    assert "no recipe given; expected recipe=NAME, one of dim_local" in mistake()
+    assert "no recipe given; expected recipe=NAME, one of dim_cifar100, " in mistake()
     assert "did you mean 'recipe'?" in mistake("recip=dim_local")
     assert "did you mean 'recipe'?" in mistake("--recipe=dim_local")
     assert "no file 'dim_local.yaml'; did you mean 'dim_local'?" in mistake("recipe=dim_local.yaml")
-    assert "unknown recipe 'zzz'; expected dim_local" in mistake("recipe=zzz")
+    assert "unknown recipe 'zzz'; expected dim_cifar100, " in mistake("recipe=zzz")
     assert "unknown recipe 'launch/ddp'" in mistake("recipe=launch/ddp")
     assert "no file '/zzz/zzz.yaml'" in mistake("recipe=/zzz/zzz.yaml")
 

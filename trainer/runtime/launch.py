@@ -108,6 +108,14 @@ def set_threads() -> int:
     return threads
 
 
+def lacks_bf16() -> bool:
+    """Whether this processor has no instructions for bfloat16, so that it is emulated: right, but slow."""
+    try:
+        return "bf16" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False  # not known
+
+
 def start(precision: str) -> Place:
     """Sets up the engine that the launcher names.
 
@@ -145,6 +153,8 @@ def start(precision: str) -> Place:
     if engine not in ("no", "multi_cpu", "multi_gpu"):
         raise UserError(f"the engine {engine} is not supported: launch with recipes/launch/ddp.yaml")
     collectives.open_cpu_group()
+    if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
+        print("this processor has no bf16 instructions: precision=float32 will be faster here")
     return Place(
         accelerator.process_index,
         world,
