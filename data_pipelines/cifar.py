@@ -1,8 +1,8 @@
-"""Reads CIFAR-10 in its official python layout, without ever running what its pickles might say.
+"""Reads CIFAR-10 and CIFAR-100 in their official python layout, never running what their pickles might say.
 
-The archive (https://www.cs.toronto.edu/~kriz/cifar.html) holds cifar-10-batches-py/ with data_batch_1..5,
-test_batch and batches.meta: pickled dicts written by Python 2, the pixels a uint8 array [n, 3072], each row
-the red, green and blue planes of 32x32 pixels.
+The archives (https://www.cs.toronto.edu/~kriz/cifar.html) hold cifar-10-batches-py/ with data_batch_1..5,
+test_batch and batches.meta, and cifar-100-python/ with train, test and meta: pickled dicts written by
+Python 2, the pixels a uint8 array [n, 3072], each row the red, green and blue planes of 32x32 pixels.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import tarfile
 import urllib.request
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,50 @@ from tqdm import tqdm
 
 from data_pipelines.errors import UserError
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-MD5 = "c58f30108f718f92721af3b95e74349a"
-FOLDER = "cifar-10-batches-py"
-META = "batches.meta"
-EXPECTED = f"from= takes cifar-10-python.tar.gz, its unpacked folder {FOLDER}, or the folder above that one"
-FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-LARGEST = 1 << 28  # bytes; a batch has 31 MB. Keeps a wrong archive from filling the memory.
+
+@dataclass(frozen=True)
+class Layout:
+    """What an archive holds; names and labels are keys of the pickled dicts."""
+
+    title: str
+    url: str
+    md5: str
+    folder: str
+    meta: str
+    files: dict[str, list[str]]
+    names: bytes
+    labels: bytes
+
+    @property
+    def expected(self) -> str:
+        archive = self.url.rsplit("/", 1)[-1]
+        return f"from= takes {archive}, its unpacked folder {self.folder}, or the folder above that one"
 
 
-def fetch(url: str = URL, md5: str = MD5, folder: str | Path | None = None, progress: bool = True) -> Path:
+CIFAR10 = Layout(
+    "CIFAR-10",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-batches-py",
+    "batches.meta",
+    {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+    b"label_names",
+    b"labels",
+)
+CIFAR100 = Layout(
+    "CIFAR-100",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    "cifar-100-python",
+    "meta",
+    {"train": ["train"], "test": ["test"]},
+    b"fine_label_names",
+    b"fine_labels",
+)
+LARGEST = 1 << 29  # bytes; CIFAR-100's train has 155 MB. Keeps a wrong archive from filling the memory.
+
+
+def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool = True) -> Path:
     """The official archive, downloaded once into a cache folder ($XDG_CACHE_HOME or ~/.cache)/hybrid-infomax.
 
     Its md5 is checked each time. Raises UserError when there is no network or the file is another one.
@@ -70,73 +105,76 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read(path: Path) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """All of CIFAR-10 from the folder cifar-10-batches-py, a folder that holds it, or the archive.
+def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A whole data set from the folder of its layout, a folder that holds it, or the archive.
 
     Returns the class names and {"train": (images, labels), "test": ...}: uint8 [n, 32, 32, 3], int64 [n].
-    Raises UserError when a file is missing or cannot be read, or when its shapes or counts are others than
-    batches.meta says.
+    Raises UserError when a file is missing or cannot be read, or when its shapes or counts do not agree.
     """
-    names = [META, *FILES["train"], *FILES["test"]]
-    files = _read_folder(path, names) if path.is_dir() else _read_archive(path, names)
-    meta = _unpickle(files[META], f"{path}: {META}")
-    classes, count = meta.get(b"label_names"), meta.get(b"num_cases_per_batch")
+    names = [layout.meta, *layout.files["train"], *layout.files["test"]]
+    files = (_read_folder if path.is_dir() else _read_archive)(path, names, layout)
+    meta = _unpickle(files[layout.meta], f"{path}: {layout.meta}", layout)
+    classes, count = meta.get(layout.names), meta.get(b"num_cases_per_batch")
     named = isinstance(classes, list) and all(isinstance(name, bytes) for name in classes)
-    if not named or type(count) is not int:
-        raise UserError(f"{path}: {META} holds no label_names and num_cases_per_batch; is this CIFAR-10?")
+    counted = type(count) is int or layout is CIFAR100  # which does not say it
+    if not named or not counted:
+        wanted = layout.names.decode() + " and num_cases_per_batch" * (layout is CIFAR10)
+        raise UserError(f"{path}: {layout.meta} holds no {wanted}; is this {layout.title}?")
     splits = {}
-    for split, members in FILES.items():
-        batches = [_batch(files.pop(name), f"{path}: {name}", count) for name in members]
+    for split, members in layout.files.items():
+        batches = [_batch(files.pop(name), f"{path}: {name}", count, layout) for name in members]
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         splits[split] = (images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
     return [name.decode("utf-8", "replace") for name in classes], splits
 
 
-def _read_folder(path: Path, names) -> dict[str, bytes]:
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+def _read_folder(path: Path, names, layout: Layout) -> dict[str, bytes]:
+    folder = path / layout.folder if (path / layout.folder).is_dir() else path
     files = {}
     for name in names:
         try:
             if (folder / name).stat().st_size > LARGEST:
-                raise UserError(f"{folder / name} is too large for a CIFAR-10 file; {EXPECTED}")
+                raise UserError(f"{folder / name} is too large for a {layout.title} file; {layout.expected}")
             files[name] = (folder / name).read_bytes()
         except OSError as error:
-            raise UserError(f"{folder / name} cannot be read ({error.strerror}); {EXPECTED}") from None
+            raise UserError(f"{folder / name} cannot be read ({error.strerror}); {layout.expected}") from None
     return files
 
 
-def _read_archive(path: Path, names) -> dict[str, bytes]:
+def _read_archive(path: Path, names, layout: Layout) -> dict[str, bytes]:
     """Members are read out of the stream one by one; nothing is ever extracted to the disk."""
     files = {}
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
-                if folder == FOLDER and name in names and member.isreg() and member.size <= LARGEST:
+                if folder == layout.folder and name in names and member.isreg() and member.size <= LARGEST:
                     files[name] = archive.extractfile(member).read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"from={path} cannot be read ({why}); {EXPECTED}") from None
+        raise UserError(f"from={path} cannot be read ({why}); {layout.expected}") from None
     for name in names:
         if name not in files:
-            raise UserError(f"from={path} has no member {FOLDER}/{name}; {EXPECTED}")
+            raise UserError(f"from={path} has no member {layout.folder}/{name}; {layout.expected}")
     return files
 
 
-def _batch(data: bytes, where: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [count, 3072], int64 [count]) out of one batch file."""
-    batch = _unpickle(data, where)
-    pixels, labels = batch.get(b"data"), batch.get(b"labels")
+def _batch(data: bytes, where: str, count: int | None, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [count, 3072], int64 [count]) out of one file; a count of None is as many as it has labels."""
+    batch = _unpickle(data, where, layout)
+    pixels, labels = batch.get(b"data"), batch.get(layout.labels)
+    asked = f"; is this {layout.title}?"
+    whole = isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
+    if not whole or len(labels) != (count or len(labels)):
+        name = layout.labels.decode()
+        raise UserError(f"{where}: {name} are not {count or 'all'} whole numbers, one an image{asked}")
     if isinstance(pixels, _Array):
         pixels = pixels.array()
-    elif isinstance(pixels, bytes) and len(pixels) == count * 3072:  # rewritten without numpy
-        pixels = np.frombuffer(pixels, np.uint8).reshape(count, 3072)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (count, 3072):
+    elif isinstance(pixels, bytes) and len(pixels) == len(labels) * 3072:  # rewritten without numpy
+        pixels = np.frombuffer(pixels, np.uint8).reshape(-1, 3072)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
         found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise UserError(f"{where}: data is {found}, expected uint8 ({count}, 3072); is this CIFAR-10?")
-    whole = isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
-    if not whole or len(labels) != count:
-        raise UserError(f"{where}: labels are not {count} whole numbers, one an image; is this CIFAR-10?")
+        raise UserError(f"{where}: data is {found}, expected uint8 ({len(labels)}, 3072){asked}")
     return pixels, np.array(labels, dtype=np.int64)
 
 
@@ -192,16 +230,16 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self.admitted:
             asked = f"{module}.{name}"
-            raise pickle.UnpicklingError(f"it asks for {asked!r}, which no CIFAR-10 file needs")
+            raise pickle.UnpicklingError(f"it asks for {asked!r}, which no CIFAR file needs")
         return self.admitted[module, name]
 
 
-def _unpickle(data: bytes, where: str) -> dict:
+def _unpickle(data: bytes, where: str, layout: Layout) -> dict:
     try:
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # damaged pickles raise nearly anything
         why = str(error) or type(error).__name__
-        raise UserError(f"{where} cannot be read ({why}); is this CIFAR-10?") from None
+        raise UserError(f"{where} cannot be read ({why}); is this {layout.title}?") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where} holds a {type(value).__name__}, expected a dict; is this CIFAR-10?")
+        raise UserError(f"{where} holds a {type(value).__name__}, expected a dict; is this {layout.title}?")
     return value

@@ -1,17 +1,15 @@
-"""Encoded bytes and draws -> tensors: one DALI graph, on CPU or GPU.
+"""Encoded bytes and draws -> tensors, by the one graph of `dali_graph`, on CPU or GPU."""
 
-DALI decides nothing here: crops, colour factors, blur widths and flips come in as arguments, one a
-sample, so a batch is a pure function of bytes and draws.
-"""
-
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, math, types
-from nvidia.dali.pipeline import pipeline_def
+from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
+from data_pipelines.dali_graph import arguments, decode_graph, header_graph, view_graph
 from data_pipelines.draws import Draws
 from data_pipelines.spec import Normalize, View
 
@@ -35,6 +33,8 @@ class ImagePipeline:
         batch: most images in a call.
         threads: of the CPU.
         device: "cpu" or "cuda:N".
+        region: decode no more of an image than its views show, and resize them in place: the outermost pixels
+            of one of several views of an image then see their neighbours beyond the crop, the rest is equal.
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class ImagePipeline:
         batch: int,
         threads: int,
         device: torch.device,
+        region: bool = False,
     ):
-        self.views, self.sources = views, sources
+        self.views, self.sources, self.region = views, sources, region
         self.options = {
             "batch_size": batch,
             "num_threads": threads,
@@ -57,6 +58,9 @@ class ImagePipeline:
             "exec_pipelined": False,
         }
         self.size, self.normalize, self.device = size, normalize, device
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)
+        self.memory = Memory()
         self.pipeline, self.headers = self._build(), self._build_headers()
 
     def _build(self) -> Pipeline:
@@ -66,6 +70,7 @@ class ImagePipeline:
             self.size,
             self.normalize,
             "gpu" if self.device.type == "cuda" else "cpu",
+            self.region,
             **self.options,
         )
         pipeline.build()
@@ -98,6 +103,8 @@ class ImagePipeline:
             raise Undecodable([self._headers_apart(*pair) for pair in zip(encoded, sizes, strict=True)])
         for number, images in enumerate(lists):
             self.pipeline.feed_input(f"encoded{number}", images)
+        if self.region:
+            draws = self._feed_boxes(draws)
         for number, (view, d) in enumerate(zip(self.views, draws, strict=True)):
             for name in arguments(view):
                 self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(getattr(d, name)))
@@ -114,6 +121,19 @@ class ImagePipeline:
                 raise
             raise Undecodable(slots) from None
         return [self._tensor(output) for output in outputs]
+
+    def _feed_boxes(self, draws: list[Draws]) -> list[Draws]:
+        """Hands over the box of each source that holds its crops; the draws with anchors counted from it."""
+        draws = list(draws)
+        for source in set(self.sources):
+            mine = [number for number, of in enumerate(self.sources) if of == source]
+            start = np.min([draws[number].anchor for number in mine], axis=0)
+            end = np.max([draws[number].anchor + draws[number].shape for number in mine], axis=0)
+            self.pipeline.feed_input(f"start{source}", start)
+            self.pipeline.feed_input(f"extent{source}", end - start)
+            for number in mine:
+                draws[number] = replace(draws[number], anchor=draws[number].anchor - start)
+        return draws
 
     def _headers_agree(self, images: TensorListCPU, sizes: np.ndarray) -> bool:
         """Whether all headers can be read and say the sizes expected.
@@ -153,87 +173,30 @@ class ImagePipeline:
         # A copy: DALI writes its next batch into the same memory. On the CPU by numpy, in this thread: torch
         # would wake its pool, whose waiting takes ten times the processor time of the copy.
         if self.device.type == "cpu":
-            tensor = torch.from_numpy(np.array(output.as_tensor()))
+            tensor = torch.from_numpy(self.memory.copy(np.asarray(output.as_tensor())))
         else:
-            tensor = torch.from_dlpack(output.as_tensor()).clone()
+            # On a stream of its own, and done before DALI may write again: the default stream is busy with
+            # the steps of training, which would put the copy off until after them.
+            with torch.cuda.stream(self.stream):
+                tensor = torch.from_dlpack(output.as_tensor()).clone()
+            self.stream.synchronize()
+            tensor.record_stream(torch.cuda.default_stream(self.device))  # where it will be read
         return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
 
 
-def arguments(view: View) -> list[str]:
-    """The fields of `Draws` that the graph of a view reads."""
-    names = ["anchor", "shape"]
-    if view.jitter:
-        names += ["brightness", "contrast", "saturation", "hue"]
-    elif view.grayscale:
-        names += ["saturation"]
-    return names + ["sigma"] * bool(view.blur) + ["flip"] * bool(view.flip)
+class Memory:
+    """Copies arrays, into the memory of earlier copies that nothing refers to any more.
 
+    What is fresh from the system costs six times the copy itself: it is handed out page by page.
+    """
 
-@pipeline_def
-def header_graph():
-    return fn.peek_image_shape(fn.external_source(name="encoded"))
+    def __init__(self):
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = {}
 
-
-@pipeline_def
-def decode_graph():
-    return fn.decoders.image(fn.external_source(name="encoded"), device=_decoder(), output_type=types.RGB)
-
-
-def _decoder() -> str:
-    return "cpu" if Pipeline.current().device_id is None else "mixed"
-
-
-@pipeline_def(enable_conditionals=True)
-def view_graph(views, sources, size, normalize, device):
-    images = [
-        fn.decoders.image(
-            fn.external_source(name=f"encoded{number}"), device=_decoder(), output_type=types.RGB
-        )
-        for number in range(max(sources) + 1)
-    ]
-    return tuple(
-        one_view(images[sources[number]], number, view, size, normalize, device)
-        for number, view in enumerate(views)
-    )
-
-
-def one_view(image, number, view, size, normalize, device):
-    def argument(name):
-        return fn.external_source(name=f"{name}{number}")
-
-    image = fn.slice(image, argument("anchor"), argument("shape"), axis_names="HW")
-    image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
-    if view.jitter:
-        image = fn.brightness_contrast(image, brightness=argument("brightness"))
-        image = contrasted(image, argument("contrast"), device)
-        image = twisted(image, saturation=argument("saturation"), hue=argument("hue"))
-    elif view.grayscale:
-        image = twisted(image, saturation=argument("saturation"))
-    if view.blur:
-        sigma = argument("sigma")
-        if sigma > 0:
-            image = fn.gaussian_blur(image, sigma=sigma)
-    return fn.crop_mirror_normalize(
-        image,
-        mirror=argument("flip") if view.flip else 0,
-        dtype=types.FLOAT,
-        output_layout="HWC",
-        mean=[255 * m for m in normalize.mean],
-        std=[255 * s for s in normalize.std],
-        device=device,
-    )
-
-
-def contrasted(image, contrast, device):
-    """Contrast about the image's mean grey, as torchvision's; DALI's own turns about a constant."""
-    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
-    if device == "cpu":  # twice as fast as the same in arithmetic
-        return fn.brightness_contrast(image, contrast=contrast, contrast_center=mean)
-    # What was computed on a GPU is not to be had as an argument of an operator.
-    return fn.cast(mean + contrast * (image - mean), dtype=types.UINT8)
-
-
-def twisted(image, **factors):
-    """Saturation and hue, float32 in 0..255: rounding to whole values takes the operator twice as long."""
-    return math.min(math.max(fn.color_twist(image, **factors, dtype=types.FLOAT), 0.0), 255.0)
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        free = self.free.setdefault(array.shape, [])
+        held = free.pop() if free else np.empty_like(array)
+        copied = held.view()  # a tensor made of it keeps this object alive, and it alone
+        weakref.finalize(copied, free.append, held).atexit = False
+        np.copyto(copied, array)
+        return copied

@@ -1,14 +1,16 @@
 """A data set on disk: what lies where, and the cheap check that all of it is there.
 
 ROOT/dataset.json            written last, so a folder that has it is whole
-ROOT/train/000000.tar        WebDataset shard: members <key>.png and <key>.cls (the label in ASCII)
+ROOT/train/000000.tar        WebDataset shard: members such as <key>.png, and <key>.cls (the label in ASCII)
 ROOT/train/000000.npy        its index, one row an image, of dtype INDEX
+
+The tars of a WebDataset that was there before are indexed where they lie: ROOT has their indices alone.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from data_pipelines.errors import UserError
 
 FORMAT = 1
 
-# offset and size are those of the encoded image inside the tar: os.pread(fd, size, offset) is the PNG. Height
-# and width are in pixels, as a decoder that obeys the EXIF orientation gives them.
+# offset and size are those of the encoded image inside the tar: os.pread(fd, size, offset) is the PNG or
+# JPEG. Height and width are in pixels, as a decoder that obeys the EXIF orientation gives them. A label of
+# -1 is none.
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4"), ("label", "<i8")])
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/\d{6,}\.tar")
@@ -32,7 +35,11 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """name: such as train/000000.tar; lengths in bytes; digests are sha256 in hex."""
+    """name: such as train/000000.tar; lengths in bytes; digests are sha256 in hex.
+
+    path: where the tar lies, from the data set's folder or absolute, if it is not at its name (source=wds).
+    Two shards may share a tar: the rows of its index are what a shard holds.
+    """
 
     name: str
     images: int
@@ -40,6 +47,7 @@ class Shard:
     sha256: str
     index_bytes: int
     index_sha256: str
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,11 @@ class Split:
 class Dataset:
     """What dataset.json says, and where it lies.
 
-    mean and std are those of the train split per channel (red, green, blue), pixels in [0, 1]. left_out names
-    what the source had and no shard has: {"member", "why"}. A sample's id is its running number through the
-    shards of its split, in this order.
+    mean and std are those of the train split per channel (red, green, blue), pixels in [0, 1]. left_out
+    names what the source had and no shard has: {"member", "why"}. A sample's id is its running number
+    through the shards of its split, in this order. classes is empty where nothing is labelled;
+    images_per_shard is 0 where the tars are another's. made_with: options of the command that made it, such
+    as "from".
     """
 
     root: Path
@@ -66,6 +76,7 @@ class Dataset:
     splits: dict[str, Split]
     left_out: tuple[dict, ...]
     fingerprint: str
+    made_with: dict = field(default_factory=dict)
 
 
 def load_dataset(root, source: str = "SOURCE") -> Dataset:
@@ -81,7 +92,7 @@ def load_dataset(root, source: str = "SOURCE") -> Dataset:
     for split in dataset.splits.values():
         for shard in split.shards:
             if problems := missing_parts(dataset.root, shard):
-                raise UserError(f"{problems[0]}; {_how_to_make(root, dataset.source)}")
+                raise UserError(f"{problems[0]}; {_how_to_make(root, dataset.source, dataset.made_with)}")
     return dataset
 
 
@@ -123,6 +134,8 @@ def _parse(root: Path, description: dict) -> Dataset:
             # The name is joined to the folder: it must not lead out of it.
             if not _SHARD_NAME.fullmatch(shard.name) or shard.name.split("/")[0] != name:
                 raise ValueError(f"shard name {shard.name!r}")
+            if not isinstance(shard.path, str | None):
+                raise ValueError(f"the path of {shard.name} is {shard.path!r}")
             lengths = (shard.images, shard.bytes, shard.index_bytes)
             if any(type(length) is not int or length < 0 for length in lengths):
                 raise ValueError(f"the lengths of {shard.name} are {lengths}")
@@ -136,9 +149,24 @@ def _parse(root: Path, description: dict) -> Dataset:
             kind is float and len(lists[key]) != 3
         ):
             raise ValueError(f"{key} is {str(lists[key])[:80]}")
+    if not isinstance(dataset.made_with, dict):
+        raise ValueError(f"made_with is {dataset.made_with!r}")
     if dataset.fingerprint != fingerprint(splits):
         raise ValueError("its fingerprint is not that of its shards")
     return dataset
+
+
+def describe(dataset: Dataset) -> str:
+    """The text of dataset.json."""
+    description = {"format": FORMAT, **asdict(dataset)}
+    del description["root"]
+    if not dataset.made_with:
+        del description["made_with"]
+    for split in description["splits"].values():
+        for shard in split["shards"]:
+            if shard["path"] is None:
+                del shard["path"]
+    return json.dumps(description, indent=1) + "\n"
 
 
 def fingerprint(splits: dict[str, Split]) -> str:
@@ -153,8 +181,8 @@ def fingerprint(splits: dict[str, Split]) -> str:
 def missing_parts(root: Path, shard: Shard) -> list[str]:
     """One line for each of shard and index that is missing or of another length than dataset.json says."""
     problems = []
-    for name, size in ((shard.name, shard.bytes), (index_name(shard.name), shard.index_bytes)):
-        path = root / name
+    index = root / index_name(shard.name)
+    for path, size in ((tar_path(root, shard), shard.bytes), (index, shard.index_bytes)):
         try:
             found = path.stat().st_size
         except OSError as error:
@@ -164,6 +192,11 @@ def missing_parts(root: Path, shard: Shard) -> list[str]:
             why = compressed(path) or f"has {found:,} bytes where dataset.json says {size:,}"
             problems.append(f"{path} {why}")
     return problems
+
+
+def tar_path(root: Path, shard: Shard) -> Path:
+    """Where a shard's tar lies."""
+    return root / (shard.path or shard.name)
 
 
 def index_name(shard_name: str) -> str:
@@ -184,5 +217,6 @@ def compressed(path) -> str | None:
     return None
 
 
-def _how_to_make(root, source: str) -> str:
-    return f"make it with `python -m data_pipelines.shards source={source} to={root}`"
+def _how_to_make(root, source: str, made_with: dict | None = None) -> str:
+    options = "".join(f" {key}={value}" for key, value in (made_with or {}).items())
+    return f"make it with `python -m data_pipelines.shards source={source}{options} to={root}`"

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,13 +41,17 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Images:
-    """How images are decoded, the same for training and evaluation."""
+    """How images are decoded, the same for training and evaluation.
+
+    decode: "whole" images, or the "region" that their views show (`ImagePipeline`).
+    """
 
     size: int
     normalize: Normalize
     threads: int
     device: torch.device
     dtype: torch.dtype = torch.float32
+    decode: Literal["whole", "region"] = "whole"
 
 
 class ViewMaker:
@@ -69,7 +74,14 @@ class ViewMaker:
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
         self.dtype = images.dtype
         self.pipeline = ImagePipeline(
-            views, sources, images.size, images.normalize, batch, images.threads, images.device
+            views,
+            sources,
+            images.size,
+            images.normalize,
+            batch,
+            images.threads,
+            images.device,
+            images.decode == "region",
         )
         self.bad: set[int] = set()
 

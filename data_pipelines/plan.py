@@ -3,16 +3,19 @@
 A run is one endless sequence of sample ids: epoch after epoch without a gap, each a permutation of
 the data set. Position p of the run is the p-th image that training sees, whatever the batch size and
 the number of ranks. Within an epoch the shards are permuted and read in windows of a few shards;
-samples are permuted within a window. So reads stay near each other on disk, mixing spans a window,
-and a billion samples cost no more memory than one window.
+samples are permuted within a window. A shard of more than `PIECE` images counts as several. So reads
+stay near each other on disk, mixing spans a window, and a billion samples cost no more memory than
+one window.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
-from data_pipelines.draws import permutation
+from data_pipelines.draws import permutation, stream
 from data_pipelines.errors import UserError
+
+PIECE = 16_384  # images: a window of 16 pieces takes 2 MB, of shards of a million images it would take 128
 
 
 class Plan:
@@ -21,13 +24,13 @@ class Plan:
     Args:
         seed: of the run.
         shards: images in each shard, in the data set's order; ids count through them.
-        window: shards whose samples are mixed with each other.
+        window: shards, or pieces of long ones, whose samples are mixed with each other.
     """
 
     def __init__(self, seed: int, shards: list[int], window: int):
         self.seed = seed
-        self.shards = np.asarray(shards, np.int64)
-        self.first = np.concatenate([[0], np.cumsum(self.shards)])  # id of each shard's first sample
+        self.pieces = pieces(np.asarray(shards, np.int64))
+        self.first = np.concatenate([[0], np.cumsum(self.pieces)])  # id of each piece's first sample
         self.images = int(self.first[-1])
         self.window = window
         # Batches run through windows in order: the current one and, at its edge, the next.
@@ -48,18 +51,40 @@ class Plan:
         return np.concatenate(parts)
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the shards in an epoch, and the position in it at which each window ends."""
-        order = permutation(len(self.shards), self.seed, "shards", epoch)
-        ends = np.cumsum(self.shards[order])
+        """The order of the pieces in an epoch, and the position in it at which each window ends."""
+        order = permutation(len(self.pieces), self.seed, "shards", epoch)
+        ends = np.cumsum(self.pieces[order])
         last = np.minimum(np.arange(self.window, len(order) + self.window, self.window), len(order)) - 1
         return order, ends[last]
 
     def _window_ids(self, epoch: int, number: int) -> np.ndarray:
         """The ids of one window of an epoch, in the order in which they are seen."""
         order, _ = self._epoch(epoch)
-        shards = order[number * self.window : (number + 1) * self.window]
-        ids = np.concatenate([np.arange(self.first[s], self.first[s + 1]) for s in shards])
+        held = order[number * self.window : (number + 1) * self.window]
+        ids = np.concatenate([np.arange(self.first[p], self.first[p + 1]) for p in held])
         return ids[permutation(len(ids), self.seed, "samples", epoch, number)]
+
+
+def pieces(shards: np.ndarray) -> np.ndarray:
+    """Images in each piece when shards are cut evenly into as few of at most `PIECE` as will do, int64."""
+    counts = np.maximum(-(-shards // PIECE), 1)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # within its shard
+    return np.repeat(shards // counts, counts) + (number < np.repeat(shards % counts, counts))
+
+
+def sample(seed: int, purpose: str, images: int, count: int) -> np.ndarray:
+    """A random choice of `count` of `images` ids (all of them where they are fewer), int64, ascending.
+
+    The memory that it takes goes with `count`, not with `images`.
+    """
+    if 2 * count >= images:
+        return np.sort(permutation(images, seed, purpose)[:count])
+    bits, drawn = stream(seed, purpose), np.empty(0, np.uint64)
+    while True:
+        drawn = np.concatenate([drawn, bits.random_raw(2 * count) % np.uint64(images)])
+        _, first = np.unique(drawn, return_index=True)
+        if len(first) >= count:
+            return np.sort(drawn[np.sort(first)[:count]].astype(np.int64))
 
 
 def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -> np.ndarray:

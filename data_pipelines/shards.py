@@ -2,13 +2,24 @@
 
 python -m data_pipelines.shards source=digits to=data/digits
 python -m data_pipelines.shards source=cifar10 from=data/raw to=data/cifar10
+python -m data_pipelines.shards source=folder from=photos to=data/photos
+python -m data_pipelines.shards source=wds from='laion/*.tar' to=data/laion
 python -m data_pipelines.shards verify data/cifar10
 
-source=   digits (scikit-learn's, embedded) or cifar10
-from=     the source's own files; cifar10 is fetched when it is left out
+source=   digits    scikit-learn's handwritten digits, embedded
+          cifar10, cifar100    the official archive or its folder; fetched when from= is left out
+          stl10     the official folder stl10_binary: train, test and unlabelled
+          folder    image files: train/CLASS/..., val/CLASS/... or CLASS/..., or no classes at all
+          wds       WebDataset tars, indexed where they lie: train/*.tar, name-val-000000.tar, ...
+from=     the source's own files: a folder, an archive, for wds a folder or a quoted pattern
 to=       the folder to make; after any interruption, the same command continues
-shard=    images a shard; digits 500, cifar10 5000
-workers=  processes; one in 5000 images, up to the cores
+shard=    images a shard; digits 500, cifar10 and cifar100 5000, stl10 and folder 1000
+workers=  processes; one in 5000 images and one a tar, up to the cores
+test_percent=   of folder and wds without splits: how many in 100 become test, by a hash of each name; 10
+label=    of wds: the key of the label in <key>.json; <key>.cls when it is left out. classes.txt beside the
+          tars names the classes, one a line
+
+Nothing unreadable stops it: such images are named, left out and counted.
 """
 
 import difflib
@@ -21,16 +32,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_pipelines.dataset import (
-    FORMAT,
     Dataset,
     Shard,
     Split,
+    describe,
     fingerprint,
     load_dataset,
     read_description,
@@ -44,27 +54,43 @@ from data_pipelines.sources import Source, open_source
 LOCK = ".lock"
 
 
-def make(source: str, to, from_=None, images_per_shard=None, workers=None, progress=True) -> Dataset:
+def make(source, to, from_=None, images_per_shard=None, workers=None, progress=True, **options) -> Dataset:
     """Makes the data set `to` from a source, or continues, or finds it already there; returns it loaded.
 
     Processes that do this at the same time take turns, and the second finds it there. A killed one leaves
     nothing that looks like a data set, and the next one continues. images_per_shard: None for what was
     begun with, else the source's own. workers: None for one in 5,000 images, up to the cores. progress: a
-    bar, where there is a terminal.
+    bar, where there is a terminal. options: test_percent and label, see `sources.open_source`.
 
-    Raises UserError: unknown source, wrong `from_`, a folder that holds something else or cannot be written.
+    Raises UserError: unknown source, wrong `from_` or options, a folder that holds something else or cannot
+    be written.
     """
     to = Path(to)
+    options = {key: value for key, value in options.items() if value is not None}
+    wanted = {"source": source, "shard": images_per_shard, **options}
+    if from_ is not None:
+        wanted["from"] = os.path.abspath(from_)
     try:
-        _refuse_another(to, source, images_per_shard)
+        begun = _refuse_another(to, wanted)
         if _is_whole(to) and not (to / UNFINISHED).exists():
             return load_dataset(to)
-        opened = open_source(source, from_, progress)  # before anything is written: mistakes are told here
+        # What was begun goes on with its own options where none are given.
+        from_ = begun.pop("from", from_)
+        options = {key: value for key, value in begun.items() if key not in ("source", "shard")} | options
+        opened = open_source(
+            source, from_, progress, **options
+        )  # before anything is written, as all mistakes
+        per_shard = images_per_shard or opened.images_per_shard
+        if per_shard and not opened.images_per_shard:
+            raise UserError(
+                f"shard={per_shard}: source={source} keeps its tars as they are; leave shard= out"
+            )
+        if source == "folder" and to.resolve().is_relative_to(Path(from_).resolve()):
+            raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
         with _alone_in(to):
-            begun = _refuse_another(to, source, images_per_shard)
+            begun = _refuse_another(to, wanted)
             if not _is_whole(to):
-                begun = begun or {"images_per_shard": images_per_shard or opened.images_per_shard}
-                _write(opened, to, begun["images_per_shard"], workers, progress)
+                _write(opened, to, begun.get("shard", per_shard), workers, progress)
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
@@ -72,26 +98,29 @@ def make(source: str, to, from_=None, images_per_shard=None, workers=None, progr
     return load_dataset(to)
 
 
-def _refuse_another(to: Path, source: str, images_per_shard: int | None) -> dict | None:
-    """What `to` was begun with, {"source", "images_per_shard"}, or None; UserError if with something else."""
+def _refuse_another(to: Path, wanted: dict) -> dict:
+    """What `to` was begun with, such as {"source", "shard"}, or {}; UserError if with something else."""
     if to.exists() and not to.is_dir():
         raise UserError(f"to={to} is a file; choose a folder")
     # In this order, because another process may be making it: it has a plan until it has a dataset.json.
     others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
     try:
-        begun = json.loads((to / UNFINISHED / "plan.json").read_bytes())
+        plan = json.loads((to / UNFINISHED / "plan.json").read_bytes())
     except (FileNotFoundError, ValueError):
         if (to / "dataset.json").exists():
-            dataset = read_description(to)
-            begun = {"source": dataset.source, "images_per_shard": dataset.images_per_shard}
+            plan = vars(read_description(to))
         elif others:
             raise UserError(
                 f"to={to} holds something else ({others[0]!r}); choose an empty or a new folder"
             ) from None
         else:
-            return None
-    if begun["source"] != source or images_per_shard not in (None, begun["images_per_shard"]):
-        was = f"source={begun['source']} shard={begun['images_per_shard']}"
+            return {}
+    begun = {"source": plan["source"], "shard": plan["images_per_shard"], **plan.get("made_with", {})}
+    for key, value in wanted.items():
+        # Where an archive was is of no matter, and not kept, where a source has one content.
+        if value is None or value == begun.get(key) or (key == "from" and key not in begun):
+            continue
+        was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
         raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
     return begun
 
@@ -128,45 +157,45 @@ def _remove_parts(to: Path) -> None:
 def _write(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> None:
     """All shards, then dataset.json, after which the folder is a data set."""
     (to / UNFINISHED).mkdir(exist_ok=True)
-    plan = json.dumps({"source": source.name, "images_per_shard": per_shard}).encode()
-    write_durably(to / UNFINISHED / "plan.json", plan, to / UNFINISHED / "plan.part")
+    plan = {"source": source.name, "images_per_shard": per_shard, "made_with": source.made_with}
+    write_durably(to / UNFINISHED / "plan.json", json.dumps(plan).encode(), to / UNFINISHED / "plan.part")
     (to / "dataset.json").unlink(missing_ok=True)  # of a data set that has lost shards
-    splits, left_out, sums = {}, [], Sums()
-    for split, entries in _write_shards(source, to, per_shard, workers, progress).items():
-        left_out += [member for entry in entries for member in entry.pop("left_out")]
+    splits, left_out, sums, numbers = {}, list(source.left_out), Sums(), 0
+    written = _write_shards(source, to, per_shard, workers, progress)
+    left_out += [left for entries in written.values() for entry in entries for left in entry["left_out"]]
+    for split, entries in written.items():
+        lost = [left for entry in entries for left in entry.pop("left_out")] or left_out
         for entry in entries:
-            counted = Sums(**entry.pop("sums"))
+            counted, numbers = Sums(**entry.pop("sums")), max(numbers, entry.pop("classes"))
             if split == "train":
                 sums.add(counted)
         shards = tuple(Shard(**entry) for entry in entries if entry["images"])
-        splits[split] = Split(sum(shard.images for shard in shards), shards)
-        if not shards:
-            raise UserError(
-                f"source={source.name}: no image of {split} can be used; the first: {left_out[0]}"
-            )
         _remove_others(to / split, shards)
+        if shards:
+            splits[split] = Split(sum(shard.images for shard in shards), shards)
+        elif split == "train" or source.images_per_shard:  # a part of a tar by a hash may well be empty
+            first = f"; the first: {lost[0]['member']}: {lost[0]['why']}" if lost else ""
+            raise UserError(f"source={source.name}: no image of {split} can be used{first}")
     mean, std = sums.mean_and_std()
-    classes, digest = tuple(source.classes), fingerprint(splits)
-    made = Dataset(to, source.name, classes, mean, std, per_shard, splits, tuple(left_out), digest)
-    description = {"format": FORMAT, **asdict(made)}
-    del description["root"]
-    text = json.dumps(description, indent=1) + "\n"
-    write_durably(to / "dataset.json", text.encode(), to / UNFINISHED / "dataset.part")
+    classes = tuple(map(str, range(numbers)) if source.classes is None else source.classes)
+    said = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
+    made = Dataset(to, *said, fingerprint(splits), source.made_with)
+    write_durably(to / "dataset.json", describe(made).encode(), to / UNFINISHED / "dataset.part")
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
     """{split: [entry]} of every shard, as `write_shard` gives them."""
     jobs = [
-        (split, chunk, to, f"{split}/{number:06d}.tar", len(source.classes))
+        (split, chunk, to, f"{split}/{number:06d}.tar", len(source.classes or ()))
         for split, pixels in source.splits.items()
         for number, chunk in enumerate(pixels.chunks(per_shard))
     ]
     images = sum(len(pixels) for pixels in source.splits.values())
     entries = {split: [] for split in source.splits}
-    with tqdm(desc=f"{to}", total=images, unit="image", disable=None if progress else True) as bar:
+    with tqdm(desc=f"{to}", total=len(jobs), unit="shard", disable=None if progress else True) as bar:
         for job, entry in in_processes(write_shard, [job[1:] for job in jobs], images, workers):
             entries[jobs[job][0]].append(entry)
-            bar.update(len(jobs[job][1]))
+            bar.update()
     return {split: sorted(part, key=lambda entry: entry["name"]) for split, part in entries.items()}
 
 
@@ -196,7 +225,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> dict:
-    known, options = ("source", "from", "to", "shard", "workers"), {}
+    known, options = ("source", "from", "to", "shard", "workers", "test_percent", "label"), {}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in known:
@@ -210,6 +239,10 @@ def _options(arguments: list[str]) -> dict:
             if not re.fullmatch("[1-9][0-9]*", value):
                 raise UserError(f"{argument}: expected a whole number of at least 1")
             value = int(value)
+        if key == "test_percent":
+            if not re.fullmatch("[0-9]{1,2}", value):
+                raise UserError(f"{argument}: expected a whole number from 0 to 99")
+            value = int(value)
         options[key] = value
     for key in ("source", "to"):
         if key not in options:
@@ -220,7 +253,9 @@ def _options(arguments: list[str]) -> dict:
 def _make(options: dict) -> int:
     start = time.monotonic()
     to = options["to"]
-    dataset = make(options["source"], to, options.get("from"), options.get("shard"), options.get("workers"))
+    more = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
+    more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
+    dataset = make(options["source"], to, **more)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
     print(f"{to}: {dataset.source}, {len(dataset.classes)} classes; images: {', '.join(parts)}; ", end="")
     print(f"left out: {len(dataset.left_out):,}; {time.monotonic() - start:.1f} s")

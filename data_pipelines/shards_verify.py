@@ -1,15 +1,27 @@
 """Reads a data set again, every byte, and says what is wrong with it."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.dataset import INDEX, Shard, index_name, missing_parts, read_description
+from data_pipelines.dataset import (
+    INDEX,
+    Dataset,
+    Shard,
+    index_name,
+    missing_parts,
+    read_description,
+    tar_path,
+)
 from data_pipelines.errors import UserError
+from data_pipelines.images import Sums, decode
 from data_pipelines.shards_pool import in_processes
-from data_pipelines.shards_write import Sums, decode, file_digest, index_shard
+from data_pipelines.shards_write import file_digest
+from data_pipelines.tars import index_shard
+from data_pipelines.wds import samples
 
 
 def verify(root, workers: int | None = None, progress: bool = True) -> list[str]:
@@ -29,7 +41,7 @@ def verify(root, workers: int | None = None, progress: bool = True) -> list[str]
     images = sum(shard.images for _, shard in shards)
     problems, sums = [[] for _ in shards], Sums()
     with tqdm(desc=f"{root}", total=images, unit="image", disable=None if progress else True) as bar:
-        jobs = [(root, shard, len(dataset.classes)) for _, shard in shards]
+        jobs = [(dataset, shard) for _, shard in shards]
         for job, (found, counted) in in_processes(verify_shard, jobs, images, workers):
             problems[job] = found
             if shards[job][0] == "train":
@@ -45,15 +57,15 @@ def verify(root, workers: int | None = None, progress: bool = True) -> list[str]
     return lines
 
 
-def verify_shard(root: Path, shard: Shard, classes: int) -> tuple[list[str], Sums]:
+def verify_shard(dataset: Dataset, shard: Shard) -> tuple[list[str], Sums]:
     """The problems of one shard and its index, and the sums over its pixels."""
-    path, sums = root / shard.name, Sums()
+    root, path, sums = dataset.root, tar_path(dataset.root, shard), Sums()
     problems = missing_parts(root, shard)
     index = _read_index(root, shard, problems)
     try:
         if path.stat().st_size == shard.bytes and file_digest(path) != shard.sha256:
             problems.append(f"{path} was changed: its digest is not dataset.json's")
-        found = index_shard(path)
+        found = index_shard(path) if shard.path is None else _indexed(dataset, path, index)
     except UserError as error:
         if str(error) not in problems:  # a compressed tar is named by its length as well
             problems.append(str(error))
@@ -65,21 +77,36 @@ def verify_shard(root: Path, shard: Shard, classes: int) -> tuple[list[str], Sum
     if index is not None and len(index) != len(found):
         problems.append(f"{root / index_name(shard.name)} has {len(index):,} rows for {len(found):,} images")
         index = None
-    data = path.read_bytes()
-    for row, entry in enumerate(found):
-        image = data[entry["offset"] : entry["offset"] + entry["size"]]
-        member = f"{path}: member {_name(data, int(entry['offset']))!r}"
-        try:
-            pixels, entry["height"], entry["width"] = decode(image)
-            sums.count(pixels)
-        except Exception as error:  # image decoders raise nearly anything
-            problems.append(f"{member} cannot be decoded ({error or type(error).__name__})")
-            continue
-        if not 0 <= entry["label"] < classes:
-            problems.append(f"{member} has label {entry['label']}, expected 0..{classes - 1}")
-        if index is not None and index[row] != entry:
-            problems.append(f"{member}: its index row is {index[row]}, expected {entry}")
+    with open(path, "rb") as file:
+        for row, entry in enumerate(found):
+            offset = int(entry["offset"])
+            member = f"{path}: member {_name(os.pread(file.fileno(), 512, offset - 512))!r}"
+            try:
+                values = decode(os.pread(file.fileno(), int(entry["size"]), offset))
+            except Exception as error:  # image decoders raise nearly anything
+                problems.append(f"{member} cannot be decoded ({error or type(error).__name__})")
+                continue
+            entry["height"], entry["width"] = values.shape[:2]
+            sums.count(values)
+            if not -1 <= entry["label"] < len(dataset.classes):
+                expected = f"0..{len(dataset.classes) - 1}, or -1 for none"
+                problems.append(f"{member} has label {entry['label']}, expected {expected}")
+            if index is not None and index[row] != entry:
+                problems.append(f"{member}: its index row is {index[row]}, expected {entry}")
     return problems, sums
+
+
+def _indexed(dataset: Dataset, path: Path, index: np.ndarray | None) -> np.ndarray:
+    """What an index over another's tar should hold, sizes still 0: of its samples, those that the index has.
+
+    Which of them it has was decided when it was made; its digest says whether it is still that.
+    """
+    names = dataset.classes
+    numbers = names == tuple(map(str, range(len(names))))
+    found, _ = samples(path, dataset.made_with.get("label"), None if numbers else names)
+    places = {sample.image.offset: sample for sample in found if not sample.why}
+    kept = [] if index is None else [places[row] for row in index["offset"].tolist() if row in places]
+    return np.array([(s.image.offset, s.image.size, 0, 0, s.label) for s in kept], dtype=INDEX)
 
 
 def _read_index(root: Path, shard: Shard, problems: list[str]) -> np.ndarray | None:
@@ -99,6 +126,6 @@ def _read_index(root: Path, shard: Shard, problems: list[str]) -> np.ndarray | N
     return None
 
 
-def _name(data: bytes, offset: int) -> str:
+def _name(header: bytes) -> str:
     """A member's name, out of the tar header that precedes its data."""
-    return data[offset - 512 : offset - 412].split(b"\0")[0].decode("utf-8", "replace")
+    return header[:100].split(b"\0")[0].decode("utf-8", "replace")

@@ -1,29 +1,26 @@
-"""Images as their publishers give them -> (key, encoded image, label), ready to be written as shards.
+"""Images as their publishers give them -> samples, ready to be written as shards.
 
 A source is opened whole, so that a wrong or broken archive is told before anything is written, and is cut
-into chunks of a shard's length. A chunk goes to a worker process, which does the encoding.
+into chunks of a shard's length. A chunk goes to a worker process, which does the decoding and encoding.
 
-Order: both sources here come mixed over their classes, and keep their order. A source that is sorted by class
-(folders of classes) has to permute its images by a fixed seed before it cuts them: shards are read a few at a
+Order: the publishers' own where images come mixed over their classes. Folders of classes are sorted by class,
+so their images are put in the order of a hash of their names before they are cut: shards are read a few at a
 time, and a shard of one class makes batches of one class.
 """
 
 import difflib
 import hashlib
-import io
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data_pipelines import cifar
+from data_pipelines import cifar, folder, stl10, wds
 from data_pipelines.errors import UserError
-
-# PNG is lossless at any level. At 32 pixels, level 1 is the fastest to write and to decode, and 2 % larger
-# than level 9; the tar pads members to 512 bytes anyway.
-PNG_LEVEL = 1
+from data_pipelines.images import PNG_LEVEL, Picture, Sample, encode
 
 
 @dataclass(frozen=True)
@@ -56,34 +53,51 @@ class Pixels:
         digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()
 
-    def samples(self) -> Iterator[tuple[str, bytes, int]]:
-        """Yields (key, PNG bytes, label)."""
+    def samples(self) -> Iterator[Sample]:
         for number, (pixels, label) in enumerate(zip(self.images, self.labels, strict=True), self.first):
-            encoded = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(pixels)).save(encoded, "PNG", compress_level=PNG_LEVEL)
-            yield f"{self.prefix}_{number:05d}", encoded.getvalue(), int(label)
+            key = f"{self.prefix}_{number:05d}"
+            yield Sample(key, key, int(label), partial(_load, pixels))
+
+
+def _load(pixels: np.ndarray) -> Picture:
+    grey = pixels.ndim == 2
+    return Picture("png", encode(pixels), pixels[:, :, None].repeat(3, axis=2) if grey else pixels)
 
 
 @dataclass(frozen=True)
 class Source:
-    """name; class names, by label; {split: Pixels}; how many images a shard holds unless the user says."""
+    """What there is to write.
+
+    classes: their names by label, empty where nothing is labelled; None for the numbers that turn up.
+    splits: {split: part}, a part having a length, chunks(images) and what `shards_write.write_shard` asks
+    of a chunk. images_per_shard: unless the user says; 0 where the source is shards. left_out: {"member",
+    "why"} of what is none of the images. made_with: the user's options that decide what becomes of the
+    images.
+    """
 
     name: str
-    classes: list[str]
-    splits: dict[str, Pixels]
+    classes: list[str] | None
+    splits: dict
     images_per_shard: int
+    left_out: list[dict] = field(default_factory=list)
+    made_with: dict = field(default_factory=dict)
 
 
-def open_source(name: str, from_: str | Path | None = None, progress: bool = True) -> Source:
+def open_source(name: str, from_: str | Path | None = None, progress: bool = True, **options) -> Source:
     """Opens a source by its name; `from_` is the archive or folder it is read from, where it has one.
 
-    Raises UserError for an unknown name and for whatever is wrong with `from_`.
+    options: test_percent and label, None where not given. Raises UserError for an unknown name, for an option
+    that the source does not take, and for whatever is wrong with `from_`.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"source={name}: unknown source; {hint}known: {', '.join(SOURCES)}")
-    return SOURCES[name](from_, progress)
+    function, takes = SOURCES[name]
+    for key, value in options.items():
+        if value is not None and key not in takes:
+            raise UserError(f"{key}={value}: source={name} has no use for it; leave {key}= out")
+    return function(from_, progress, **{key: options.get(key) for key in takes})
 
 
 def _digits(from_, progress) -> Source:
@@ -110,10 +124,59 @@ def _digits(from_, progress) -> Source:
 
 def _cifar10(from_, progress) -> Source:
     """CIFAR-10 (Krizhevsky 2009), official python layout and order; fetched when `from_` is not given."""
-    path = cifar.fetch(progress=progress) if from_ is None else Path(from_)
-    classes, pixels = cifar.read(path)
+    return _cifar(cifar.CIFAR10, "cifar10", from_, progress)
+
+
+def _cifar100(from_, progress) -> Source:
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; fetched when `from_` is not given."""
+    return _cifar(cifar.CIFAR100, "cifar100", from_, progress)
+
+
+def _cifar(layout: cifar.Layout, name: str, from_, progress) -> Source:
+    path = cifar.fetch(layout.url, layout.md5, progress=progress) if from_ is None else Path(from_)
+    classes, pixels = cifar.read(path, layout)
     splits = {split: Pixels(split, 0, images, labels) for split, (images, labels) in pixels.items()}
-    return Source("cifar10", classes, splits, images_per_shard=5000)
+    return Source(name, classes, splits, images_per_shard=5000)
 
 
-SOURCES = {"digits": _digits, "cifar10": _cifar10}
+def _stl10(from_, progress) -> Source:
+    """STL-10 (Coates, Ng, Lee 2011): train and test of 10 classes, and the unlabelled split."""
+    if from_ is None:
+        raise UserError(f"from= is missing; {stl10.EXPECTED}")
+    classes, splits = stl10.read(Path(from_))
+    return Source("stl10", classes, splits, images_per_shard=1000)
+
+
+def _folder(from_, progress, test_percent) -> Source:
+    """Folders of image files, labelled or not."""
+    if from_ is None:
+        raise UserError("from= is missing; source=folder takes a folder of images, or of folders of them")
+    classes, splits, left_out = folder.read(Path(from_), test_percent)
+    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent)
+    return Source("folder", classes, splits, 1000, left_out, made_with)
+
+
+def _wds(from_, progress, test_percent, label) -> Source:
+    """WebDataset tars, indexed where they lie."""
+    if from_ is None:
+        raise UserError(
+            "from= is missing; source=wds takes a folder of tars or a pattern such as 'DIR/*.tar'"
+        )
+    classes, splits = wds.read(str(from_), test_percent, label)
+    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent, label=label)
+    return Source("wds", classes, splits, images_per_shard=0, made_with=made_with)
+
+
+def _given(**options) -> dict:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+# Each with the options that it takes.
+SOURCES = {
+    "digits": (_digits, ()),
+    "cifar10": (_cifar10, ()),
+    "cifar100": (_cifar100, ()),
+    "stl10": (_stl10, ()),
+    "folder": (_folder, ("test_percent",)),
+    "wds": (_wds, ("test_percent", "label")),
+}

@@ -12,7 +12,8 @@ from nvidia.dali.pipeline import pipeline_def
 from PIL import Image
 from tiny_dataset import pictures, png
 
-from data_pipelines.dali import ImagePipeline, Undecodable, arguments, contrasted
+from data_pipelines.dali import ImagePipeline, Undecodable
+from data_pipelines.dali_graph import arguments, contrasted
 from data_pipelines.draws import Draws, draw
 from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
 

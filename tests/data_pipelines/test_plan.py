@@ -7,8 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from data_pipelines import plan as plan_module
 from data_pipelines.errors import UserError
-from data_pipelines.plan import Plan, check_division, rank_slice, shuffled
+from data_pipelines.plan import Plan, check_division, pieces, rank_slice, sample, shuffled
 
 SHARDS = [700, 1, 350, 999, 512, 64, 1000, 3, 875, 400, 96]  # uneven on purpose
 IMAGES = sum(SHARDS)
@@ -109,6 +110,41 @@ def test_a_billion_samples_cost_one_window():
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
+
+
+def test_long_shards_are_cut_into_even_pieces(monkeypatch):
+    monkeypatch.setattr(plan_module, "PIECE", 100)
+    shards = np.array([0, 1, 99, 100, 101, 1000, 1001, 250])
+    cut = pieces(shards).tolist()
+    assert cut == [0, 1, 99, 100, 51, 50, *[100] * 10, *[91] * 11, 84, 83, 83]
+    assert sum(cut) == shards.sum()
+    long, short = Plan(3, [1000, 2000], 4), Plan(3, [100] * 30, 4)  # the same samples in the same order
+    assert np.array_equal(long.ids(0, 7000), short.ids(0, 7000))
+    assert np.array_equal(np.sort(long.ids(3000, 3000)), np.arange(3000))
+
+
+@pytest.mark.parametrize(
+    ("images", "count"), [(10, 20), (10, 10), (10, 5), (11, 5), (1000, 3), (10**12, 500)]
+)
+def test_a_sample_is_a_choice_of_distinct_ids(images, count):
+    found = sample(0, "probe", images, count)
+    assert len(found) == min(images, count)
+    assert found.dtype == np.int64
+    assert (np.diff(found) > 0).all()
+    assert 0 <= found.min() <= found.max() < images
+    assert np.array_equal(found, sample(0, "probe", images, count))
+    if count < images and images > 100:
+        assert not np.array_equal(found, sample(1, "probe", images, count))
+        assert not np.array_equal(found, sample(0, "other", images, count))
+    assert len(sample(0, "probe", images, 0)) == 0
+
+
+@pytest.mark.parametrize("count", [3, 7])  # by drawing, and by a permutation
+def test_a_sample_takes_every_id_equally_often(count):
+    n = 4000
+    held = np.concatenate([sample(seed, "probe", 12, count) for seed in range(n)])
+    share = count / 12
+    assert (np.abs(np.bincount(held, minlength=12) / n - share) < 4 * np.sqrt(share * (1 - share) / n)).all()
 
 
 # ---- what divides ------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ import os
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_dataset import pictures, write_dataset
+from tiny_dataset import pictures, png, write_dataset, write_samples
 
 from data_pipelines import reader as reader_module
 from data_pipelines.dataset import load_dataset
@@ -84,6 +85,73 @@ def test_threads_may_share_a_reader(digits, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(reads_right, range(8)))
     reader.close()
+
+
+def test_long_indices_are_read_in_parts(digits, monkeypatch):
+    order = np.random.default_rng(0).permutation(1438)
+    reader = Reader(digits, "train")
+    whole = reader.entries(order)
+    reader.close()
+    for rows in (1, 7, 499, 500):
+        monkeypatch.setattr(reader_module, "INDEX_ROWS", rows)
+        reader = Reader(digits, "train")
+        assert np.array_equal(reader.entries(order), whole)
+        reader.close()
+
+
+def two_splits() -> dict[str, list]:
+    images = [png(image) for image in pictures(25, 8, 8)]
+    samples = [(image, 8, 8, i % 10) for i, image in enumerate(images)]
+    unlabelled = [(*sample[:3], -1) for sample in samples[9:]]
+    return {"train": samples[:9], "unlabelled": unlabelled}
+
+
+def test_joined_splits_are_read_one_after_the_other(tmp_path):
+    samples = two_splits()
+    dataset = write_samples(tmp_path, samples, 4)
+    for order in (["train", "unlabelled"], ["unlabelled", "train"], ["unlabelled"]):
+        expected = [sample for name in order for sample in samples[name]]
+        reader = Reader(dataset, "+".join(order))
+        assert reader.images == sum(reader.shards) == len(expected)
+        ids = np.random.default_rng(0).permutation(reader.images)
+        assert [image.tobytes() for image in reader.read(ids)] == [expected[i][0] for i in ids]
+        assert reader.entries(ids)["label"].tolist() == [expected[i][3] for i in ids]
+        assert reader.describe(0).endswith(f".png in {tmp_path / order[0] / '000000.tar'}")
+        assert f" in {tmp_path / order[-1]}/" in reader.describe(reader.images - 1)
+        reader.close()
+
+
+def test_a_joined_split_that_is_wrong_is_named(tmp_path):
+    dataset = write_samples(tmp_path, {**two_splits(), "none": []}, 4)
+    for split, message in {
+        "train+valid": "no split 'valid'; it has train, unlabelled, none",
+        "train+": "no split ''",
+        "train+none": "the split 'none' has no images",
+        "train+unlabelled+train": "names a split twice",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            Reader(dataset, split)
+    reader = Reader(dataset, "train+unlabelled")
+    (tmp_path / "unlabelled/000001.tar").unlink()
+    with pytest.raises(UserError, match=r"unlabelled/000001.tar cannot be read"):
+        reader.read(np.arange(reader.images))
+    reader.close()
+
+
+def test_a_tar_may_lie_elsewhere(tmp_path):
+    samples = {"train": two_splits()["train"]}
+    dataset = write_samples(tmp_path / "data", samples, 4)
+    for path in ("../tars/a.tar", str(tmp_path / "tars/b.tar")):
+        shard = dataset.splits["train"].shards[1]
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        target = dataset.root / path
+        target.write_bytes((dataset.root / shard.name).read_bytes())
+        shards = (dataset.splits["train"].shards[0], replace(shard, path=path))
+        split = replace(dataset.splits["train"], images=8, shards=shards)
+        reader = Reader(replace(dataset, splits={"train": split}), "train")
+        assert reader.read(np.array([5]))[0].tobytes() == samples["train"][5][0]
+        assert reader.describe(5) == f"000005.png in {dataset.root / path}"
+        reader.close()
 
 
 # ---- what may be wrong -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Shards hold what the source holds, and a user's mistake leaves nothing behind."""
 
+import functools
 import hashlib
 import io
 import itertools
@@ -19,9 +20,10 @@ from synthetic_cifar import write_folder
 
 from data_pipelines.dataset import INDEX, load_dataset
 from data_pipelines.errors import UserError
+from data_pipelines.images import Sample, Sums, picture
 from data_pipelines.shards import main, make
 from data_pipelines.shards_verify import verify
-from data_pipelines.shards_write import Sums, write_shard
+from data_pipelines.shards_write import write_shard
 from data_pipelines.sources import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +139,8 @@ class Folder:
         return hashlib.sha256(repr(self.listed).encode()).hexdigest()
 
     def samples(self):
-        return iter(self.listed)
+        for name, data, label in self.listed:
+            yield Sample(f"{name}.png", name, label, functools.partial(picture, data))
 
 
 def encoded(shape, kind="PNG", **options) -> bytes:
@@ -156,13 +159,17 @@ def test_members_that_are_no_images_are_left_out_and_named(tmp_path):
         ("empty", b"", 1),
         ("label", good, 10),
         ("turned", encoded((5, 7, 3), exif=turned), 9),
+        ("unlabelled", good, None),
     ]
     (tmp_path / ".making").mkdir()
     entry = write_shard(Folder(samples), tmp_path, "train/000000.tar", classes=10)
-    assert [left["member"] for left in entry["left_out"]] == ["text", "cut", "empty", "label"]
-    assert entry["left_out"][3]["why"] == "label 10 is not in 0..9"
+    left = {left["member"]: left["why"] for left in entry["left_out"]}
+    assert list(left) == ["text.png", "cut.png", "empty.png", "label.png"]
+    assert left["text.png"] == "cannot identify it as an image"
+    assert left["empty.png"] == "an empty file"
+    assert left["label.png"] == "label 10 is not in 0..9"
     index = np.load(tmp_path / "train/000000.npy", allow_pickle=False)
-    assert index[["height", "width", "label"]].tolist() == [(5, 7, 1), (7, 5, 9)]
+    assert index[["height", "width", "label"]].tolist() == [(5, 7, 1), (7, 5, 9), (5, 7, -1)]
     assert Sums(**entry["sums"]).mean_and_std() == ((100 / 255,) * 3, (0.0,) * 3)
 
 
@@ -194,6 +201,14 @@ def test_labels_out_of_range_are_counted_in_the_data_set(tmp_path, capsys):
         ("source=digits to=FILE", "is a file; choose a folder"),
         ("source=digits to=FILE/below", "cannot be written"),
         ("source=digits to=OTHER", "holds something else ('thesis.tex')"),
+        ("source=folder to=TO", "from= is missing"),
+        ("source=folder from=TO/none to=TO", "none cannot be read (No such file or directory)"),
+        ("source=folder from=OTHER to=TO", "has no image to train on; names of images end in jpg, jpeg"),
+        ("source=folder from=FILE to=TO", "cannot be read (Not a directory)"),
+        ("source=folder from=OTHER to=TO test_percent=100", "expected a whole number from 0 to 99"),
+        ("source=digits to=TO label=y", "label=y: source=digits has no use for it; leave label= out"),
+        ("source=wds from=OTHER to=TO", "no tar is there; give a folder of tars or a quoted pattern"),
+        ("source=stl10 from=OTHER to=TO", "class_names.txt cannot be read (No such file or directory)"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, line):

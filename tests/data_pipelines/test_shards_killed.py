@@ -16,7 +16,7 @@ from synthetic_cifar import write_folder
 from data_pipelines.dataset import load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.shards import make
-from data_pipelines.shards_write import index_shard
+from data_pipelines.tars import index_shard
 
 ROOT = Path(__file__).parents[2]
 

@@ -77,7 +77,7 @@ DAMAGES = {
     ),
     "a tar cut in the middle of a member": (
         lambda root: os.truncate(root / "train/000001.tar", 100_000),
-        [r"train/000001\.tar has 100,000 bytes where", r"not a whole tar file \(unexpected end of data\)"],
+        [r"train/000001\.tar has 100,000 bytes where", r"cut short at byte 100,000, within 'train_\d+\.png'"],
     ),
     "a tar cut between two members": (
         lambda root: os.truncate(root / "train/000001.tar", 10 * MEMBER),
@@ -125,14 +125,18 @@ DAMAGES = {
             root / "test/000000.tar",
             lambda name, data: (name.replace("00004", "x"), b"77" if name == "test_00004.cls" else data),
         ),
-        [r"was changed", r"'test_x\.png' has label 77, expected 0\.\.9", r"'test_x\.png': its index row"],
+        [
+            r"was changed",
+            r"'test_x\.png' has label 77, expected 0\.\.9, or -1",
+            r"'test_x\.png': its index row",
+        ],
     ),
     "a member without its label": (
         lambda root: rewrite(
             root / "test/000000.tar",
             lambda name, data: ("other.cls" if name == "test_00004.cls" else name, data),
         ),
-        [r"was changed", r"'other' has not both of <key>\.png and <key>\.cls"],
+        [r"was changed", r"'other' has not both of an image and <key>\.cls"],
     ),
     "a shard too many": (
         lambda root: (root / "test/000001.tar").write_bytes(b""),

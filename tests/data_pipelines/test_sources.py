@@ -30,9 +30,10 @@ def test_digits_are_split_by_class_and_encoded_without_loss():
     both = {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
     assert not both  # no image is in both splits
     assert (train.images.min(), train.images.max()) == (0, 255)
-    key, encoded, label = next(test.samples())
-    assert (key, label) == ("test_00000", test.labels[0])
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded))), test.images[0])
+    sample = next(test.samples())
+    assert (sample.key, sample.label) == ("test_00000", test.labels[0])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.load().encoded))), test.images[0])
+    assert np.array_equal(sample.load().values[:, :, 1], test.images[0])
 
 
 @pytest.mark.parametrize("layout", ["folder", "parent", "archive"])
@@ -50,9 +51,60 @@ def test_cifar_layouts_give_the_same_images(tmp_path, layout):
     assert np.array_equal(source.splits["train"].images, rows.transpose(0, 2, 3, 1))
     assert source.splits["train"].labels.tolist() == 5 * [i % 10 for i in range(12)]
     assert len(source.splits["test"]) == 12
-    key, encoded, label = list(source.splits["train"].chunks(50)[1].samples())[3]
-    assert (key, label) == ("train_00053", 53 % 12 % 10)
+    sample = list(source.splits["train"].chunks(50)[1].samples())[3]
+    assert (sample.key, sample.label) == ("train_00053", 53 % 12 % 10)
+    kind, encoded, values = sample.load()
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded))), rows[53].transpose(1, 2, 0))
+    assert np.array_equal(values, rows[53].transpose(1, 2, 0))
+    assert kind == "png"
+
+
+def write_cifar100(parent, changes=None, count=20):
+    """parent/cifar-100-python with `count` images a file."""
+    folder = parent / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        batch = {
+            b"filenames": [b"x.png"] * count,
+            b"fine_labels": [99 - i for i in range(count)],
+            b"coarse_labels": [0] * count,
+            b"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+        }
+        (folder / name).write_bytes(python2_pickle({**batch, **(changes or {})}))
+    meta = {b"fine_label_names": [b"fine_%d" % i for i in range(100)], b"coarse_label_names": [b"coarse"]}
+    (folder / "meta").write_bytes(python2_pickle(meta))
+    return folder
+
+
+def test_cifar100_has_its_fine_labels(tmp_path):
+    folder = write_cifar100(tmp_path)
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    rows = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8).reshape(-1, 3, 32, 32)
+    for from_ in (folder, tmp_path, tmp_path / "cifar-100-python.tar.gz"):
+        source = open_source("cifar100", from_)
+        assert source.classes == [f"fine_{i}" for i in range(100)]
+        assert source.splits["train"].labels.tolist() == list(range(99, 79, -1))
+        assert np.array_equal(source.splits["train"].images, rows.transpose(0, 2, 3, 1))
+        assert len(source.splits["test"]) == 20
+    with pytest.raises(
+        UserError, match=r"has no member cifar-10-batches-py/batches.meta; from= takes cifar-10-"
+    ):
+        open_source("cifar10", tmp_path / "cifar-100-python.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({b"fine_labels": [0] * 19}, r"train: data is uint8 \(20, 3072\), expected uint8 \(19, 3072\)"),
+        ({b"fine_labels": b"none"}, r"train: fine_labels are not all whole numbers"),
+        ({b"data": np.zeros((20, 3000), np.uint8)}, r"train: data is uint8 \(20, 3000\)"),
+    ],
+)
+def test_wrong_cifar100_files_are_one_clear_line(tmp_path, changes, line):
+    with pytest.raises(UserError, match=rf"{line}.*is this CIFAR-100\?"):
+        open_source("cifar100", write_cifar100(tmp_path, changes))
 
 
 def test_every_way_of_pickling_a_batch_is_read_alike(tmp_path):
@@ -172,6 +224,11 @@ def test_wrong_archives_are_one_clear_line(tmp_path):
 def test_unknown_source_and_needless_from():
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         open_source("cifar")
+    with pytest.raises(UserError, match="test_percent=5: source=cifar10 has no use for it"):
+        open_source("cifar10", test_percent=5)
+    for source in ("stl10", "folder", "wds"):
+        with pytest.raises(UserError, match="from= is missing"):
+            open_source(source)
     with pytest.raises(UserError, match="leave from= out"):
         open_source("digits", "data/raw")
 

@@ -2,15 +2,22 @@
 
 import hashlib
 import io
-import json
 import tarfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.dataset import FORMAT, INDEX, Dataset, Shard, Split, fingerprint, index_name, load_dataset
+from data_pipelines.dataset import (
+    INDEX,
+    Dataset,
+    Shard,
+    Split,
+    describe,
+    fingerprint,
+    index_name,
+    load_dataset,
+)
 
 
 def pictures(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -29,27 +36,38 @@ def png(image: np.ndarray | Image.Image) -> bytes:
 
 def write_dataset(root: Path, images: np.ndarray, per_shard: int) -> Dataset:
     """A data set of one split, train; image i has the key f"{i:06d}" and the label i % 10."""
-    shards = []
-    for start in range(0, len(images), per_shard):
-        name = f"train/{start // per_shard:06d}.tar"
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        rows = []
-        with tarfile.open(root / name, "w") as tar:
-            for i, pixels in enumerate(images[start : start + per_shard], start):
-                for kind, data in (("png", png(pixels)), ("cls", b"%d" % (i % 10))):
-                    member = tarfile.TarInfo(f"{i:06d}.{kind}")
-                    member.size = len(data)
-                    if kind == "png":
-                        rows.append((tar.offset + tarfile.BLOCKSIZE, len(data), *pixels.shape[:2], i % 10))
-                    tar.addfile(member, io.BytesIO(data))
-        np.save(root / index_name(name), np.array(rows, INDEX), allow_pickle=False)
-        tar, index = (root / name).read_bytes(), (root / index_name(name)).read_bytes()
-        digests = [hashlib.sha256(part).hexdigest() for part in (tar, index)]
-        shards.append(Shard(name, len(rows), len(tar), digests[0], len(index), digests[1]))
-    splits = {"train": Split(len(images), tuple(shards))}
+    samples = [(png(pixels), *pixels.shape[:2], i % 10) for i, pixels in enumerate(images)]
+    return write_samples(root, {"train": samples}, per_shard)
+
+
+def write_samples(root: Path, samples: dict[str, list], per_shard: int) -> Dataset:
+    """A data set of any splits; a sample is its encoded image, the height and width to expect, its label."""
+    splits = {}
+    for split, held in samples.items():
+        starts = range(0, len(held), per_shard)
+        shards = [
+            write_shard(root, f"{split}/{start // per_shard:06d}.tar", start, held[start : start + per_shard])
+            for start in starts
+        ]
+        splits[split] = Split(len(held), tuple(shards))
     classes, half = tuple("0123456789"), (0.5, 0.5, 0.5)
     dataset = Dataset(root, "tiny", classes, half, half, per_shard, splits, (), fingerprint(splits))
-    description = {"format": FORMAT, **asdict(dataset)}
-    del description["root"]
-    (root / "dataset.json").write_text(json.dumps(description))
+    (root / "dataset.json").write_text(describe(dataset))
     return load_dataset(root)
+
+
+def write_shard(root: Path, name: str, first: int, samples: list) -> Shard:
+    rows = []
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / name, "w") as tar:
+        for i, (image, height, width, label) in enumerate(samples, first):
+            kind = "jpg" if image.startswith(b"\xff\xd8") else "png"
+            rows.append((tar.offset + tarfile.BLOCKSIZE, len(image), height, width, label))
+            for member, data in ((f"{i:06d}.{kind}", image), (f"{i:06d}.cls", b"%d" % label)):
+                header = tarfile.TarInfo(member)
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    np.save(root / index_name(name), np.array(rows, INDEX), allow_pickle=False)
+    tar, index = (root / name).read_bytes(), (root / index_name(name)).read_bytes()
+    digests = [hashlib.sha256(part).hexdigest() for part in (tar, index)]
+    return Shard(name, len(rows), len(tar), digests[0], len(index), digests[1])

@@ -91,8 +91,9 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     """Finds every mistake that can be found before anything is written.
 
     Raises:
-        UserError: the data set is another source's or lacks a split, ranks and groups do not divide the
-            batch, encoder, objective and data do not fit together, or `tracking.uri` is no address.
+        UserError: the data set is another source's, lacks a split or the labels that are asked for, ranks and
+            groups do not divide the batch, encoder, objective and data do not fit together, or `tracking.uri`
+            is no address.
     """
     if dataset.source != recipe.data.source:
         raise UserError(
@@ -103,7 +104,14 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     with torch.device("meta"):
         assembly.build_objective(recipe)
     for split in (recipe.data.train, recipe.data.test):
-        Reader(dataset, split)
+        Reader(dataset, split).close()
+    evaluate.check(recipe, dataset)
+    asked = recipe.objective.supervised
+    if asked and asked.classes != len(dataset.classes):
+        raise UserError(
+            f"objective.supervised.classes={asked.classes}, but {dataset.root} has "
+            f"{len(dataset.classes)} classes; give that number"
+        )
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
 
 
@@ -255,23 +263,20 @@ def finish(training: Training, run: Run) -> None:
         report.draw_views(training, folder)
         report.export_encoder(training, folder)
         run.artifact(folder.encoder, training.images)
-    if not recipe.evaluate.at_end:
-        return
-    run.progress.say("evaluating ...")
-    results = evaluate.measure(
-        training.objective,
-        recipe,
-        recipe.evaluate,
-        training.reader.dataset,
-        training.place,
-        folder,
-        run.progress.say,
-    )
+    dataset, results = training.reader.dataset, {}
+    if recipe.evaluate.at_end:
+        run.progress.say("evaluating ...")
+        results = evaluate.measure(
+            training.objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
+        )
+    elif not dataset.classes:
+        evaluate.draw(training, folder)
     if training.place.main:
-        folder.merge_results(results)
-        run.metrics({f"results/{name}": value for name, value in results.items()}, training.images)
+        if results:
+            folder.merge_results(results)
+            run.metrics({f"results/{name}": value for name, value in results.items()}, training.images)
+            report.draw_accuracies(folder)
+            run.artifact(folder.path / "results.json", training.images)
         report.draw_curves(folder)
-        report.draw_accuracies(folder)
         for path in sorted((folder.path / "figures").glob("*.png")):
             run.artifact(path, training.images)
-        run.artifact(folder.path / "results.json", training.images)
