@@ -23,6 +23,7 @@ MOMENTUM = 0.9
 Options = MlpProbe | SgdProbe | SvmProbe
 
 
+@torch.inference_mode(False)  # gradients, also where the caller has switched them off
 def head_probes(
     train_x: Tensor,
     train_y: Tensor,
@@ -43,8 +44,8 @@ def head_probes(
     results = {}
     for batch in dict.fromkeys(options.batch for options in wanted.values()):
         heads = {name: options for name, options in wanted.items() if options.batch == batch}
-        if len(train_x) < 2 and any(isinstance(options, MlpProbe) for options in heads.values()):
-            raise UserError("the MLP probe needs at least 2 training images for its batch-norm, got 1")
+        if min(batch, len(train_x)) < 2 and any(isinstance(options, MlpProbe) for options in heads.values()):
+            raise UserError("the MLP probe's batch-norm needs at least 2 training images at a time, got 1")
         heads = {name: build(options, train_x, classes, seed) for name, options in heads.items()}
         fit(list(heads.values()), train_x, train_y, mean, scale, seed)
         for name, head in heads.items():
@@ -61,7 +62,6 @@ def build(options: Options, x: Tensor, classes: int, seed: int) -> "Head":
     return kind(x.shape[1], classes, options, seed).to(x.device, x.dtype)
 
 
-@torch.inference_mode(False)  # gradients, also where the caller has switched them off
 def fit(heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tensor, seed: int) -> None:
     """Trains heads of equal mini-batches, each for its own number of epochs, on features x [N, d].
 
@@ -156,12 +156,14 @@ class Softmax(Head):
 
 
 class Svms(Head):
-    """Linear SVMs, one against the rest, with inputs as those of `Softmax`; they differ in initial weights."""
+    """Linear SVMs, one against the rest, inputs as those of `Softmax`; they differ in initial weights."""
 
     def __init__(self, inputs: int, classes: int, options: SvmProbe, seed: int):
         super().__init__(options)
         self.shape = (options.runs, classes)
-        starts = [uniform((classes, inputs), 1, generator(seed, "probe svm", run)) for run in range(options.runs)]
+        starts = [
+            uniform((classes, inputs), 1, generator(seed, "probe svm", run)) for run in range(options.runs)
+        ]
         self.weight = nn.Parameter(torch.cat(starts))  # nn.Linear's bound 1/√d, for inputs as they are here
         self.bias = nn.Parameter(torch.zeros(self.shape))
         self.scale = inputs**-0.5

@@ -216,6 +216,11 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
+def kept(folder: Path) -> list[int]:
+    """Images seen at each visible checkpoint, damaged or not, fewest first."""
+    return [images for images, _ in _checkpoints(folder)]
+
+
 def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
     """The checkpoint of most images that is complete and whose digests hold; None if there is none.
 

@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data_pipelines.dataset import Dataset, load_dataset
-from data_pipelines.draws import permutation
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from trainer import assembly, recipe_loading
-from trainer.evaluation import probes
+from trainer.evaluation.features import Encode, Examples, cached, gathered, has_labels, labelled_ids, subset
+from trainer.evaluation.health import health
 from trainer.evaluation.knn import knn_accuracy
-from trainer.networks.batch_norm import recalibrate
+from trainer.evaluation.suite import measure_probes
+from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
 from trainer.recipe import EvaluateRun, Pretrain
 from trainer.recipe_evaluation import Evaluate
-from trainer.runtime import checkpoint, collectives
+from trainer.runtime import checkpoint, checkpoint_files, collectives
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.run_folder import RunFolder
@@ -26,34 +26,66 @@ from trainer.runtime.tracking import Follower, uri_for
 from trainer.tasks import report
 from trainer.training import Training
 
-Features = dict[str, Tensor]
-
 
 def run(loaded: recipe_loading.Loaded, place: Place) -> int:
-    """Evaluates the newest checkpoint of the run in `from`; figures go to its results.json and to MLflow."""
-    options = loaded.recipe
-    folder = RunFolder.of(loaded)
-    if not (folder.path / "recipe.yaml").exists():
-        raise UserError(f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder")
-    recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
-    found = collectives.on_first(lambda: checkpoint.newest(folder.checkpoints, print))
-    if found is None:
-        raise UserError(f"from={options.from_}: the run has no checkpoint yet")
+    """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
+
+    Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
+    evaluations/; all of them go to the journal and to MLflow.
+    """
+    options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
+
+    def opened() -> tuple[Pretrain, checkpoint.Found, Dataset, RunFolder]:
+        if not (folder.path / "recipe.yaml").exists():
+            raise UserError(
+                f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
+            )
+        recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
+        found = choose(folder, options)
+        dataset = load_dataset(recipe.data.root, recipe.data.source)
+        check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
+        journals.append(Journal(folder.journal))  # refused while the run is being trained
+        earlier = folder.path / "evaluations" / found.path.name
+        return recipe, found, dataset, folder if is_newest(folder, found) else RunFolder(earlier)
+
+    recipe, found, dataset, to = collectives.on_first(opened)
     objective = assembly.build_objective(recipe)
     state = checkpoint.load(found)
     objective.load_state_dict(
         {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
     )
-    dataset = load_dataset(recipe.data.root, recipe.data.source)
     say = print if place.main else lambda line: None
     say(f"evaluating {found.path}")
-    journal = Journal(folder.journal) if place.main else None  # refused while the run is being trained
-    results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, folder, say)
+    results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
     if place.main:
-        folder.merge_results(results)
-        deliver(folder, journal, results, found.images, options)
-        print(report.summary(folder, recipe))
+        to.merge_results(results)
+        deliver(folder, journals[0], results, found.images, options)
+        print(report.summary(to, recipe))
     return 0
+
+
+def choose(folder: RunFolder, options: EvaluateRun) -> checkpoint.Found:
+    """The run's newest checkpoint, or the one after `images` images.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if options.images is None:
+        if found := checkpoint.newest(folder.checkpoints, print):
+            return found
+        raise UserError(f"from={options.from_}: the run has no checkpoint yet")
+    path = folder.checkpoints / checkpoint_files.folder_name(options.images)
+    if not path.is_dir():
+        kept = ", ".join(str(images) for images in checkpoint.kept(folder.checkpoints)) or "none"
+        raise UserError(f"images={options.images}: the run has no such checkpoint; it keeps {kept}")
+    try:
+        return checkpoint.Found(path, options.images, checkpoint_files.verify(path))
+    except checkpoint_files.Damaged as why:
+        raise UserError(f"images={options.images}: checkpoint {path} is damaged ({why})") from None
+
+
+def is_newest(folder: RunFolder, found: checkpoint.Found) -> bool:
+    return found.images == checkpoint.kept(folder.checkpoints)[-1]
 
 
 def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, options: EvaluateRun) -> None:
@@ -66,7 +98,42 @@ def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, opt
     journal.close()
 
 
-# ---- features ------------------------------------------------------------------------------------
+# ---- before anything is measured -----------------------------------------------------------------
+
+
+def check(recipe: Pretrain, dataset: Dataset) -> None:
+    """Whether what the run will be asked for at its end can be measured on this data.
+
+    The online monitor asks for nothing: without labels it leaves out the kNN.
+
+    Raises:
+        UserError: there are no classes, a split has no label, or too few images to re-estimate batch-norm.
+    """
+    if recipe.evaluate.at_end:
+        check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
+
+
+def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
+    """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
+    if not dataset.classes:
+        raise UserError(f"{dataset.root} has no classes, and probes learn to tell them; {way_out}")
+    for key, split in (("data.labelled", labelled_split(recipe)), ("data.test", recipe.data.test)):
+        reader = Reader(dataset, split)
+        if not has_labels(reader):
+            raise UserError(
+                f"{dataset.root}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
+            )
+        reader.close()
+    if (options.controls or options.recalibrate) and options.online_images < 2:
+        raise UserError(
+            f"evaluate.online_images={options.online_images}: batch-norm is re-estimated on them and needs 2 "
+            "at least; raise it, or set evaluate.controls=false and evaluate.recalibrate=false"
+        )
+
+
+def labelled_split(recipe: Pretrain) -> str:
+    """The split that probes learn from."""
+    return recipe.data.labelled or recipe.data.train
 
 
 def image_options(recipe: Pretrain, place: Place) -> Images:
@@ -74,60 +141,46 @@ def image_options(recipe: Pretrain, place: Place) -> Images:
     return Images(data.size, data.normalize, data.threads, place.device, assembly.DTYPES[recipe.precision])
 
 
-@torch.no_grad()
-def features_of(
-    encode: Callable[[Tensor], Features],
-    reader: Reader,
-    ids: np.ndarray,
-    images: Images,
-    batch: int,
-    place: Place,
-) -> tuple[Features, Tensor]:
-    """Features and labels of the samples `ids`, float32 on the CPU of rank 0 (empty elsewhere).
-
-    Every rank encodes a contiguous slice of them.
-    """
-    mine = np.array_split(ids, place.world)[place.rank]
-    count = len(mine)  # where there are fewer images than ranks, a rank without one still tells the widths
-    parts: list[Features] = []
-    labels = []
-    for view, label in in_order(reader, images, mine if count else ids[:1], batch):
-        parts.append({name: value.float().cpu() for name, value in encode(view).items()})
-        labels.append(label)
-    features = {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
-    gathered = {name: collectives.gather_rows(rows) for name, rows in features.items()}
-    return gathered, collectives.gather_rows(torch.cat(labels)[:count])
-
-
-def subset(reader: Reader, count: int, seed: int) -> np.ndarray:
-    """A fixed random choice of samples of a split, in the order of their ids."""
-    return np.sort(permutation(reader.images, seed, "subset")[:count])
-
-
 # ---- during pretraining --------------------------------------------------------------------------
 
 
 def online(training: Training) -> dict[str, float]:
-    """Cheap measurements of the encoder as it stands; it is put back into training mode."""
+    """Cheap measurements of the encoder as it stands; it is put back into training mode.
+
+    The kNN is left out where there are no labels; the health of y needs none.
+    """
     recipe, place, objective = training.recipe, training.place, training.objective
-    options = recipe.evaluate
-    objective.eval()
-    test = Reader(training.reader.dataset, recipe.data.test)
-    sets = []
-    for reader in (training.reader, test):
+    dataset, options = training.reader.dataset, recipe.evaluate
+    readers = Reader(dataset, labelled_split(recipe)), Reader(dataset, recipe.data.test)
+
+    def rows(reader: Reader, mirror: bool) -> tuple[dict[str, Tensor], Tensor] | None:
+        def encode(view: Tensor) -> dict[str, Tensor]:
+            y = {"y": objective.features(view)["y"]}
+            return y | {"mirrored": objective.features(view.flip(-1))["y"]} if mirror else y
+
         ids = subset(reader, options.online_images, recipe.seed)
-        encode = lambda view: {"y": objective.features(view)["y"]}  # noqa: E731
-        sets.append(features_of(encode, reader, ids, training.image_options, options.batch, place))
-    figures = held_out(training, test) if place.main else {}
-    objective.train()
-    test.close()
+        return gathered(encode, reader, ids, training.image_options, options.batch)
+
+    objective.eval()
+    figures = held_out(training, readers[1]) if place.main else {}
+    unseen = rows(readers[1], mirror=True)
     if place.main:
-        (train, train_labels), (tested, test_labels) = sets
-        classes = len(training.reader.dataset.classes)
-        figures["knn/y/online"] = knn_accuracy(
-            train["y"], train_labels, tested["y"], test_labels, classes, options.knn
-        )
+        figures |= health(unseen[0]["y"], unseen[0]["mirrored"])
+    if dataset.classes:
+        seen = rows(readers[0], mirror=False)
+        if place.main:
+            data = [part for x, labels in (seen, unseen) for part in labelled_rows(x["y"], labels)]
+            if all(map(len, data)):
+                figures["knn/y/online"] = knn_accuracy(*data, len(dataset.classes), options.knn)
+    objective.train()
+    for reader in readers:
+        reader.close()
     return figures
+
+
+def labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Those rows [n, d] and labels [n] that have a label."""
+    return rows[labels >= 0], labels[labels >= 0]
 
 
 @torch.no_grad()
@@ -168,80 +221,60 @@ def measure(
     folder: RunFolder,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """All that `options` asks for, accuracies in [0, 1]; on rank 0 (the others help and wait)."""
-    readers = Reader(dataset, recipe.data.train), Reader(dataset, recipe.data.test)
-    images = image_options(recipe, place)
-    classes = len(dataset.classes)
+    """All that `options` asks for, accuracies in [0, 1]; collective, equal on every rank.
 
-    def both(encode) -> tuple[tuple[Features, Tensor], ...]:
-        return tuple(
-            features_of(encode, reader, np.arange(reader.images), images, options.batch, place)
-            for reader in readers
-        )
+    Features are cached in `folder`, a set at a time. Raises SharedError where a probe or the disk refuses.
+    """
+    train = Reader(dataset, recipe.data.train)
+    readers = Reader(dataset, labelled_split(recipe)), Reader(dataset, recipe.data.test)
+    splits = [(reader, labelled_ids(reader)) for reader in readers]
+    images, classes = image_options(recipe, place), len(dataset.classes)
+    results = {}
+
+    def both(encode: Encode):
+        return cached(folder.path / "features", encode, splits, images, options.batch)
+
+    def probed(sets: list[Examples], whose: str) -> dict[str, float]:
+        found = measure_probes(*sets, classes, options, recipe.seed, place.device)
+        say(f"  {whose}: " + "  ".join(f"{name} {value:.1%}" for name, value in found.items()))
+        return found
 
     def clean():
+        """Training images in whole groups, where there are so many, for batch-norm."""
         group = recipe.groups.norm
-        ids = subset(readers[0], options.online_images, recipe.seed)
-        return (
-            view for view, _ in in_order(readers[0], images, ids, max(group, options.batch // group * group))
-        )
+        ids = subset(train, options.online_images, recipe.seed)
+        ids = ids[: len(ids) // group * group or len(ids)]
+        return (view for view, _ in in_order(train, images, ids, max(group, options.batch // group * group)))
 
-    results = {}
     objective.eval()
     if options.recalibrate:
-        before = both(objective.features)
+        with both(lambda view: {"y": objective.features(view)["y"]}) as sets:
+            before = Evaluate(linear=None, mlp=None, few_shot=None, knn=options.knn)
+            found = measure_probes(*sets, classes, before, recipe.seed, place.device)
+        results |= {f"not_recalibrated/{name}": value for name, value in found.items()}
         recalibrate(objective.encoder, clean())
+        say(f"batch-norm re-estimated; before, kNN on y was {found['knn/y']:.1%}")
+    with both(objective.features) as sets:
+        results |= probed(sets, "encoder")
         if place.main:
-            results["not_recalibrated/knn/y"] = knn(before, "y", classes, options)
-            say(f"batch-norm re-estimated; before, kNN on y was {results['not_recalibrated/knn/y']:.1%}")
-        del before
-    trained = both(objective.features)
-    if place.main:
-        results |= probe_all(trained, classes, options, recipe.seed, say, "encoder")
-        report.draw_neighbours(folder.path / "figures" / "neighbours.png", trained, readers, recipe, dataset)
-    del trained
+            report.draw_test_images(folder, sets, readers, recipe, dataset)
     if options.controls:
         untrained = assembly.build_objective(recipe).to(place.device).eval()
-        for name in ("untrained", "untrained_recalibrated"):
+        normed = any(isinstance(layer, GroupBatchNorm) for layer in untrained.encoder.modules())
+        for name in ("untrained", "untrained_recalibrated")[: 1 + normed]:
             if name == "untrained_recalibrated":
                 recalibrate(untrained.encoder, clean())
-            found = both(untrained.features)
-            if place.main:
-                control = probe_all(found, classes, options, recipe.seed, say, name.replace("_", ", "))
-                results |= {f"control/{name}/{key}": value for key, value in control.items()}
-            del found
-        found = both(lambda view: {"y": view.flatten(1)})
-        if place.main:
-            control = probe_all(found, classes, options, recipe.seed, say, "raw pixels")
-            results |= {f"control/pixels/{key.removesuffix('/y')}": value for key, value in control.items()}
-    for reader in readers:
+            with both(untrained.features) as sets:
+                control = probed(sets, name.replace("_", ", "))
+            results |= {f"control/{name}/{key}": value for key, value in control.items()}
+        with both(lambda view: {"y": view.flatten(1)}) as sets:
+            control = probed(sets, "raw pixels")
+        results |= {f"control/pixels/{_without_y(key)}": value for key, value in control.items()}
+    for reader in (train, *readers):
         reader.close()
-    collectives.barrier()
     return results
 
 
-def knn(sets, feature: str, classes: int, options: Evaluate) -> float:
-    (train, train_labels), (test, test_labels) = sets
-    return knn_accuracy(train[feature], train_labels, test[feature], test_labels, classes, options.knn)
-
-
-def probe_all(
-    sets, classes: int, options: Evaluate, seed: int, say: Callable[[str], None], whose: str
-) -> dict[str, float]:
-    """Every probe on every feature."""
-    (train, train_labels), (test, test_labels) = sets
-    results = {}
-    for name in train:
-        data = train[name], train_labels, test[name], test_labels, classes
-        if options.linear:
-            results[f"probe/linear/{name}"] = probes.linear_probe(*data, options.linear)
-        if options.mlp:
-            results[f"probe/mlp/{name}"] = probes.mlp_probe(*data, options.mlp, seed)
-        if options.few_shot and name == "y":
-            results[f"few_shot/{options.few_shot.shots}/linear/y"] = probes.few_shot_probe(
-                *data, options.linear or Evaluate().linear, options.few_shot, seed
-            )
-        if name == "y":
-            results["knn/y"] = knn(sets, "y", classes, options)
-    say(f"  {whose}: " + "  ".join(f"{name} {value:.1%}" for name, value in results.items()))
-    return results
+def _without_y(key: str) -> str:
+    """Raw pixels are one feature: probe/svm/y/std -> probe/svm/std."""
+    return "/".join(part for part in key.split("/") if part != "y")

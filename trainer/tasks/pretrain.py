@@ -259,7 +259,6 @@ def finish(training: Training, run: Run) -> None:
     """Exports the encoder, evaluates it and draws the pictures."""
     recipe, folder = training.recipe, run.folder
     if training.place.main:
-        (folder.path / "figures").mkdir(exist_ok=True)
         report.draw_views(training, folder)
         report.export_encoder(training, folder)
         run.artifact(folder.encoder, training.images)
@@ -270,7 +269,7 @@ def finish(training: Training, run: Run) -> None:
             training.objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
         )
     elif not dataset.classes:
-        evaluate.draw(training, folder)
+        report.draw_unlabelled(training, folder)
     if training.place.main:
         if results:
             folder.merge_results(results)

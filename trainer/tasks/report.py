@@ -1,6 +1,9 @@
 """What a run leaves beside its checkpoints: the exported encoder, pictures, the last lines on the screen."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.draws import permutation
 from data_pipelines.loader import Images, ViewMaker, in_order
 from data_pipelines.reader import Reader
+from data_pipelines.spec import View
 from trainer import assembly
-from trainer.evaluation import figures
+from trainer.evaluation import figures, figures_images, tsne
+from trainer.evaluation.features import Examples, gathered, subset
 from trainer.evaluation.knn import nearest
 from trainer.recipe import Pretrain
 from trainer.runtime import checkpoint
@@ -21,6 +26,10 @@ from trainer.runtime.journal import read
 from trainer.runtime.run_folder import RunFolder
 from trainer.runtime.tracking import open_command, uri_for
 from trainer.training import Training
+
+SHOWN = 24  # images on the page of views, together with their views
+THUMBNAIL = 32  # pixels a side, on the map of test images
+DECODED = 64  # images at a time
 
 
 def export_encoder(training: Training, folder: RunFolder) -> None:
@@ -34,28 +43,112 @@ def export_encoder(training: Training, folder: RunFolder) -> None:
     checkpoint.export(folder.encoder, training.objective.encoder.state_dict(), metadata)
 
 
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def drawing(folder: RunFolder, name: str) -> Iterator[Path]:
+    """The path of a picture of the run; one that cannot be drawn costs a line on the screen, no results."""
+    path = folder.path / "figures" / name
+    with suppress(OSError):  # writing the picture will say what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except Exception as error:
+        print(f"warning: {path} was not drawn: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def draw_views(training: Training, folder: RunFolder) -> None:
+    """What the encoder sees: the first images of the run, beside them their views where those differ."""
+    recipe = training.recipe
+    views = recipe.data.views
+    captions = [f"view {number + 1}" for number in range(len(views))] if len(views) > 1 else ["view"]
+    if views == [View()]:
+        captions = ["the images as they are: nothing about their view is random"]
+    else:
+        views, captions = [*views, View()], [*captions, "original"]
+    count = SHOWN // len(views)
+    with drawing(folder, "views.png") as path:
+        maker = ViewMaker(
+            training.reader,
+            replace(training.image_options, device=torch.device("cpu"), dtype=torch.float32),
+            views,
+            [0] * len(views),
+            recipe.seed,
+            count,
+            print,
+        )
+        made, _ = maker([training.plan.ids(0, count)], [np.arange(count)] * len(views))
+        shown = [[as_picture(image, recipe) for image in view] for view in made]
+        # Drawn last, as it has no place among the views of the run; shown first.
+        figures_images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
+
+
+def draw_unlabelled(training: Training, folder: RunFolder) -> None:
+    """The pictures of test images of data without classes, which no probe can measure; collective."""
+    recipe, dataset, sets = training.recipe, training.reader.dataset, []
+    readers = Reader(dataset, recipe.data.train), Reader(dataset, recipe.data.test)
+
+    def encode(view: Tensor) -> dict[str, Tensor]:
+        return {"y": training.objective.features(view)["y"]}
+
+    training.objective.eval()
+    for reader in readers:
+        ids = subset(reader, recipe.evaluate.online_images, recipe.seed)
+        found = gathered(encode, reader, ids, training.image_options, recipe.evaluate.batch)
+        sets.append(found and Examples(*found, ids))
+    if training.place.main:
+        draw_test_images(folder, sets, readers, recipe, dataset)
+    for reader in readers:
+        reader.close()
+
+
+def draw_test_images(
+    folder: RunFolder,
+    sets: list[Examples],
+    readers: tuple[Reader, Reader],
+    recipe: Pretrain,
+    dataset: Dataset,
+) -> None:
+    """Test images beside their nearest neighbours, and on a map; sets and readers: training, then test."""
+    with drawing(folder, "neighbours.png") as path:
+        draw_neighbours(path, sets, readers, recipe, dataset)
+    if len(sets[1].ids) >= tsne.FEWEST:
+        with drawing(folder, "tsne.png") as path:
+            draw_tsne(path, sets[1], readers[1], recipe, dataset)
+
+
 def draw_neighbours(
-    path: Path, sets, readers: tuple[Reader, Reader], recipe: Pretrain, dataset: Dataset
+    path: Path, sets: list[Examples], readers: tuple[Reader, Reader], recipe: Pretrain, dataset: Dataset
 ) -> None:
     """Test images beside their nearest training images by y."""
-    (train, train_labels), (test, test_labels) = sets
-    shown = torch.from_numpy(permutation(len(test_labels), recipe.seed, "shown")[:8].copy())
-    found = nearest(train["y"], test["y"][shown], 8)
-    figures.neighbours(
+    train, test = sets
+    shown = torch.from_numpy(permutation(len(test.ids), recipe.seed, "shown")[:8].copy())
+    found = nearest(train.features["y"], test.features["y"][shown], 8)
+    figures_images.neighbours(
         path,
-        pictures(readers[1], shown.numpy(), recipe),
-        [pictures(readers[0], row, recipe) for row in found.numpy()],
-        test_labels[shown].tolist(),
-        train_labels[found].tolist(),
+        pictures(readers[1], test.ids[shown], recipe),
+        [pictures(readers[0], train.ids[row], recipe) for row in found.numpy()],
+        test.labels[shown].tolist(),
+        train.labels[found].tolist(),
         dataset.classes,
     )
 
 
-def pictures(reader: Reader, ids: np.ndarray, recipe: Pretrain) -> list[np.ndarray]:
-    """Samples as float [H, W, 3] in [0, 1]."""
-    images = Images(recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
-    views = torch.cat([view for view, _ in in_order(reader, images, np.asarray(ids), len(ids))])
-    return [as_picture(view, recipe) for view in views]
+def draw_tsne(path: Path, test: Examples, reader: Reader, recipe: Pretrain, dataset: Dataset) -> None:
+    """The map of up to 2,000 test images by t-SNE of y."""
+    shown = np.sort(permutation(len(test.ids), recipe.seed, "t-SNE")[: tsne.MOST])
+    points = tsne.embed(test.features["y"][shown].numpy(), recipe.seed)
+    cells = tsne.on_grid(points)
+    images = pictures(reader, test.ids[shown[list(cells.values())]], recipe, min(recipe.data.size, THUMBNAIL))
+    tsne.draw(path, points, test.labels[shown].numpy(), dataset.classes, cells, images)
+
+
+def pictures(reader: Reader, ids: np.ndarray, recipe: Pretrain, size: int | None = None) -> list[np.ndarray]:
+    """Samples as float [H, W, 3] in [0, 1], `size` pixels a side (None: as the encoder sees them)."""
+    images = Images(size or recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
+    batches = in_order(reader, images, np.asarray(ids), min(len(ids), DECODED))
+    return [as_picture(view, recipe) for batch, _ in batches for view in batch]
 
 
 def as_picture(view: Tensor, recipe: Pretrain) -> np.ndarray:
@@ -65,49 +158,25 @@ def as_picture(view: Tensor, recipe: Pretrain) -> np.ndarray:
     return (view.float().cpu().permute(1, 2, 0) * std + mean).clamp(0, 1).numpy()
 
 
-def draw_accuracies(folder: RunFolder) -> None:
-    """The picture of results.json."""
-    figures.accuracies(folder.path / "figures" / "accuracies.png", folder.results())
-
-
-CURVES = {  # what the picture calls it -> the metric
-    "loss": "loss",
-    "loss/random_guess": "local/random_guess",
-    "mi/train": "mi/local",
-    "mi/test": "mi/local/held_out",
-    "mi/ceiling": "mi/local/ceiling",
-    "knn/y": "knn/y/online",
-}
-
-
-def draw_views(training: Training, folder: RunFolder) -> None:
-    """The picture of what the encoder sees: the first images of the run as its views."""
-    recipe, count = training.recipe, 16
-    maker = ViewMaker(
-        training.reader,
-        replace(training.image_options, device=torch.device("cpu"), dtype=torch.float32),
-        recipe.data.views,
-        [0] * len(recipe.data.views),
-        recipe.seed,
-        count,
-        print,
-    )
-    positions = [np.arange(count)] * len(recipe.data.views)
-    views, _ = maker([training.plan.ids(0, count)], positions)
-    shown = [[as_picture(image, recipe) for image in view] for view in views]
-    figures.views(folder.path / "figures" / "views.png", shown)
-
-
 def draw_curves(folder: RunFolder) -> None:
-    """The picture of the journal's metrics."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for record, _ in read(folder.journal):
-        if record["kind"] == "metric":
-            images, values = series.setdefault(record["name"], ([], []))
-            images.append(record["images"])
-            values.append(record["value"])
-    drawn = {shown: series[name] for shown, name in CURVES.items() if name in series}
-    figures.curves(folder.path / "figures" / "curves.png", drawn)
+    """The journal's metrics over images seen."""
+    with drawing(folder, "curves.png") as path:
+        series: dict[str, tuple[list[int], list[float]]] = {}
+        for record, _ in read(folder.journal):
+            if record["kind"] == "metric":
+                images, values = series.setdefault(record["name"], ([], []))
+                images.append(record["images"])
+                values.append(record["value"])
+        figures.curves(path, series)
+
+
+def draw_accuracies(folder: RunFolder) -> None:
+    """The bars of results.json."""
+    with drawing(folder, "accuracies.png") as path:
+        figures.accuracies(path, folder.results())
+
+
+# ---- the last lines ------------------------------------------------------------------------------
 
 
 def summary(folder: RunFolder, recipe: Pretrain) -> str:

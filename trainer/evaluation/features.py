@@ -1,0 +1,167 @@
+"""Features of frozen encoders: encoded once by all ranks, kept in files that every rank maps.
+
+A cache is a folder of float32 matrices, written and read by one evaluation and removed at its end. What a
+killed evaluation left is neither trusted nor kept: the next one begins by removing it. The files may exceed
+the memory, as far as the disk holds them: probes then read from the disk (mini-batches in random order, an
+epoch after the other, so what fits into memory is much faster).
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.errors import UserError
+from data_pipelines.loader import Images, in_order
+from data_pipelines.plan import sample
+from data_pipelines.reader import Reader
+from trainer.runtime import collectives
+
+SCAN = 2**16  # rows of an index looked at together
+Features = dict[str, Tensor]
+Encode = Callable[[Tensor], Features]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Features {name: float32 [N, d]}, labels int64 [N] in [0, classes), and ids int64 [N] of N images."""
+
+    features: Features
+    labels: Tensor
+    ids: np.ndarray
+
+
+def labelled_ids(reader: Reader) -> np.ndarray:
+    """Ids of the samples of a split that have a label (-1: none), in order, int64."""
+    return np.concatenate([np.empty(0, np.int64), *_labelled(reader)])
+
+
+def has_labels(reader: Reader) -> bool:
+    """Whether any sample of a split has a label; looks no further than the first."""
+    return any(len(ids) for ids in _labelled(reader))
+
+
+def _labelled(reader: Reader) -> Iterator[np.ndarray]:
+    for start in range(0, reader.images, SCAN):
+        ids = np.arange(start, min(start + SCAN, reader.images))
+        yield ids[reader.entries(ids)["label"] >= 0]
+
+
+def subset(reader: Reader, count: int, seed: int) -> np.ndarray:
+    """A fixed random choice of samples of a split, in the order of their ids."""
+    return sample(seed, "subset", reader.images, count)
+
+
+@torch.no_grad()
+def encoded(
+    encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+) -> Iterator[tuple[Features, Tensor]]:
+    """Batch after batch, the features, float32 on the CPU, and labels of the samples `ids`."""
+    for view, labels in in_order(reader, images, ids, batch):
+        yield {name: rows.float().cpu() for name, rows in encode(view).items()}, labels
+
+
+def gathered(
+    encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+) -> tuple[Features, Tensor] | None:
+    """Features and labels of the samples `ids` in the memory of rank 0, None elsewhere; all ranks encode."""
+    mine = np.array_split(ids, collectives.world())[collectives.rank()]
+    count = len(mine)  # where there are fewer images than ranks, a rank without one still tells the widths
+    parts = list(encoded(encode, reader, mine if count else ids[:1], images, batch))
+    labels = collectives.gather_rows(torch.cat([labels for _, labels in parts])[:count])
+    rows = {name: torch.cat([part[name] for part, _ in parts])[:count] for name in parts[0][0]}
+    features = {name: collectives.gather_rows(part) for name, part in rows.items()}
+    return None if labels is None else (features, labels)
+
+
+@contextmanager
+def cached(
+    folder: Path,
+    encode: Encode,
+    splits: list[tuple[Reader, np.ndarray]],
+    images: Images,
+    batch: int,
+) -> Iterator[list[Examples]]:
+    """The features of samples `ids` of each (reader, ids), in files in `folder`, mapped on every rank.
+
+    Collective: each rank encodes a contiguous slice of the samples and writes its rows. An image that could
+    not be decoded and was replaced by one without a label is left out.
+
+    Raises:
+        SharedError: on every rank, where one cannot write the files, or there is no room for them.
+    """
+    collectives.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+    try:
+        yield [
+            _cache(folder / str(number), encode, reader, ids, images, batch)
+            for number, (reader, ids) in enumerate(splits)
+        ]
+    finally:
+        if collectives.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cache(
+    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+) -> Examples:
+    written = collectives.on_all(lambda: _write(folder, encode, reader, ids, images, batch))
+    labels = torch.from_numpy(np.concatenate([labels for labels, _ in written]))
+    features = {
+        name: torch.from_file(str(folder / str(number)), size=len(ids) * width, dtype=torch.float32).view(
+            len(ids), width
+        )
+        for number, (name, width) in enumerate(written[0][1].items())
+    }
+    collectives.barrier()  # everybody has mapped the files before anybody may remove them
+    if (kept := labels >= 0).all():
+        return Examples(features, labels, ids)
+    return Examples({name: rows[kept] for name, rows in features.items()}, labels[kept], ids[kept.numpy()])
+
+
+def _write(
+    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
+    slices = np.array_split(np.arange(len(ids)), collectives.world())
+    mine = slices[collectives.rank()]
+    files, labels, widths = {}, [np.empty(0, np.int64)], {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opened:
+            for features, found in encoded(encode, reader, ids[mine], images, batch):
+                if not files:
+                    widths = {name: rows.shape[1] for name, rows in features.items()}
+                    _check_room(folder, len(ids), sum(widths.values()))
+                    for number, (name, width) in enumerate(widths.items()):
+                        handle = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                        files[name] = opened.enter_context(open(handle, "wb", buffering=0))
+                        files[name].seek(int(mine[0]) * width * 4)
+                for name, rows in features.items():
+                    _write_all(files[name], memoryview(rows.contiguous().numpy()).cast("B"))
+                labels.append(found.numpy())
+    except OSError as error:
+        raise UserError(
+            f"cannot write the features to probe to {folder}: {error.strerror}; make room there"
+        ) from error
+    return np.concatenate(labels), widths
+
+
+def _write_all(file, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _check_room(folder: Path, images: int, width: int) -> None:
+    """Raises UserError before hours of encoding, where the disk has no room for what will come of it."""
+    needed, free = images * width * 4, shutil.disk_usage(folder).free
+    if collectives.rank() == 0 and needed > free:
+        raise UserError(
+            f"the features of {images:,} images to probe take {needed / 1e9:.1f} GB, and {folder.parent} has "
+            f"{free / 1e9:.1f} GB left; make room there, or name a smaller split with data.labelled"
+        )

@@ -1,0 +1,135 @@
+"""Every probe on every feature, dealt out over the ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean, pstdev
+
+import torch
+from torch import Tensor
+
+from trainer.evaluation import heads, probes
+from trainer.evaluation.features import Examples
+from trainer.evaluation.knn import knn_accuracy
+from trainer.recipe_evaluation import Evaluate, LinearProbe, MlpProbe
+from trainer.runtime import collectives
+
+L_BFGS_COST = 3  # a pass that is bound by memory, as against the same products done in large matrices
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work that one rank does alone: `run` gives figures, in about `cost` operations."""
+
+    name: str
+    cost: float
+    run: Callable[[], dict[str, float]]
+
+
+def measure_probes(
+    train: Examples, test: Examples, classes: int, options: Evaluate, seed: int, device: torch.device
+) -> dict[str, float]:
+    """All accuracies that `options` asks for, in [0, 1], the same on every rank.
+
+    Collective. A job is done by one rank, start to end, from caches that all of them read: so which rank
+    does it, and how many there are, changes nothing in a figure. (The number of threads may, by what rounding
+    does to training.)
+
+    Raises:
+        SharedError: on every rank, what a probe of one of them refused.
+    """
+    work = jobs(train, test, classes, options, seed, device)
+    mine = deal(work, collectives.world())[collectives.rank()]
+    found = collectives.on_all(lambda: [(job.name, job.run()) for job in mine])
+    figures = dict(pair for part in found for pair in part)
+    return {name: value for job in work for name, value in figures[job.name].items()}
+
+
+def deal(work: list[Job], ranks: int) -> list[list[Job]]:
+    """The jobs of each rank: the most costly first, each to whoever has least to do."""
+    hands: list[list[Job]] = [[] for _ in range(ranks)]
+    for job in sorted(work, key=lambda job: -job.cost):
+        min(hands, key=lambda hand: sum(held.cost for held in hand)).append(job)
+    return hands
+
+
+def jobs(
+    train: Examples, test: Examples, classes: int, options: Evaluate, seed: int, device: torch.device
+) -> list[Job]:
+    """The work: for each feature a fit by L-BFGS and a pass for all heads; few-shot probe and kNN for y."""
+    wanted = {"linear_sgd": options.linear_sgd, "mlp": options.mlp, "svm": options.svm}
+    wanted = {name: head for name, head in wanted.items() if head}
+    work = []
+    for name in train.features:
+        work += _jobs_of(name, _Data(train, test, name, classes, device), options, wanted, seed)
+    return work
+
+
+@dataclass(frozen=True)
+class _Data:
+    """One feature of both splits, as the probes take it."""
+
+    train: Examples
+    test: Examples
+    name: str
+    classes: int
+    device: torch.device
+
+    @property
+    def width(self) -> int:
+        return self.train.features[self.name].shape[1]
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """On the GPU, if there is one with room for it; else as it is mapped."""
+        tensors = (
+            self.train.features[self.name],
+            self.train.labels,
+            self.test.features[self.name],
+            self.test.labels,
+        )
+        if self.device.type == "cuda":
+            size = sum(tensor.nbytes for tensor in tensors)
+            if 2 * size < torch.cuda.mem_get_info(self.device)[0]:
+                tensors = tuple(tensor.to(self.device) for tensor in tensors)
+        return *tensors, self.classes
+
+
+def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int) -> list[Job]:
+    images, unseen, work = len(data.train.labels), len(data.test.labels), []
+    if options.linear:
+        cost = 4 * images * data.width * data.classes * options.linear.iterations * L_BFGS_COST
+
+        def linear() -> dict[str, float]:
+            return {f"probe/linear/{name}": probes.linear_probe(*data(), options.linear)}
+
+        work.append(Job(f"linear/{name}", cost, linear))
+    if wanted:
+        units = sum(_units(head, data.classes) * head.epochs for head in wanted.values())
+        cost = 4 * images * data.width * units
+        work.append(Job(f"heads/{name}", cost, lambda: _head_figures(name, data, wanted, seed)))
+    if name != "y":
+        return work
+    if options.few_shot:
+        few, linear_options = options.few_shot, options.linear or LinearProbe()
+
+        def few_shot() -> dict[str, float]:
+            accuracy = probes.few_shot_probe(*data(), linear_options, few, seed)
+            return {f"few_shot/{few.shots}/linear/y": accuracy}
+
+        work.append(Job("few_shot/y", 2 * unseen * data.width * data.classes * few.draws, few_shot))
+    cost = 2 * images * unseen * data.width
+    work.append(Job("knn/y", cost, lambda: {"knn/y": knn_accuracy(*data(), options.knn)}))
+    return work
+
+
+def _units(head: heads.Options, classes: int) -> int:
+    """Columns of a head's first product."""
+    return head.units if isinstance(head, MlpProbe) else classes * getattr(head, "runs", 1)
+
+
+def _head_figures(name: str, data: _Data, wanted: dict, seed: int) -> dict[str, float]:
+    figures = {}
+    for head, accuracies in heads.head_probes(*data(), wanted, seed).items():
+        figures[f"probe/{head}/{name}"] = mean(accuracies)
+        if head == "svm":
+            figures[f"probe/svm/{name}/std"] = pstdev(accuracies)
+    return figures
