@@ -34,8 +34,8 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     """
     if recipe.groups.negatives == "global" and recipe.accumulate > 1:
         raise UserError(
-            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch would be "
-            "its own images alone; set accumulate=1, or a number of images"
+            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch "
+            "would be its own images alone; set accumulate=1, or a number of images"
         )
     torch.manual_seed(recipe.seed)
     try:

@@ -1,4 +1,4 @@
-"""All terms of Deep InfoMax on 1, 2 and 4 real gloo processes: float64 losses equal to 1e-9, resume to the bit."""
+"""All terms of Deep InfoMax on 1, 2 and 4 real gloo processes: losses equal to 1e-9, resume to the bit."""
 
 import pytest
 import torch

@@ -60,7 +60,7 @@ def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_pat
     done = script(capsys, "recipe=dim_local", "--plan", f"data.root={root}", f"outputs={tmp_path}/outputs")
     assert (done.status, done.err) == (0, "")
     assert f"data set {root} does not exist" in done.out
-    for part in ("encoder 4,921,280", "critic, local 4,728,832", "critic, y 4,466,688", "in all 14,116,800"):
+    for part in ("encoder 4,921,280", "local critic 9,195,520", "in all 14,116,800"):
         assert part in done.out
     assert "50,000,384 images = 97,657 steps of 512" in done.out
     assert "8 ranks    64 images a step = 1 x 64" in done.out
@@ -164,7 +164,9 @@ def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):
     done = script(capsys, "recipe=evaluate", f"from={outputs / 'quickstart'}", "tracking.uri=none", *options)
     assert done.status == 0, done.err
     after = json.loads((outputs / "quickstart" / "results.json").read_text())
-    assert set(after) - set(before) == {"few_shot/5/linear/y"}
+    new = {f"probe/{head}/{name}" for head in ("linear_sgd", "svm") for name in ("conv", "fc", "y")}
+    new |= {f"probe/svm/{name}/std" for name in ("conv", "fc", "y")}  # which recipe=evaluate adds
+    assert set(after) - set(before) == {"few_shot/5/linear/y"} | new
     for name, value in before.items():
         assert after[name] == pytest.approx(value, abs=0.01)
     assert f"run       {outputs / 'quickstart'}" in done.out
