@@ -62,7 +62,12 @@ class FewShot(Section):
 
 
 class Evaluate(Section):
-    """What is measured: the online kNN during pretraining, and the probes of the frozen encoder."""
+    """What is measured: the online kNN during pretraining, and the probes of the frozen encoder.
+
+    `threads` are those of one piece of work, such as the heads of one feature; a rank does as many pieces at
+    a time as it has cores for. A sum's last bit depends on its threads, and an accuracy's last digit on that:
+    so they are named here, and figures depend on neither cores nor ranks.
+    """
 
     every: Count = 0
     online_images: Positive = 5000
@@ -76,3 +81,4 @@ class Evaluate(Section):
     controls: bool = True
     recalibrate: bool = False
     batch: Positive = 500
+    threads: Positive = 1

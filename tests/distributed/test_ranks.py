@@ -40,15 +40,15 @@ def recipe(data: Path, precision: str) -> list[str]:
     ]
 
 
-def launch(folder: Path, world: int, jobs: list[dict]) -> dict:
-    """Runs worker.py on `world` ranks and returns what came out of each job."""
+def launch(folder: Path, world: int, jobs: list[dict], worker: str = "worker.py") -> dict:
+    """Runs a worker on `world` ranks and returns what came out of each job."""
     file = folder / f"jobs-{world}.json"
     file.write_text(json.dumps(jobs))
     config = REPOSITORY / "recipes/launch" / ("ddp.yaml" if world > 1 else "cpu.yaml")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
     done = subprocess.run(
-        [*command, str(Path(__file__).parent / "worker.py"), str(file)],
+        [*command, str(Path(__file__).parent / worker), str(file)],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -1,5 +1,6 @@
 """All probes of a recipe: which figures come of them, and who computes them."""
 
+import threading
 from statistics import mean, pstdev
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from data_pipelines.errors import SharedError
 from trainer.evaluation.features import Examples
 from trainer.evaluation.heads import head_probes
-from trainer.evaluation.suite import Job, deal, jobs, measure_probes
+from trainer.evaluation.suite import Job, deal, jobs, measure_probes, run_all
 from trainer.recipe_evaluation import Evaluate, FewShot, LinearProbe, MlpProbe, SgdProbe, SvmProbe
 
 CPU = torch.device("cpu")
@@ -66,3 +67,20 @@ def test_the_dear_jobs_are_known_to_be_dear(sets):
     cost = {job.name: job.cost for job in jobs(*sets, 10, EVERYTHING, 0, CPU)}
     assert cost["heads/pooled"] == 2 * cost["heads/y"]
     assert cost["heads/pooled"] == 4 * 1437 * 64 * ((10 + 200) * 10 + 3 * 10 * 3)
+
+
+def test_jobs_share_the_cores_and_leave_the_threads_as_they_were():
+    """Two jobs that wait for each other can only end if they run at the same time."""
+    meeting, threads = threading.Barrier(2, timeout=60), torch.get_num_threads()
+
+    def meet():
+        meeting.wait()
+        return {"threads": torch.get_num_threads()}
+
+    torch.set_num_threads(2)
+    try:
+        found = run_all([Job("a", 2, meet), Job("b", 1, meet)], threads=1, device=CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert found == {"a": {"threads": 1}, "b": {"threads": 1}}

@@ -1,6 +1,7 @@
-"""Every probe on every feature, dealt out over the ranks."""
+"""Every probe on every feature, dealt out over the ranks, and over the cores of each."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import mean, pstdev
 
@@ -30,17 +31,16 @@ def measure_probes(
 ) -> dict[str, float]:
     """All accuracies that `options` asks for, in [0, 1], the same on every rank.
 
-    Collective. A job is done by one rank, start to end, from caches that all of them read: so which rank
-    does it, and how many there are, changes nothing in a figure. (The number of threads may, by what rounding
-    does to training.)
+    Collective. A job is done by one rank, start to end, by `options.threads` threads, from caches that all
+    ranks read: so the figures are the same bits whoever does it, on any number of ranks and cores.
 
     Raises:
         SharedError: on every rank, what a probe of one of them refused.
     """
     work = jobs(train, test, classes, options, seed, device)
     mine = deal(work, collectives.world())[collectives.rank()]
-    found = collectives.on_all(lambda: [(job.name, job.run()) for job in mine])
-    figures = dict(pair for part in found for pair in part)
+    found = collectives.on_all(lambda: run_all(mine, options.threads, device))
+    figures = {name: value for part in found for name, value in part.items()}
     return {name: value for job in work for name, value in figures[job.name].items()}
 
 
@@ -50,6 +50,21 @@ def deal(work: list[Job], ranks: int) -> list[list[Job]]:
     for job in sorted(work, key=lambda job: -job.cost):
         min(hands, key=lambda hand: sum(held.cost for held in hand)).append(job)
     return hands
+
+
+def run_all(work: list[Job], threads: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Runs jobs, in their order, as many at a time as this process has cores for; on a GPU one by one.
+
+    Returns the figures of each job by its name. Interrupted or refused, it waits for nothing.
+    """
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1 if device.type == "cuda" else max(1, cores // threads))
+    torch.set_num_threads(threads)  # also what threads that begin now take
+    try:
+        return dict(zip([job.name for job in work], pool.map(lambda job: job.run(), work), strict=True))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def jobs(

@@ -249,7 +249,7 @@ def measure(
     objective.eval()
     if options.recalibrate:
         with both(lambda view: {"y": objective.features(view)["y"]}) as sets:
-            before = Evaluate(linear=None, mlp=None, few_shot=None, knn=options.knn)
+            before = Evaluate(linear=None, mlp=None, few_shot=None, knn=options.knn, threads=options.threads)
             found = measure_probes(*sets, classes, before, recipe.seed, place.device)
         results |= {f"not_recalibrated/{name}": value for name, value in found.items()}
         recalibrate(objective.encoder, clean())
