@@ -1,4 +1,4 @@
-"""Images as users have them, decoded whole or by region: every orientation, kind and shape."""
+"""Images as users have them, decoded exactly or fast: every orientation, kind and shape."""
 
 import io
 
@@ -32,11 +32,11 @@ def upright(encoded: bytes) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def made(views, images: list[bytes], size: int, region: bool, n: int = 0) -> list[np.ndarray]:
+def made(views, images: list[bytes], size: int, fast: bool, n: int = 0) -> list[np.ndarray]:
     """The views as pixel values, each [n, size, size, 3], drawn for the sizes after rotation."""
     sizes = np.array([upright(image).shape[:2] for image in images])
     draws = [draw(view, 3, np.arange(len(images)) + n, i, sizes) for i, view in enumerate(views)]
-    pipeline = ImagePipeline(views, [0] * len(views), size, VALUES, len(images), 2, CPU, region)
+    pipeline = ImagePipeline(views, [0] * len(views), size, VALUES, len(images), 2, CPU, fast)
     tensors = pipeline([[np.frombuffer(image, np.uint8) for image in images]], [sizes], draws)
     return [tensor.permute(0, 2, 3, 1).numpy() for tensor in tensors]
 
@@ -50,13 +50,13 @@ for subsampling in (0, 2):
         ROTATED.append(jpeg(picture, exif=exif, subsampling=subsampling, progressive=orientation % 2))
 
 
-@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("view", [CROP, View()], ids=["crop", "central"])
-def test_crops_of_every_orientation_are_pillows(view, region):
+def test_crops_of_every_orientation_are_pillows(view, fast):
     for n in (0, 100, 200):
         sizes = np.array([upright(image).shape[:2] for image in ROTATED])
         drawn = draw(view, 3, np.arange(len(ROTATED)) + n, 0, sizes)
-        (found,) = made([view], ROTATED, 64, region, n)
+        (found,) = made([view], ROTATED, 64, fast, n)
         for values, image, (top, left), (h, w) in zip(found, ROTATED, drawn.anchor, drawn.shape, strict=True):
             box = Image.fromarray(upright(image)).crop((left, top, left + w, top + h))
             expected = np.asarray(box.resize((64, 64), Image.Resampling.BILINEAR)).astype(float)
@@ -64,19 +64,19 @@ def test_crops_of_every_orientation_are_pillows(view, region):
             assert np.abs(values - expected).max() < 4
 
 
-def test_a_region_of_one_view_is_exact():
+def test_one_view_made_fast_is_equal():
     for view in (CROP, View()):
         assert np.array_equal(made([view], ROTATED, 64, True), made([view], ROTATED, 64, False))
 
 
-def test_a_region_of_two_views_differs_in_their_outermost_pixels_alone():
-    for whole, region in zip(
-        made([CROP, CROP], ROTATED, 64, False), made([CROP, CROP], ROTATED, 64, True), strict=True
-    ):
-        error = np.abs(whole - region)
-        assert error[:, 2:-2, 2:-2].max() <= 1  # a rounding
-        assert error[:, :2].max() > 1  # what is said to differ does
-        assert error.mean() < 0.2
+def test_two_views_made_fast_differ_in_their_outermost_pixels_alone():
+    noise = np.random.default_rng(0).integers(0, 256, (12, 80, 120, 3), dtype=np.uint8)
+    images = [jpeg(Image.fromarray(pixels).resize((240, 160))) for pixels in noise]
+    exact, fast = (np.stack(made([CROP, CROP], images, 64, how)) for how in (False, True))
+    error = np.abs(exact - fast)
+    assert error[:, :, 1:-1, 1:-1].max() <= 1  # a rounding
+    assert error.max() > 5  # what is said to differ does, in noise
+    assert error.mean() < 0.5
 
 
 def odd_images() -> list[bytes]:
@@ -87,7 +87,7 @@ def odd_images() -> list[bytes]:
     return odd + [jpeg(large.convert(mode)) for mode in ("L", "CMYK")] + [jpeg(large), ROTATED[5]]
 
 
-@pytest.mark.parametrize("decode", ["whole", "region"])
+@pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_images_of_any_kind_and_shape_make_batches(tmp_path, decode, size):
     odd = odd_images()
@@ -104,7 +104,7 @@ def test_images_of_any_kind_and_shape_make_batches(tmp_path, decode, size):
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         box = Image.fromarray(pixels[top : top + side, left : left + side])
         expected = np.asarray(box.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
-        assert np.abs(values - expected).mean() < 1
+        assert np.abs(values - expected).mean() < 2  # of 1 bit, dithered and shrunk 25 times: 1.6
     plan = Plan(0, reader.shards, 2)
     loader = Loader(reader, plan, images, [CROP, CROP], batch=8, start=0, stop=64, warn=lines.append)
     for batch in loader:

@@ -118,6 +118,17 @@ def test_a_restart_anywhere_goes_on_bit_for_bit(digits):
         assert_equal(rest, undisturbed[step:])
 
 
+def test_fast_views_too_are_the_same_after_a_restart_and_on_any_ranks(tmp_path):
+    data = write_dataset(tmp_path, pictures(96, 60, 90), 24)
+    fast = {"images": replace(IMAGES, decode="fast"), "steps": 2}
+    fast["shuffle"] = Shuffle(views=(1,), group=8, groups=4)  # a block spans two of four ranks
+    exact, whole = load(data, **{**fast, "images": IMAGES}), load(data, **fast)
+    assert not torch.equal(exact[0].views[0], whole[0].views[0])
+    assert_equal(load(data, start=BATCH, **{**fast, "steps": 1}), whole[1:])
+    for world in (2, 4):
+        assert_equal(together(data, world, **fast), whole)
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
 def test_ranks_and_micro_batches_make_the_same_global_batches(digits, world, accumulate):
     assert_equal(together(digits, world, accumulate), load(digits))
