@@ -15,7 +15,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def moco_view(image: Image.Image, size: int = 32) -> torch.Tensor:
-    """`aug_plus` of facebookresearch/moco main_moco.py, at 32 px; float32 [3, size, size]."""
+    """`aug_plus` of facebookresearch/moco main_moco.py; float32 [3, size, size]."""
     image = random_resized_crop(image, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3))
     if torch.rand(1).item() < 0.8:  # RandomApply
         image = color_jitter(image, 0.4, 0.4, 0.4, 0.1)
@@ -29,7 +29,14 @@ def moco_view(image: Image.Image, size: int = 32) -> torch.Tensor:
     return normalized(image)
 
 
-def plain_view(image: Image.Image) -> torch.Tensor:
+def plain_view(image: Image.Image, size: int = 32) -> torch.Tensor:
+    """CenterCrop of the shorter side, and Resize where the image is of another size."""
+    side = min(image.size)
+    if image.size != (size, size):
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
     return normalized(image)
 
 
@@ -45,8 +52,9 @@ def random_resized_crop(image: Image.Image, size: int, scale: tuple, ratio: tupl
             top = torch.randint(0, height - h + 1, size=(1,)).item()
             left = torch.randint(0, width - w + 1, size=(1,)).item()
             break
-    else:  # not met by square images
-        top, left, h, w = 0, 0, height, width
+    else:  # the central crop of the nearest allowed ratio
+        w, h = round(min(width, height * ratio[1])), round(min(height, width / ratio[0]))
+        top, left = (height - h) // 2, (width - w) // 2
     box = image.crop((left, top, left + w, top + h))
     return box.resize((size, size), Image.Resampling.BILINEAR)
 

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,8 +32,9 @@ class ImagePipeline:
         batch: most images in a call.
         threads: of the CPU.
         device: "cpu" or "cuda:N".
-        region: decode no more of an image than its views show, and resize them in place: the outermost pixels
-            of one of several views of an image then see their neighbours beyond the crop, the rest is equal.
+        fast: where there is one view, decode no more than it shows: equal, but damage that it does not reach
+            is not met, so which damaged images are replaced depends on the crops. Where there are several,
+            resize the crops without cutting them out: their outermost pixels see neighbours beyond.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ImagePipeline:
         batch: int,
         threads: int,
         device: torch.device,
-        region: bool = False,
+        fast: bool = False,
     ):
-        self.views, self.sources, self.region = views, sources, region
+        self.views, self.sources, self.fast = views, sources, fast
         self.options = {
             "batch_size": batch,
             "num_threads": threads,
@@ -70,7 +70,7 @@ class ImagePipeline:
             self.size,
             self.normalize,
             "gpu" if self.device.type == "cuda" else "cpu",
-            self.region,
+            self.fast,
             **self.options,
         )
         pipeline.build()
@@ -103,8 +103,6 @@ class ImagePipeline:
             raise Undecodable([self._headers_apart(*pair) for pair in zip(encoded, sizes, strict=True)])
         for number, images in enumerate(lists):
             self.pipeline.feed_input(f"encoded{number}", images)
-        if self.region:
-            draws = self._feed_boxes(draws)
         for number, (view, d) in enumerate(zip(self.views, draws, strict=True)):
             for name in arguments(view):
                 self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(getattr(d, name)))
@@ -121,19 +119,6 @@ class ImagePipeline:
                 raise
             raise Undecodable(slots) from None
         return [self._tensor(output) for output in outputs]
-
-    def _feed_boxes(self, draws: list[Draws]) -> list[Draws]:
-        """Hands over the box of each source that holds its crops; the draws with anchors counted from it."""
-        draws = list(draws)
-        for source in set(self.sources):
-            mine = [number for number, of in enumerate(self.sources) if of == source]
-            start = np.min([draws[number].anchor for number in mine], axis=0)
-            end = np.max([draws[number].anchor + draws[number].shape for number in mine], axis=0)
-            self.pipeline.feed_input(f"start{source}", start)
-            self.pipeline.feed_input(f"extent{source}", end - start)
-            for number in mine:
-                draws[number] = replace(draws[number], anchor=draws[number].anchor - start)
-        return draws
 
     def _headers_agree(self, images: TensorListCPU, sizes: np.ndarray) -> bool:
         """Whether all headers can be read and say the sizes expected.

@@ -35,33 +35,24 @@ def _decoder() -> str:
 
 
 @pipeline_def(enable_conditionals=True)
-def view_graph(views, sources, size, normalize, device, region):
-    images = [decoded(number, region) for number in range(max(sources) + 1)]
+def view_graph(views, sources, size, normalize, device, fast):
+    images = [fn.external_source(name=f"encoded{number}") for number in range(max(sources) + 1)]
+    # To decode for each of two views what it shows takes longer than to decode the whole once for both. That
+    # the number of views decides, not of those of a source, keeps the ranks out of it.
+    how = "exact" if not fast else "decode region" if len(views) == 1 else "in place"
+    if how != "decode region":
+        images = [fn.decoders.image(image, device=_decoder(), output_type=types.RGB) for image in images]
     return tuple(
-        one_view(images[sources[number]], number, view, size, normalize, device, region)
+        one_view(images[sources[number]], number, view, size, normalize, device, how)
         for number, view in enumerate(views)
     )
 
 
-def decoded(number, region):
-    encoded = fn.external_source(name=f"encoded{number}")
-    if not region:
-        return fn.decoders.image(encoded, device=_decoder(), output_type=types.RGB)
-    box = fn.external_source(name=f"start{number}"), fn.external_source(name=f"extent{number}")
-    return fn.decoders.image_slice(encoded, *box, axis_names="HW", device=_decoder(), output_type=types.RGB)
-
-
-def one_view(image, number, view, size, normalize, device, region):
+def one_view(image, number, view, size, normalize, device, how):
     def argument(name):
         return fn.external_source(name=f"{name}{number}")
 
-    anchor, shape, roi = argument("anchor"), argument("shape"), {}
-    if region:
-        start = fn.cast(anchor, dtype=types.FLOAT)
-        roi = {"roi_start": start, "roi_end": start + shape}
-    else:
-        image = fn.slice(image, anchor, shape, axis_names="HW")
-    image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True, **roi)
+    image = cropped(image, argument("anchor"), argument("shape"), size, how)
     if view.jitter:
         image = fn.brightness_contrast(image, brightness=argument("brightness"))
         image = contrasted(image, argument("contrast"), device)
@@ -81,6 +72,17 @@ def one_view(image, number, view, size, normalize, device, region):
         std=[255 * s for s in normalize.std],
         device=device,
     )
+
+
+def cropped(image, anchor, shape, size, how):
+    filter = {"size": [size, size], "interp_type": types.INTERP_LINEAR, "antialias": True}
+    if how == "in place":
+        start = fn.cast(anchor, dtype=types.FLOAT)
+        return fn.resize(image, roi_start=start, roi_end=start + shape, **filter)
+    if how == "decode region":
+        options = {"device": _decoder(), "output_type": types.RGB, "axis_names": "HW"}
+        return fn.resize(fn.decoders.image_slice(image, anchor, shape, **options), **filter)
+    return fn.resize(fn.slice(image, anchor, shape, axis_names="HW"), **filter)
 
 
 def contrasted(image, contrast, device):

@@ -43,7 +43,8 @@ class Shuffle:
 class Images:
     """How images are decoded, the same for training and evaluation.
 
-    decode: "whole" images, or the "region" that their views show (`ImagePipeline`).
+    decode: "exact", or "fast" (`ImagePipeline` says what differs). Where one view is decoded fast, the same
+    result after a restart and on any ranks is promised for undamaged images alone.
     """
 
     size: int
@@ -51,7 +52,7 @@ class Images:
     threads: int
     device: torch.device
     dtype: torch.dtype = torch.float32
-    decode: Literal["whole", "region"] = "whole"
+    decode: Literal["exact", "fast"] = "exact"
 
 
 class ViewMaker:
@@ -81,7 +82,7 @@ class ViewMaker:
             batch,
             images.threads,
             images.device,
-            images.decode == "region",
+            images.decode == "fast",
         )
         self.bad: set[int] = set()
 

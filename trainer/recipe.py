@@ -43,6 +43,7 @@ class Data(Section):
     size: Positive = 32
     views: Annotated[list[View], Field(min_length=1)] = [View()]
     normalize: Normalize = Normalize()
+    decode: Literal["exact", "fast"] = "exact"  # fast: cheaper crops of JPEGs, a little off at their edges
     window: Positive = 16
     threads: Positive = 2
     prefetch: Positive = 2

@@ -43,6 +43,7 @@ class Training:
             recipe.data.threads,
             place.device,
             DTYPES[recipe.precision],
+            recipe.data.decode,
         )
         self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
         self.loader = Loader(

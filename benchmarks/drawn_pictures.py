@@ -1,0 +1,63 @@
+"""Data sets for the benchmarks: random pictures, where no real ones are at hand, and any number of images."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.dataset import INDEX, Dataset, Shard, Split, describe, fingerprint, index_name
+from data_pipelines.shards import make
+
+
+def cifar10(folder: Path) -> Dataset:
+    """Smooth random pictures as CIFAR-10's official files hold them, made into shards."""
+    source, random = folder / "cifar-10-batches-py", np.random.default_rng(0)
+    source.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        coarse = random.integers(0, 256, (1000, 12, 12, 3), dtype=np.uint8)
+        grown = [np.asarray(smooth(pixels, 32, 32)) for pixels in coarse]
+        rows = np.stack(grown).transpose(0, 3, 1, 2).reshape(1000, -1)
+        (source / name).write_bytes(pickle.dumps({b"data": rows, b"labels": [0] * 1000}, protocol=2))
+    names = {b"label_names": [b"%d" % i for i in range(10)], b"num_cases_per_batch": 1000}
+    (source / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
+    return make("cifar10", folder / "shards", source, images_per_shard=500, progress=False)
+
+
+def photographs(folder: Path) -> Dataset:
+    """JPEGs of the sizes of ImageNet's (500 x 375 px and about) and a little more than their bytes."""
+    random = np.random.default_rng(0)
+    for i in range(100):
+        height, width = (375, 500) if i % 4 else (500, 375)
+        noise = random.normal(0, 12, (height, width, 1))
+        pixels = smooth(random.integers(0, 256, (12, 16, 3), dtype=np.uint8), height, width) + noise
+        path = folder / "images" / "train" / f"{i % 10}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.clip(pixels, 0, 255))).save(path, quality=90, subsampling=0)
+    return make("folder", folder / "shards", folder / "images", images_per_shard=25, progress=False)
+
+
+def smooth(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def links(root: Path, shards: int, images_per_shard: int) -> None:
+    """A data set without pixels: every shard is a link to one of 512 bytes, every index to one."""
+    index = np.zeros(images_per_shard, INDEX)
+    index["offset"] = np.arange(images_per_shard)
+    (root / "train").mkdir(parents=True)
+    np.save(root / "index.npy", index, allow_pickle=False)
+    (root / "shard.tar").write_bytes(bytes(512))
+    digests = [hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("shard.tar", "index.npy")]
+    length, held = (root / "index.npy").stat().st_size, []
+    for number in range(shards):
+        name = f"train/{number:06d}.tar"
+        os.link(root / "shard.tar", root / name)
+        os.link(root / "index.npy", root / index_name(name))
+        held.append(Shard(name, images_per_shard, 512, digests[0], length, digests[1]))
+    splits = {"train": Split(shards * images_per_shard, tuple(held))}
+    half = (0.5, 0.5, 0.5)
+    made = Dataset(root, "folder", ("one",), half, half, images_per_shard, splits, (), fingerprint(splits))
+    (root / "dataset.json").write_text(describe(made))
