@@ -6,8 +6,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
-from PIL import Image
+from pages import place, read, rgb
 
 from trainer.evaluation.figures import COLUMNS, INK, PALE, accuracies, curves, table
 
@@ -43,23 +42,6 @@ MLP, fc                  64.7          -                         -           -
 MLP, y                   58.1       38.7                      40.0           -
 SVM, y             62.0 ± 0.3          -                         -  40.0 ± 0.1
 kNN, y                  100.0          -                         -         5.0"""
-
-
-def read(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert path.stat().st_size < 1_000_000
-        return np.asarray(image.convert("RGB"))
-
-
-def rgb(colour):
-    return tuple(round(255 * part) for part in to_rgb(colour))
-
-
-def place(page, colour):
-    """(top, left, bottom, right) of everything that has exactly this colour."""
-    rows, columns = np.nonzero((page == colour).all(axis=-1))
-    return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
 
 
 def test_curves_draw_the_panels_that_have_metrics(tmp_path):

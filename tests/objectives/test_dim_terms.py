@@ -176,12 +176,6 @@ def test_the_discriminator_is_clipped_for_itself():
     assert len(tiny().players()) == 1
 
 
-def test_parts_hold_every_parameter_once():
-    objective = tiny(**COMPLETE, coordinates=1.0, supervised=Supervised(classes=2))
-    counted = sum(p.numel() for part in objective.parts().values() for p in part.parameters())
-    assert counted == sum(p.numel() for p in objective.parameters())
-
-
 def test_every_parameter_gets_a_gradient():
     objective = tiny("dv", **COMPLETE, coordinates=1.0, supervised=Supervised(classes=2), critic=CONCAT)
     objective(batch_of(images(2 * GROUP)))["loss"].backward()

@@ -60,7 +60,7 @@ def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_pat
     done = script(capsys, "recipe=dim_local", "--plan", f"data.root={root}", f"outputs={tmp_path}/outputs")
     assert (done.status, done.err) == (0, "")
     assert f"data set {root} does not exist" in done.out
-    for part in ("encoder 4,921,280", "local critic 9,195,520", "in all 14,116,800"):
+    for part in ("encoder 4,921,280", "  critic 9,195,520", "in all 14,116,800"):
         assert part in done.out
     assert "50,000,384 images = 97,657 steps of 512" in done.out
     assert "8 ranks    64 images a step = 1 x 64" in done.out

@@ -29,6 +29,15 @@ TINY = [
     "schedule={kind: constant}",
     "data.threads=1",
 ]
+EVERY_TERM = [
+    "objective.bound=dv",
+    "objective.critic.score=tanh",
+    "objective.alpha=0.5",
+    "objective.gamma=0.5",
+    "objective.coordinates=0.3",
+    "objective.occlusion=0.4",
+    "objective.supervised={classes: 10, units: 8}",
+]
 PRETRAINING = sorted(
     path.stem for path in RECIPES.glob("*.yaml") if isinstance(load([f"recipe={path.stem}"]).recipe, Pretrain)
 )
@@ -119,7 +128,8 @@ def test_the_count_of_waits_counts():
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["optimizer.clip=1", "accumulate=2", "objective.locations=5"], ["precision=bf16"]]
+    "overrides",
+    [[], ["optimizer.clip=1", "accumulate=2", "objective.locations=5"], ["precision=bf16"], EVERY_TERM],
 )
 def test_a_plain_step_never_waits_for_the_device(train, overrides):
     training, vote, waits = train("quickstart", *TINY, *overrides), StopVote(), Waits()
@@ -185,6 +195,14 @@ def test_clipping_bounds_the_gradient(train):
     training.step()
     norm = torch.cat([p.grad.flatten() for p in training.objective.parameters()]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_discriminator_is_clipped_for_itself(train):
+    training = train("quickstart", *TINY, "objective.gamma=1", "optimizer.clip=0.01")
+    training.step()
+    for parameters in training.objective.players():
+        norm = torch.cat([p.grad.flatten() for p in parameters]).norm()
+        assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stays_known(train):
@@ -264,10 +282,16 @@ def test_the_same_seed_starts_equal_and_another_does_not(train):
         ("groups={norm: 16, negatives: 1}", r"groups\.negatives=1: a group needs at least 2 images"),
         ("data.size=10", r"data\.size=10 cannot be halved 2 times .* a multiple of 4"),
         ("data.views=[{}, {}]", r"data\.views describes 2 views; objective\.kind=dim reads 1"),
+        ("groups={norm: 16, negatives: global}", r"negatives=global with encoder\.norm=batch"),
+        (
+            ["groups={norm: 16, negatives: global}", "encoder.norm=group", "accumulate=2"],
+            r"negatives=global with accumulate=2",
+        ),
+        ("objective.supervised={classes: 7}", r"supervised\.classes=7, but .* has 10 classes"),
         ("data.train=trian", r"no split 'trian'; it has train, test"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_in_one_line(train, override, said):
     with pytest.raises(UserError, match=said) as mistake:
-        train("quickstart", *TINY, override)
+        train("quickstart", *TINY, *([override] if isinstance(override, str) else override))
     assert "\n" not in str(mistake.value)

@@ -46,11 +46,10 @@ def occluded(images: Tensor, share: float, generators: list[torch.Generator]) ->
     height, width = images.shape[2:]
     side = round(share * min(height, width))
     group = len(images) // len(generators)
-    draws = [torch.rand(group, 2, generator=g, device=images.device) for g in generators]
-    room = torch.tensor([height - side + 1, width - side + 1], device=images.device)
-    corner = (torch.cat(draws) * room).long()
-    rows = torch.arange(height, device=images.device) - corner[:, :1]
-    columns = torch.arange(width, device=images.device) - corner[:, 1:]
+    draws = torch.cat([torch.rand(group, 2, generator=g, device=images.device) for g in generators])
+    top, left = (draws[:, :1] * (height - side + 1)).long(), (draws[:, 1:] * (width - side + 1)).long()
+    rows = torch.arange(height, device=images.device) - top
+    columns = torch.arange(width, device=images.device) - left
     hidden = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None]
     return images.masked_fill(hidden[:, None], 0.0)
 

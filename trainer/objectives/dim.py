@@ -40,6 +40,7 @@ class Dim(nn.Module):
         super().__init__()
         check_groups(norm, group, negatives)
         self.options, self.group, self.negatives, self.encoder = options, group, negatives, encoder
+        self.conv = next(iter(encoder.widths))  # the first features: those before any fully connected layer
         y, side = encoder.widths["y"], encoder.local_side
         if options.beta:
             self.critic = local_critic(encoder, options, norm, group)
@@ -53,8 +54,7 @@ class Dim(nn.Module):
         self.coordinates = Coordinates(encoder.local_channels, side, y) if options.coordinates else None
         self.classifier = None
         if options.supervised:
-            width = next(iter(encoder.widths.values()))
-            self.classifier = Classifier(width, options.supervised, norm, group)
+            self.classifier = Classifier(encoder.widths[self.conv], options.supervised, norm, group)
 
     def forward(self, batch) -> Values:
         """Takes a `Batch` of one view [n, 3, H, W], n a multiple of both group sizes.
@@ -86,11 +86,10 @@ class Dim(nn.Module):
         if self.coordinates:
             task = self.coordinates(features["local"], y)
             loss = loss + options.coordinates * task
-            values |= {"coordinates": task.detach()}
-            values |= {"coordinates/random_guess": 2 * math.log(self.encoder.local_side)}
+            values["coordinates"] = task.detach()
+            values["coordinates/random_guess"] = 2 * math.log(self.encoder.local_side)
         if self.classifier:
-            conv = features[next(iter(self.encoder.widths))]
-            task = self.classifier(conv, batch.label, self._noise(batch, "dropout"))
+            task = self.classifier(features[self.conv], batch.label, self._noise(batch, "dropout"))
             loss = loss + options.supervised.weight * task
             values["supervised"] = task.detach()
         return {"loss": loss, **values}
@@ -167,21 +166,6 @@ class Dim(nn.Module):
         apart = {id(parameter) for parameter in other}
         mine = [parameter for parameter in self.parameters() if id(parameter) not in apart]
         return [mine, other] if other else [mine]
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The networks by name, for a count of parameters."""
-        found = {"encoder": self.encoder}
-        if self.options.beta:
-            found["local critic"] = self.critic
-        if self.options.alpha:
-            found["global critic"] = self.global_critic
-        if self.prior:
-            found["prior's discriminator"] = self.prior
-        if self.coordinates:
-            found["coordinates"] = self.coordinates
-        if self.classifier:
-            found["classifier"] = self.classifier
-        return found
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """What evaluation reads, from images [n, 3, H, W]: such as conv, fc and y, each [n, width]."""

@@ -60,7 +60,8 @@ def describe_model(recipe: Pretrain) -> list[str]:
     """Parameters by part, and the memory that a rank holds beside activations."""
     with torch.device("meta"):
         objective = assembly.build_objective(recipe)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.parts().items()}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
+    counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
     held = sum(counts.values())
     size = assembly.DTYPES[recipe.precision].itemsize
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
