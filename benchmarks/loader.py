@@ -4,10 +4,11 @@
     python benchmarks/loader.py jpeg [--images 640] [--repeats 3] [--data data/imagenet-sample]
 
 Both sides make batches from the same shards, with two worker threads or processes: 512 images of 32 px from
-PNG, or 64 of 224 px from JPEG photographs. A figure is the user and system time of the whole process tree,
-worker processes included, for --images source images: the difference of a long and a short run, so that
-starting up counts for neither side. The sides take turns; the median of the repeats is printed. Without the
-data set, random pictures are drawn. The exit status is 1 where the bar is missed.
+PNG, or 64 of 224 px from JPEG photographs, decoded whole or only where the views are (`decode: fast`). A
+figure is the user and system time of the whole process tree, worker processes included, for --images source
+images: the difference of a long and a short run, so that starting up counts for neither side. The sides take
+turns; the median of the repeats is printed. Without the data set, random pictures are drawn. The exit status
+is 1 where the bar is missed.
 """
 
 import argparse

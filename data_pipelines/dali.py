@@ -8,7 +8,7 @@ import torch
 from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from data_pipelines.dali_graph import arguments, decode_graph, header_graph, view_graph
+from data_pipelines.dali_graph import decode_graph, header_graph, inputs, view_graph
 from data_pipelines.draws import Draws
 from data_pipelines.spec import Normalize, View
 
@@ -32,9 +32,8 @@ class ImagePipeline:
         batch: most images in a call.
         threads: of the CPU.
         device: "cpu" or "cuda:N".
-        fast: where there is one view, decode no more than it shows: equal, but damage that it does not reach
-            is not met, so which damaged images are replaced depends on the crops. Where there are several,
-            resize the crops without cutting them out: their outermost pixels see neighbours beyond.
+        fast: decode no more of an image than its views show: equal, but damage beyond is not met, so which
+            damaged images are replaced depends on the crops.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class ImagePipeline:
             "exec_pipelined": False,
         }
         self.size, self.normalize, self.device = size, normalize, device
+        self.graph_device = "gpu" if device.type == "cuda" else "cpu"
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)
         self.memory = Memory()
@@ -69,7 +69,7 @@ class ImagePipeline:
             self.sources,
             self.size,
             self.normalize,
-            "gpu" if self.device.type == "cuda" else "cpu",
+            self.graph_device,
             self.fast,
             **self.options,
         )
@@ -103,9 +103,11 @@ class ImagePipeline:
             raise Undecodable([self._headers_apart(*pair) for pair in zip(encoded, sizes, strict=True)])
         for number, images in enumerate(lists):
             self.pipeline.feed_input(f"encoded{number}", images)
-        for number, (view, d) in enumerate(zip(self.views, draws, strict=True)):
-            for name in arguments(view):
-                self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(getattr(d, name)))
+        corners = self._feed_regions(draws) if self.fast else [0] * len(lists)
+        for number, (view, source) in enumerate(zip(self.views, self.sources, strict=True)):
+            values = inputs(view, draws[number], corners[source], self.graph_device)
+            for name, value in values.items():
+                self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(value))
         try:
             outputs = self.pipeline.run()
         except RuntimeError:
@@ -119,6 +121,18 @@ class ImagePipeline:
                 raise
             raise Undecodable(slots) from None
         return [self._tensor(output) for output in outputs]
+
+    def _feed_regions(self, draws: list[Draws]) -> list[np.ndarray]:
+        """Feeds what to decode for each source, the box around its views' crops; returns its corners."""
+        corners = []
+        for source in range(max(self.sources) + 1):
+            crops = [d for d, s in zip(draws, self.sources, strict=True) if s == source]
+            corner = np.min([d.anchor for d in crops], axis=0)
+            extent = np.max([d.anchor + d.shape for d in crops], axis=0) - corner
+            self.pipeline.feed_input(f"corner{source}", corner)
+            self.pipeline.feed_input(f"extent{source}", extent)
+            corners.append(corner)
+        return corners
 
     def _headers_agree(self, images: TensorListCPU, sizes: np.ndarray) -> bool:
         """Whether all headers can be read and say the sizes expected.

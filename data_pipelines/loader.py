@@ -13,7 +13,7 @@ import torch
 from data_pipelines.dali import ImagePipeline, Undecodable
 from data_pipelines.draws import Noise, draw
 from data_pipelines.errors import UserError
-from data_pipelines.plan import Plan, rank_slice, shuffled
+from data_pipelines.plan import Plan, Shuffle, rank_slice, shuffled
 from data_pipelines.reader import Reader
 from data_pipelines.spec import Normalize, View
 
@@ -28,23 +28,15 @@ class Batch:
     label: torch.Tensor  # int64 [n], of the first view's samples
     images_seen: int  # by all ranks, before this global batch
     noise: Noise
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """Which views are key views, and the blocks in which they are permuted (`plan.shuffled`)."""
-
-    views: tuple[int, ...]
-    group: int  # images
-    groups: int  # a block
+    order: np.ndarray | None = None  # int64 [global batch]: whose key view each slot holds; None: its own
 
 
 @dataclass(frozen=True)
 class Images:
     """How images are decoded, the same for training and evaluation.
 
-    decode: "exact", or "fast" (`ImagePipeline` says what differs). Where one view is decoded fast, the same
-    result after a restart and on any ranks is promised for undamaged images alone.
+    decode: "exact", or "fast" (`ImagePipeline` says what differs). With "fast", the same result after a
+    restart and on any ranks is promised for undamaged images alone.
     """
 
     size: int
@@ -187,9 +179,9 @@ class Loader:
 
     def _batch(self, seen: int, micro: slice) -> Batch:
         order = np.arange(self.batch)
-        keys = order
+        keys, mixed = order, None
         if self.shuffle:
-            keys = shuffled(self.plan.seed, seen, self.batch, self.shuffle.group, self.shuffle.groups)
+            keys = mixed = shuffled(self.plan.seed, seen, self.batch, self.shuffle.group, self.shuffle.groups)
         # Draws belong to a sample's place in the run; where its view is put is another matter.
         held = [order[micro], keys[micro]] if any(self.make.sources) else [order[micro]]
         ids = self.plan.ids(seen, self.batch)
@@ -204,7 +196,7 @@ class Loader:
         label = torch.from_numpy(self.reader.entries(used[0])["label"].astype(np.int64))
         noise = Noise(self.plan.seed, seen, micro.start, micro.stop - micro.start)
         device = self.images.device
-        return Batch(views, np.stack(all_ids), np.stack(positions), label.to(device), seen, noise)
+        return Batch(views, np.stack(all_ids), np.stack(positions), label.to(device), seen, noise, mixed)
 
 
 def in_order(

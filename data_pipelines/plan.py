@@ -8,6 +8,7 @@ stay near each other on disk, mixing spans a window, and a billion samples cost 
 one window.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -85,6 +86,15 @@ def sample(seed: int, purpose: str, images: int, count: int) -> np.ndarray:
         _, first = np.unique(drawn, return_index=True)
         if len(first) >= count:
             return np.sort(drawn[np.sort(first)[:count]].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which views are key views, and the blocks in which they are permuted (`plan.shuffled`)."""
+
+    views: tuple[int, ...]
+    group: int  # images
+    groups: int  # a block
 
 
 def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The DALI graph against slow references, its independence of threads and slots, and undecodable images."""
 
-import io
 import struct
 import zlib
 
@@ -13,7 +12,7 @@ from PIL import Image
 from tiny_dataset import pictures, png
 
 from data_pipelines.dali import ImagePipeline, Undecodable
-from data_pipelines.dali_graph import arguments, contrasted
+from data_pipelines.dali_graph import contrasted, inputs, windows
 from data_pipelines.draws import Draws, draw
 from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
 
@@ -71,26 +70,6 @@ def assert_close(found: np.ndarray, expected: np.ndarray, mean: float, largest: 
 
 def test_decoding_is_exact():
     assert np.array_equal(run(View(), encoded(PIXELS), fixed()), PIXELS)
-
-
-def test_jpeg_decodes_as_pillow_does():
-    files = []
-    for pixels in PIXELS:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        files.append(file)
-    expected = np.stack([np.asarray(Image.open(file)) for file in files])
-    found = run(View(), [np.frombuffer(file.getvalue(), np.uint8) for file in files], fixed())
-    assert_close(found, expected, 0.01, 2)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
-def test_other_png_kinds_become_three_channels(mode):
-    images = [Image.fromarray(pixels).convert(mode) for pixels in PIXELS[:4]]
-    found = run(View(), encoded(images), fixed(4))
-    assert np.array_equal(found, np.stack([np.asarray(image.convert("RGB")) for image in images]))
-    if mode in ("L", "LA"):
-        assert np.array_equal(found[..., :1].repeat(3, axis=-1), found)
 
 
 def test_normalisation_is_exact():
@@ -195,6 +174,17 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     return pixels
 
 
+def test_windows_are_cut_off_after_three_sigma():
+    sigma = np.array([0, 0.1, 0.5, 1.9, 2.0], np.float32)
+    found = windows(sigma, 2.0)
+    assert np.array_equal(found[0], np.arange(-6, 7) == 0)
+    assert [np.count_nonzero(window) for window in found[2:]] == [5, 13, 13]
+    for window, s in zip(found[1:], sigma[1:], strict=True):
+        line = np.zeros((1, 27, 1))
+        line[0, 13] = 1
+        np.testing.assert_allclose(window, gaussian_blur(line, s)[0, 7:20, 0], rtol=0, atol=1e-7)
+
+
 def test_blur():
     sigma = np.where(np.arange(N) % 4, np.linspace(0.1, 2.0, N), 0)
     expected = [gaussian_blur(pixels, s) for pixels, s in zip(PIXELS, sigma, strict=True)]
@@ -263,9 +253,11 @@ def test_a_view_is_made_from_its_source():
 
 
 def test_a_graph_takes_no_more_than_its_view_needs():
-    assert arguments(View()) == ["anchor", "shape"]
-    assert arguments(View(grayscale=0.1)) == ["anchor", "shape", "saturation"]
-    assert set(arguments(MOCO)) == set(Draws.__dataclass_fields__)
+    crop, colour = ["anchor", "shape", "start", "end"], ["brightness", "contrast", "saturation", "hue"]
+    assert list(inputs(View(), fixed(), 0, "cpu")) == crop
+    assert list(inputs(View(grayscale=0.1), fixed(), 0, "cpu")) == [*crop, "gray"]
+    assert list(inputs(JITTER, fixed(), 0, "gpu")) == [*crop, *colour, "jittered", "gray"]
+    assert {*inputs(MOCO, fixed(), 0, "cpu")} - {*inputs(MOCO, fixed(), 0, "gpu")} == {"window"}
 
 
 # ---- undecodable -------------------------------------------------------------------------------------
