@@ -7,6 +7,7 @@ the run travels over a gloo group on the CPU, which waits for hours where rank 0
 from collections.abc import Callable
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,11 +42,28 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def total(tensor: Tensor) -> Tensor:
+    """The sum over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def maximum(tensor: Tensor) -> Tensor:
     """The largest over ranks of a tensor without gradient; written in place where there are several."""
     if world() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def scatter_sum(rows: Tensor) -> Tensor:
+    """The sum over ranks of rows [world * n, ...] without gradient; rank r gets the n from r * n on."""
+    if world() == 1:
+        return rows
+    total = torch.empty_like(rows[: len(rows) // world()])
+    renamed = getattr(dist, "reduce_scatter_single", None)  # in torch 2.13
+    (renamed or dist.reduce_scatter_tensor)(total, rows.contiguous())
+    return total
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -69,6 +87,25 @@ class _Gather(torch.autograd.Function):
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(world())[rank()]
+
+
+def returned(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
+    """Rows [n, ...] made in a shuffled order, each brought home to the rank and place of its image.
+
+    Args:
+        order: int64 [batch], the place in the global batch of the image in each slot; None: not shuffled.
+        first: the place of this rank's first image; its n images follow each other.
+
+    Rows travel, without gradient, only where the order mixes ranks, and then it does on all of them.
+    """
+    if order is None:
+        return rows
+    slots = np.argsort(order)[first : first + len(rows)]
+    if slots.min() >= first and slots.max() < first + len(rows):
+        slots = slots - first
+    else:
+        rows = gather(rows)
+    return rows[torch.from_numpy(slots).to(rows.device)]
 
 
 def barrier() -> None:

@@ -1,0 +1,196 @@
+"""The sharded momentum queue against a replicated one: time of a step, memory of the queue, peak of the loss.
+
+    python benchmarks/momentum_queue.py
+
+The replicated queue is that of facebookresearch/moco (moco/builder.py): every rank holds all keys, clones
+them for the product, makes all logits, lets autograd do the rest and gathers the new keys. A step is the
+loss, its backward pass and the enqueue; encoders are left out. The two take turns in the same processes, each
+step timed by itself, and medians are compared. Memory is the highest that the process held during one step,
+beyond what it held before, in a process of its own for each. The processes share the machine's cores evenly.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from trainer.runtime import launch
+
+launch.set_environment()
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.momentum_queue import MomentumQueue, path
+from trainer.runtime import collectives
+
+WIDTH, TAU, LONG = 128, 0.2, 4_194_304
+
+
+class Replicated:
+    """The queue [D, K] of MoCo, whole on every rank."""
+
+    def __init__(self, keys: int, batch: int):
+        self.queue, self.batch = F.normalize(torch.randn(WIDTH, keys), dim=0), batch
+
+    def step(self, q: Tensor, k: Tensor, number: int) -> Tensor:
+        positive = torch.einsum("nc,nc->n", q, k)[:, None]
+        negative = torch.einsum("nc,ck->nk", q, self.queue.clone().detach())
+        logits = torch.cat([positive, negative], dim=1)
+        logits /= TAU
+        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        loss.backward()
+        place = number * self.batch % self.queue.shape[1]
+        self.queue[:, place : place + self.batch] = collectives.gather(k).T
+        return loss.detach()
+
+    def bytes(self) -> int:
+        return self.queue.nbytes
+
+
+class Sharded:
+    """Ours."""
+
+    def __init__(self, keys: int, batch: int):
+        self.queue = MomentumQueue(keys, WIDTH, batch)
+        self.queue.shared_rows()  # so that memory is there before a step is measured
+
+    def step(self, q: Tensor, k: Tensor, number: int) -> Tensor:
+        rest = self.queue.log_sum_exp(q, TAU, number)
+        loss = F.softplus(rest - (q * k).sum(1) / TAU).mean()
+        loss.backward()
+        self.queue.enqueue(k, number)
+        return loss.detach()
+
+    def bytes(self) -> int:
+        return self.queue.shard.nbytes
+
+
+KINDS = {"replicated": Replicated, "sharded": Sharded}
+
+
+def pair(batch: int, number: int) -> tuple[Tensor, Tensor]:
+    """This rank's queries and keys, at unit length, as an encoder would give them."""
+    draws = torch.Generator().manual_seed(number)
+    both = F.normalize(torch.randn(2, batch, WIDTH, generator=draws), dim=2)
+    q, k = both.chunk(collectives.world(), dim=1)[collectives.rank()]
+    return q.clone().requires_grad_(), k.clone()
+
+
+def times(options: argparse.Namespace) -> dict:
+    """Medians of seconds by kind, in turns, the slowest rank's; and bytes of the queue."""
+    queues = {name: kind(options.keys, options.batch) for name, kind in KINDS.items()}
+    seconds = {name: [] for name in KINDS}
+    for number in range(options.repeats + 2):
+        for name, queue in queues.items():
+            q, k = pair(options.batch, number)
+            barrier()
+            began = time.perf_counter()
+            queue.step(q, k, number)
+            barrier()
+            seconds[name].append(time.perf_counter() - began)
+    result = {name: statistics.median(each[2:]) for name, each in seconds.items()}
+    return result | {f"{name} bytes": queue.bytes() for name, queue in queues.items()}
+
+
+def memory(options: argparse.Namespace) -> dict:
+    """Bytes that a step adds at its peak, and the highest that the process has held."""
+    small = KINDS[options.kind](options.batch, options.batch)
+    small.step(*pair(options.batch, 0), 0)  # loads what torch loads late
+    began = time.perf_counter()
+    queue = KINDS[options.kind](options.keys, options.batch)
+    made, q_k = time.perf_counter() - began, pair(options.batch, 1)
+    highest = status("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest begins anew
+    before, began = status("VmRSS"), time.perf_counter()
+    queue.step(*q_k, 1)
+    peak = status("VmHWM")
+    return {
+        "extra": peak - before,
+        "highest": max(peak, highest),
+        "made": made,
+        "step": time.perf_counter() - began,
+    }
+
+
+def status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def barrier() -> None:
+    if collectives.world() > 1:
+        torch.distributed.barrier()
+
+
+def on_ranks(do: str, world: int, options: argparse.Namespace, **changes) -> dict:
+    """Runs `times` or `memory` on gloo processes; of each number the largest of all ranks."""
+    asked = vars(options) | changes
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = []
+        for rank in range(world):
+            place = {"do": do, "rank": rank, "world": world, "rendezvous": f"{folder}/rendezvous"}
+            threads = str(max(1, len(os.sched_getaffinity(0)) // world))
+            command = [sys.executable, __file__, "--asked", json.dumps(asked | place)]
+            environment = os.environ | {"OMP_NUM_THREADS": threads}
+            ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        answers = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        sys.exit(f"{do} on {world} processes failed")
+    found = [json.loads(answer) for answer in answers]
+    return {name: max(each[name] for each in found) for name in found[0]}
+
+
+def on_rank(options: argparse.Namespace) -> None:
+    if options.world > 1:
+        meeting = f"file://{options.rendezvous}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meeting, rank=options.rank, world_size=options.world
+        )
+    print(json.dumps({"times": times, "memory": memory}[options.do](options)), flush=True)
+    barrier()
+    os._exit(0)  # torch's threads may abort an orderly exit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--keys", type=int, default=65_536)
+    parser.add_argument("--batch", type=int, default=256, help="global batch")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--asked", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.asked:
+        return on_rank(argparse.Namespace(**json.loads(options.asked)))
+
+    runs = path(torch.device("cpu"), torch.float32, WIDTH)
+    print(f"K = {options.keys:,}, D = {WIDTH}, global batch {options.batch}, float32; {runs}\n")
+    print("| processes | | replicated | sharded | ratio | bar |\n|---|---|---:|---:|---:|---|")
+    for world, bar in ((1, 3), (2, 2)):
+        found = on_ranks("times", world, options)
+        row(world, "ms a step", *(found[kind] * 1e3 for kind in KINDS), f"at least {bar}")
+        row(world, "MB of queue a rank", *(found[f"{kind} bytes"] / 1e6 for kind in KINDS), f"{world}")
+        peaks = {kind: on_ranks("memory", world, options, kind=kind)["extra"] / 1e6 for kind in KINDS}
+        row(world, "MB more at the loss's peak", *peaks.values(), "at least 5")
+    found = on_ranks("memory", 2, options, kind="sharded", keys=LONG)
+    print(f"\nK = {LONG:,} on 2 processes: at most {found['highest'] / 1e9:.2f} GB a rank (bar: 3), of which")
+    print(f"{LONG * WIDTH * 2 / 1e9:.2f} of queue; its first keys in {found['made']:.1f} s, ", end="")
+    print(f"a step in {found['step']:.1f} s")
+
+
+def row(world: int, what: str, replicated: float, sharded: float, bar: str) -> None:
+    print(
+        f"| {world} | {what} | {replicated:.1f} | {sharded:.1f} | {replicated / sharded:.1f} | {bar} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
