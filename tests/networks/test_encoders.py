@@ -13,18 +13,33 @@ from trainer.recipe_loading import load
 from trainer.runtime import checkpoint
 
 SIX = ["encoder.channels=[4, 6, 8, 8, 6]", "encoder.fc=10", "encoder.y=5"]
+NVAE = [
+    "encoder.width=4",
+    "encoder.cells=1",
+    "encoder.tower=1",
+    "encoder.decoder_tower=1",
+    "encoder.latent=2",
+]
 TINY = {
     "dim": ["data.size=16", "encoder.channels=[4, 8]", "encoder.fc=10", "encoder.y=5"],
     "dim_alexnet": ["data.size=16", *SIX],
     "folded_alexnet": ["data.size=32", *SIX],
     "folded_resnet": ["data.size=16", "encoder.depth=19", "encoder.width=2", "encoder.fc=10", "encoder.y=5"],
     "resnet": ["data.size=16", "encoder.depth=18", "encoder.stem=cifar", "encoder.width=2", "encoder.y=5"],
+    "nvae": ["data.size=16", *NVAE, "encoder.layout=map"],
+    "nvae_pooled": ["data.size=16", *NVAE, "encoder.layout=pooled"],
 }
 ALL = pytest.mark.parametrize("kind", TINY)
 
 
 def recipe(kind: str, *overrides: str):
-    arguments = ["recipe=quickstart", f"encoder.kind={kind}", *TINY[kind], "groups.norm=3", *overrides]
+    arguments = [
+        "recipe=quickstart",
+        f"encoder.kind={kind.removesuffix('_pooled')}",
+        *TINY[kind],
+        "groups.norm=3",
+        *overrides,
+    ]
     return load(arguments).recipe
 
 
@@ -42,6 +57,11 @@ def images(kind: str, n: int = 6, dtype=torch.float64) -> torch.Tensor:
     )
 
 
+def squares(features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A loss that all parameters have a part in: of every feature, w beside y."""
+    return sum(rows.to(torch.float64).square().sum() for rows in features.values())
+
+
 @ALL
 def test_it_gives_the_shapes_that_it_tells(kind):
     encoder = build(kind).double()
@@ -53,7 +73,7 @@ def test_it_gives_the_shapes_that_it_tells(kind):
     }
     assert list(features) == list(encoder.widths)
     assert list(encoder.widths)[-1] == "y"
-    assert encoder.widths["y"] == 5
+    assert encoder.widths["y"] == (64 if kind.startswith("nvae") else 5)
 
 
 @ALL
@@ -80,8 +100,8 @@ def test_two_groups_in_a_batch_are_two_batches(kind):
     twos = [apart(part) for part in batch.split(3)]
     for name, value in ones.items():
         assert torch.allclose(value, torch.cat([two[name] for two in twos]), rtol=0, atol=1e-10)
-    ones["y"].square().sum().backward()
-    sum(two["y"].square().sum() for two in twos).backward()
+    squares(ones).backward()
+    sum(squares(two) for two in twos).backward()
     commit(together)
     commit(apart)
     for one, two in zip(together.parameters(), apart.parameters(), strict=True):
@@ -150,7 +170,7 @@ def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
     encoder = build(kind, f"encoder.norm={norm}")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = encoder(images(kind, dtype=torch.float32))
-    features["y"].float().square().sum().backward()
+    squares(features).backward()
     commit(encoder)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
     assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}

@@ -74,6 +74,7 @@ class ResNet(nn.Module):
         stem: "imagenet", a 7x7 convolution of stride 2 and max-pooling; "cifar", a 3x3 one of stride 1.
         width: channels of the stem; stages have 1, 2, 4 and 8 times as many, bottlenecks four times those.
         local: "layer1" to "layer4", the stage whose map is local.
+        y: width of a linear layer on the pooled features; None: y is these themselves.
         zero_init_residual: a block's last norm starts at zero weight, so the block as its shortcut.
     """
 
@@ -91,7 +92,7 @@ class ResNet(nn.Module):
         stem: str,
         width: int,
         local: str,
-        y: int,
+        y: int | None,
         group: int,
         norm: str = "batch",
         zero_init_residual: bool = False,
@@ -114,8 +115,9 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(number) for number in range(4))
         self.local = int(local.removeprefix("layer"))
         self.local_channels, self.local_side = self._channels(self.local), _halved(side, times=self.local - 1)
-        self.widths = {"pooled": self._channels(4), "y": y}
-        self.y = nn.Linear(self.widths["pooled"], y)
+        pooled = self._channels(4)
+        self.widths = {"y": pooled} if y is None else {"pooled": pooled, "y": y}
+        self.y = nn.Identity() if y is None else nn.Linear(pooled, y)
 
     def _channels(self, stages: int) -> int:
         """Channels behind so many stages."""
@@ -144,7 +146,7 @@ class ResNet(nn.Module):
         Behind layer4 there is only the pooling.
         """
         layers = [self._stage(number) for number in range(self.local, 4)]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self.widths["pooled"]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self._channels(4)
 
 
 def _halved(side: int, times: int) -> int:

@@ -1,0 +1,107 @@
+"""Weights that travel: torchvision's names and shapes, and facebookresearch/moco's checkpoints."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data_pipelines.errors import UserError
+from trainer import assembly
+from trainer.networks import foreign
+from trainer.recipe_loading import load
+
+# (parameters and buffers in all, without the classifier, of torchvision's own networks)
+TORCHVISION = {18: (11_176_512, 120), 34: (21_284_672, 216), 50: (23_508_032, 318), 101: (42_500_160, 624)}
+
+
+def encoder(depth: int, *overrides: str):
+    recipe = load(["recipe=moco_imagenet", f"encoder.depth={depth}", *overrides]).recipe
+    torch.manual_seed(0)
+    return assembly.build_encoder(assembly.encoder_options(recipe))
+
+
+def torchvision_names(depth: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as torchvision's source defines them, without `fc`."""
+    wide = depth >= 50
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    shapes = {"conv1.weight": (64, 3, 7, 7)}
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.{part}"] = (channels,)
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    norm("bn1", 64)
+    before = 64
+    for number, count in enumerate(blocks):
+        planes, stage = 64 * 2**number, f"layer{number + 1}"
+        after = 4 * planes if wide else planes
+        for block in range(count):
+            at = f"{stage}.{block}"
+            kernels = [(planes, 1), (planes, 3), (after, 1)] if wide else [(planes, 3), (planes, 3)]
+            channels = before
+            for index, (out, kernel) in enumerate(kernels, 1):
+                shapes[f"{at}.conv{index}.weight"] = (out, channels, kernel, kernel)
+                norm(f"{at}.bn{index}", out)
+                channels = out
+            if block == 0 and (number > 0 or before != after):
+                shapes[f"{at}.downsample.0.weight"] = (after, before, 1, 1)
+                norm(f"{at}.downsample.1", after)
+            before = after
+    return shapes
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_resnets_have_torchvisions_names_and_shapes(depth):
+    mine = {name: tuple(tensor.shape) for name, tensor in encoder(depth).state_dict().items()}
+    theirs = torchvision_names(depth)
+    parameters = {n: s for n, s in theirs.items() if "running" not in n and "num_batches" not in n}
+    total, tensors = TORCHVISION[depth]
+    assert sum(torch.Size(shape).numel() for shape in parameters.values()) == total
+    assert len(theirs) == tensors
+    assert mine == {name: shape for name, shape in theirs.items() if "num_batches" not in name}
+
+
+def checkpoint(depth: int) -> dict:
+    """What main_moco.py saves, of MoCo-v2: query and key encoder with their projections, queue, optimizer."""
+    network = encoder(depth, "encoder.width=8")
+    state = {}
+    for prefix in ("encoder_q", "encoder_k"):
+        for name, tensor in network.state_dict().items():
+            state[f"module.{prefix}.{name}"] = tensor + (prefix == "encoder_k")
+            if name.endswith("running_var"):
+                counter = name.replace("running_var", "num_batches_tracked")
+                state[f"module.{prefix}.{counter}"] = torch.tensor(5)
+        for layer in (0, 2):
+            state[f"module.{prefix}.fc.{layer}.weight"] = torch.zeros(3, 3)
+            state[f"module.{prefix}.fc.{layer}.bias"] = torch.zeros(3)
+    state |= {"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)}
+    return {"epoch": 200, "arch": f"resnet{depth}", "state_dict": state, "optimizer": {"state": {}}}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_mocos_checkpoint_becomes_an_encoder(tmp_path, depth):
+    torch.save(checkpoint(depth), tmp_path / "moco.pth.tar")
+    command = [sys.executable, "-m", "trainer.networks.foreign", f"from={tmp_path}/moco.pth.tar"]
+    done = subprocess.run(
+        [*command, f"to={tmp_path}/e.safetensors"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = assembly.load_encoder(tmp_path / "e.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    expected = encoder(depth, "encoder.width=8").eval()(images)["y"]
+    assert torch.equal(loaded(images)["y"], expected)
+
+
+def test_other_files_are_one_line(tmp_path):
+    (tmp_path / "text").write_text("no weights")
+    torch.save({"state_dict": {"visual.conv1": torch.zeros(1)}}, tmp_path / "other.pt")
+    (tmp_path / "code.pt").write_bytes(pickle.dumps({"state_dict": subprocess.run}))
+    for name in ("text", "other.pt", "code.pt", "missing"):
+        with pytest.raises(UserError, match=name) as refused:
+            foreign.read(tmp_path / name)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="from=CHECKPOINT"):
+        foreign.main(["from=a"])

@@ -1,0 +1,142 @@
+"""A deterministic autoencoder of NVAE's cells (reference: jiamings/d2c; latent as in the hybrid paper).
+
+The latent z = [y, w] has two layouts of as many numbers. `map`: z is a map of `latent` channels, y the first
+half of them and w the rest (Sinha, Song and Ermon). `pooled`: y is a vector, means over the image of features
+of a few cells more, beside a map w of `latent` / 2 channels.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.batch_norm import normalization
+from trainer.networks.nvae_cells import InvertedCell, ResidualCell
+
+PLACES = 4  # a side, that a pooled y is the mean of
+
+
+class NvaeEncoder(nn.Module):
+    """Images [n, 3, size, size] -> local map, z, w and y.
+
+    Args:
+        patch: pixels a side that the stem takes together; 1 as published, 2 is several times as cheap.
+        width: channels behind the stem; each halving doubles them.
+        halvings: how often the side is halved; the latent's side is size / patch / 2^halvings.
+        cells: residual cells before each halving.
+        tower: residual cells at the latent's side.
+        latent: channels of the latent, even.
+        layout: "map" or "pooled".
+        decoder_tower, expansion: cells at the latent's side of `decoder()`, and how much they widen; cells
+            that double the side and those behind them widen half as much.
+
+    Raises:
+        ValueError: the image cannot be halved that often, or the latent has no half.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        patch: int,
+        width: int,
+        halvings: int,
+        cells: int,
+        tower: int,
+        latent: int,
+        layout: str,
+        decoder_tower: int,
+        expansion: int,
+        group: int,
+        norm: str = "batch",
+    ):
+        super().__init__()
+        if size % (patch * 2**halvings):
+            raise ValueError(
+                f"data.size={size} cannot be cut into patches of {patch} and halved {halvings} times "
+                f"(encoder.patch, encoder.halvings); a multiple of {patch * 2**halvings} is needed"
+            )
+        if latent % 2:
+            raise ValueError(f"encoder.latent={latent}: an even number of channels is needed, half are y's")
+        self.widths_of_scales = [width * 2**scale for scale in range(halvings + 1)]
+        self.cells, self.decoder_tower, self.expansion = cells, decoder_tower, expansion
+        self.patch, self.layout, self.latent = patch, layout, latent
+        self.norm = partial(normalization, norm, group=group)
+        self.local_channels, self.local_side = self.widths_of_scales[-1], size // patch // 2**halvings
+        half = latent // 2 * self.local_side**2
+        self.widths = {"z": 2 * half, "w": half, "y": half}
+
+        layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, width, 3, 1, 1)]
+        for before, after in zip(self.widths_of_scales, self.widths_of_scales[1:], strict=False):
+            layers += [ResidualCell(before, before, self.norm) for _ in range(cells)]
+            layers.append(ResidualCell(before, after, self.norm, down=True))
+        top = self.local_channels
+        layers += [ResidualCell(top, top, self.norm) for _ in range(tower)]
+        self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(top, top, 1), nn.ELU())
+        self.to_map = nn.Conv2d(top, latent if layout == "map" else latent // 2, 3, 1, 1)
+        if layout == "pooled":
+            self.to_vector = self._to_vector(half)
+
+    def _to_vector(self, width: int) -> nn.Sequential:
+        """Cells that halve the local map down to a few places, and `width` channels there, to be averaged."""
+        layers: list[nn.Module] = []
+        before, side = self.local_channels, self.local_side
+        while side > PLACES and side % 2 == 0:
+            layers.append(ResidualCell(before, 2 * self.local_channels, self.norm, down=True))
+            before, side = 2 * self.local_channels, side // 2
+        layers += [nn.ELU(), nn.Conv2d(before, width, 1, bias=False), self.norm(width), nn.SiLU()]
+        return nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns local [n, C, M, M], and z, w and y, each [n, width], maps flattened channel by channel."""
+        local = self.layers(images)
+        made = self.to_map(local)
+        if self.layout == "map":
+            z = made.flatten(1)
+            y, w = z.chunk(2, dim=1)
+        else:
+            y, w = F.adaptive_avg_pool2d(self.to_vector(local), 1).flatten(1), made.flatten(1)
+            z = torch.cat([y, w], dim=1)
+        return {"local": local, "z": z, "w": w, "y": y}
+
+    def tail(self) -> tuple[nn.Module, int]:
+        """A fresh cell behind the local map [n, C, M, M], pooled to [n, width], and that width."""
+        width = 2 * self.local_channels
+        cell = ResidualCell(self.local_channels, width, self.norm, down=True)
+        return nn.Sequential(cell, nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), width
+
+    def decoder(self) -> "NvaeDecoder":
+        """A fresh decoder of this latent."""
+        return NvaeDecoder(self)
+
+
+class NvaeDecoder(nn.Module):
+    """y [n, width] and w [n, width] -> pixels [n, 3, size, size], about [0, 1] but not clamped."""
+
+    def __init__(self, encoder: NvaeEncoder):
+        super().__init__()
+        norm, expansion = encoder.norm, encoder.expansion
+        self.layout, self.side = encoder.layout, encoder.local_side
+        top = encoder.local_channels
+        self.from_map = nn.Conv2d(
+            encoder.latent if self.layout == "map" else encoder.latent // 2, top, 3, 1, 1
+        )
+        if self.layout == "pooled":
+            self.from_vector = nn.Linear(encoder.widths["y"], top)
+        layers: list[nn.Module] = [
+            InvertedCell(top, top, expansion, norm) for _ in range(encoder.decoder_tower)
+        ]
+        less, scales = max(1, expansion // 2), encoder.widths_of_scales[::-1]
+        for before, after in zip(scales, scales[1:], strict=False):
+            layers.append(InvertedCell(before, after, less, norm, up=True))
+            layers += [InvertedCell(after, after, less, norm) for _ in range(encoder.cells)]
+        self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(scales[-1], 3 * encoder.patch**2, 3, 1, 1))
+        self.unpatch = nn.PixelShuffle(encoder.patch)
+
+    def forward(self, y: Tensor, w: Tensor) -> Tensor:
+        if self.layout == "map":
+            x = self.from_map(torch.cat([y, w], dim=1).unflatten(1, (-1, self.side, self.side)))
+        else:
+            x = self.from_map(w.unflatten(1, (-1, self.side, self.side)))
+            x = x + self.from_vector(y)[:, :, None, None]
+        return (1 + self.unpatch(self.layers(x))) / 2
