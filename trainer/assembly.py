@@ -1,4 +1,4 @@
-"""From a recipe to the things it names: encoder, objective, optimizer."""
+"""From a recipe to the things it names: encoder and objective."""
 
 import json
 import math
@@ -9,12 +9,18 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from data_pipelines.errors import UserError
+from data_pipelines.plan import Shuffle, check_division
 from trainer.networks.dim_alexnet import DimAlexNet, FoldedAlexNet
 from trainer.networks.dim_encoder import DimEncoder
 from trainer.networks.folded_resnet import FoldedResNet
+from trainer.networks.nvae import NvaeEncoder
 from trainer.networks.resnet import ResNet
+from trainer.objectives.autoencoder import Autoencoder
 from trainer.objectives.dim import Dim
-from trainer.recipe import Optimizer, Pretrain
+from trainer.objectives.hybrid import Hybrid
+from trainer.objectives.moco import Moco
+from trainer.recipe import Pretrain
+from trainer.recipe_objectives import Contrast, MocoObjective, contrastive
 
 ENCODERS = {
     "dim": DimEncoder,
@@ -22,6 +28,7 @@ ENCODERS = {
     "folded_alexnet": FoldedAlexNet,
     "folded_resnet": FoldedResNet,
     "resnet": ResNet,
+    "nvae": NvaeEncoder,
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
@@ -32,20 +39,22 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     Raises:
         UserError: encoder, objective and data do not fit together.
     """
-    if recipe.groups.negatives == "global" and recipe.accumulate > 1:
-        raise UserError(
-            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch "
-            "would be its own images alone; set accumulate=1, or a number of images"
-        )
     torch.manual_seed(recipe.seed)
+    options = recipe.objective
     try:
-        objective = Dim(
-            build_encoder(encoder_options(recipe)),
-            recipe.objective,
-            recipe.encoder.norm,
-            recipe.groups.norm,
-            negatives(recipe),
-        )
+        encoder = build_encoder(encoder_options(recipe))
+        if contrastive(options) is not options and not hasattr(encoder, "decoder"):
+            raise UserError(
+                f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no decoder; "
+                "expected encoder.kind=nvae"
+            )
+        if options.kind == "autoencoder":
+            objective = Autoencoder(encoder, recipe.data.normalize)
+        elif options.kind == "hybrid":
+            contrast = build_contrast(recipe, options.contrast, encoder)
+            objective = Hybrid(contrast, options, recipe.data.normalize)
+        else:
+            objective = build_contrast(recipe, options, encoder)
     except ValueError as error:
         raise UserError(str(error)) from None
     if len(recipe.data.views) != objective.VIEWS:
@@ -54,6 +63,57 @@ def build_objective(recipe: Pretrain) -> nn.Module:
             f"reads {objective.VIEWS}"
         )
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
+
+
+def build_contrast(recipe: Pretrain, options: Contrast, encoder: nn.Module) -> Dim | Moco:
+    """The contrastive objective on an encoder.
+
+    Raises:
+        UserError, ValueError: its groups or its queue do not work.
+    """
+    if isinstance(options, MocoObjective):
+        if recipe.groups.negatives is not None:
+            raise UserError(
+                f"groups.negatives={recipe.groups.negatives}: the negatives of objective.kind=moco are its "
+                "queue's; leave that key out"
+            )
+        return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
+    if recipe.groups.negatives == "global" and recipe.accumulate > 1:
+        raise UserError(
+            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch "
+            "would be its own images alone; set accumulate=1, or a number of images"
+        )
+    return Dim(encoder, options, recipe.encoder.norm, recipe.groups.norm, negatives(recipe))
+
+
+def key_shuffle(recipe: Pretrain) -> Shuffle | None:
+    """Of which views batch-norm's groups are shuffled: those that keys are made of (ShuffleBN)."""
+    options = contrastive(recipe.objective)
+    if not isinstance(options, MocoObjective) or recipe.encoder.norm != "batch":
+        return None
+    return Shuffle(views=(1,), group=recipe.groups.norm, groups=options.shuffle)
+
+
+def blocks_span_ranks(recipe: Pretrain, world: int) -> bool:
+    """Whether key views belong to other ranks' samples, so that they are read and decoded a second time."""
+    shuffle = key_shuffle(recipe)
+    return shuffle is not None and recipe.batch // world % (shuffle.group * shuffle.groups) > 0
+
+
+def check_shares(recipe: Pretrain, world: int) -> None:
+    """Whether every rank and micro-batch gets whole groups, and batch and micro-batches whole blocks of them.
+
+    Raises:
+        UserError: naming what works.
+    """
+    check_division(recipe.batch, world, recipe.accumulate, group_unit(recipe), "groups")
+    if shuffle := key_shuffle(recipe):
+        block = shuffle.group * shuffle.groups
+        what = f"objective.shuffle={shuffle.groups} groups of groups.norm={shuffle.group}"
+        check_division(recipe.batch, 1, 1, block, what)
+        if recipe.accumulate > 1 or contrastive(recipe.objective).symmetric:
+            # Micro-batches of other ranks are not there to travel from; nor is the first view a key as well.
+            check_division(recipe.batch, world, recipe.accumulate, block, what)
 
 
 def negatives(recipe: Pretrain) -> int | None:
@@ -104,16 +164,3 @@ def load_encoder(path: Path | str) -> nn.Module:
     encoder = build_encoder(options).to(next(iter(weights.values())).dtype)
     encoder.load_state_dict(weights)
     return encoder.eval().requires_grad_(False)
-
-
-def build_optimizer(options: Optimizer, parameters) -> torch.optim.Optimizer:
-    """Adam or AdamW over `parameters`. Fused: one kernel, and a step count that stays on the device."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[options.kind](
-        parameters,
-        lr=options.lr,
-        betas=tuple(options.betas),
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )

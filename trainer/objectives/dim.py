@@ -56,8 +56,11 @@ class Dim(nn.Module):
         if options.supervised:
             self.classifier = Classifier(encoder.widths[self.conv], options.supervised, norm, group)
 
-    def forward(self, batch) -> Values:
+    def forward(self, batch, features: dict[str, Tensor] | None = None) -> Values:
         """Takes a `Batch` of one view [n, 3, H, W], n a multiple of both group sizes.
+
+        Args:
+            features: the encoder's of that view, where the caller has them.
 
         Returns:
             `loss`, to be minimised. For each term `local` and `global` its own loss, under `…/random_guess`
@@ -65,7 +68,7 @@ class Dim(nn.Module):
             `prior` is the encoder's loss in prior matching, `coordinates` and `supervised` their tasks'.
         """
         options, images = self.options, batch.views[0]
-        features = self.encoder(images)
+        features = self.encoder(images) if features is None else features
         y = features["y"]
         if options.occlusion:
             y = self.encoder(occluded(images, options.occlusion, self._noise(batch, "occlusion")))["y"]

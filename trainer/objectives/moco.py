@@ -1,0 +1,137 @@
+"""MoCo-v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297) with a queue sharded over the ranks."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.momentum_queue import MomentumQueue
+from trainer.networks.batch_norm import commit
+from trainer.objectives.bounds import softplus
+from trainer.recipe_objectives import MocoObjective
+from trainer.runtime import collectives
+from trainer.runtime.moving_average import follow
+
+Features = dict[str, Tensor]
+Values = dict[str, Tensor | float]
+
+
+class Moco(nn.Module):
+    """InfoNCE between two views of an image, over a queue of older keys that a momentum encoder made.
+
+    The loss is the mean over images of -log(e^(q·k/t) / (e^(q·k/t) + sum over the queue of e^(q·n/t))), with q
+    and k at unit length and t the temperature; symmetric, the sum of that in both directions.
+
+    Args:
+        encoder: gives `y`.
+        options: the recipe's objective.
+        batch: global batch in images.
+        dtype: of the parameters; scores are computed in it, whatever autocast says.
+        seed: of the queue's first keys.
+
+    Raises:
+        ValueError: the queue does not hold whole steps.
+    """
+
+    VIEWS = 2
+
+    def __init__(self, encoder: nn.Module, options: MocoObjective, batch: int, dtype: torch.dtype, seed: int):
+        super().__init__()
+        self.options, self.batch, self.dtype = options, batch, dtype
+        self.encoder = encoder
+        self.head = projection(encoder.widths["y"], options.head.units, options.head.width)
+        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.key_head = copy.deepcopy(self.head).requires_grad_(False)
+        storage = "bf16" if options.queue.bf16 else str(dtype).removeprefix("torch.")
+        keys = batch * (1 + options.symmetric)
+        self.queue = MomentumQueue(
+            options.queue.keys, options.head.width, keys, options.queue.start, storage, seed
+        )
+        self.pending: list[Tensor] = []  # keys of the micro-batches since the last step
+        self.step = 0
+
+    def forward(self, batch, features: Features | None = None) -> Values:
+        """Takes a `Batch` of two views [n, 3, H, W], of which the second, the key view, may be shuffled.
+
+        Args:
+            features: the encoder's of the first view, where the caller has them.
+
+        Returns:
+            `loss`, to be minimised; `contrast`, the same, with `contrast/random_guess`. While training
+            `mi_estimate/queue`: no bound, for the queue's keys are old. In evaluation, where the other images
+            of the batch are the negatives, `mi/contrast`, a lower bound in nats, with its `ceiling`.
+        """
+        first_view, key_view = batch.views[:2]
+        first = int(batch.positions[0][0] - batch.images_seen)  # this rank's first place in the global batch
+        queries = [self._query(self.encoder(first_view) if features is None else features)]
+        keys = [collectives.returned(self._key(key_view), batch.order, first)]
+        if self.options.symmetric:  # the rank holds whole blocks: what is shuffled is its own
+            second_view = collectives.returned(key_view, batch.order, first)
+            queries.append(self._query(self.encoder(second_view)))
+            if batch.order is not None:
+                places = torch.from_numpy(batch.order[first : first + len(first_view)] - first)
+                first_view = first_view[places.to(first_view.device)]
+            keys.append(collectives.returned(self._key(first_view), batch.order, first))
+        if not self.training:
+            return self._of_the_batch(queries[0], keys[0])
+        self.step = batch.images_seen // self.batch
+        self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
+        return self._over_the_queue(torch.cat(queries), torch.cat(keys))
+
+    def _query(self, features: Features) -> Tensor:
+        return F.normalize(self.head(features["y"]).to(self.dtype), dim=1)
+
+    @torch.no_grad()
+    def _key(self, view: Tensor) -> Tensor:
+        return F.normalize(self.key_head(self.key_encoder(view)["y"]).to(self.dtype), dim=1)
+
+    def _over_the_queue(self, queries: Tensor, keys: Tensor) -> Values:
+        temperature, directions = self.options.temperature, 1 + self.options.symmetric
+        rest = self.queue.log_sum_exp(queries, temperature, self.step)
+        entropy = softplus(rest - (queries * keys).sum(1) / temperature).mean()
+        m = self.queue.held(self.step) + 1
+        return {
+            "loss": directions * entropy,
+            "contrast": directions * entropy.detach(),
+            "contrast/random_guess": directions * math.log(m),
+            "mi_estimate/queue": math.log(m) - entropy.detach(),
+        }
+
+    def _of_the_batch(self, queries: Tensor, keys: Tensor) -> Values:
+        scores = queries @ keys.T / self.options.temperature
+        entropy = F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+        m = len(scores)
+        return {
+            "loss": entropy,
+            "mi/contrast": math.log(m) - entropy.detach(),
+            "mi/contrast/ceiling": math.log(m),
+        }
+
+    def after_step(self) -> None:
+        """Once an optimizer step: moves running statistics, momentum encoder and queue."""
+        commit(self)
+        keys = [*self.key_encoder.parameters(), *self.key_head.parameters()]
+        queries = [*self.encoder.parameters(), *self.head.parameters()]
+        follow(keys, queries, self.options.momentum)
+        self.queue.enqueue(torch.cat(self.pending), self.step)
+        self.pending = []
+
+    def players(self) -> list[list[nn.Parameter]]:
+        """The parameters whose gradients are clipped together: all that have one."""
+        return [[parameter for parameter in self.parameters() if parameter.requires_grad]]
+
+    def features(self, images: Tensor) -> Features:
+        """What evaluation reads, from images [n, 3, H, W]: y among others, each [n, width]."""
+        features = self.encoder(images)
+        return {name: features[name] for name in self.encoder.widths}
+
+
+def projection(before: int, units: int | None, width: int) -> nn.Module:
+    """The head [n, before] -> [n, width]: two layers of `units` (null: `before`) between, as in MoCo-v2; with
+    0 units one linear layer, as in MoCo-v1."""
+    if units == 0:
+        return nn.Linear(before, width)
+    units = units or before
+    return nn.Sequential(nn.Linear(before, units), nn.ReLU(), nn.Linear(units, width))

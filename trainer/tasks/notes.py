@@ -1,0 +1,42 @@
+"""What a person should know of a recipe that its keys do not say outright: resolved weights, rates, shares."""
+
+from collections.abc import Iterator
+
+import torch
+
+from trainer import assembly
+from trainer.momentum_queue import path
+from trainer.recipe import Pretrain
+from trainer.recipe_objectives import HybridObjective, MocoObjective, contrastive
+
+
+def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device) -> Iterator[str]:
+    """Lines about a run of `recipe` on `world` ranks and a split of so many images (None: not known)."""
+    yield recipe.optimizer.describe_rate(recipe.batch)
+    if isinstance(recipe.objective, HybridObjective):
+        omega, alpha, sigma = recipe.objective.weighed()
+        yield (
+            f"loss = contrastive + {omega:g} x squared error of an image "
+            f"(omega {omega:g}; alpha {alpha:g} at sigma {sigma:g})"
+        )
+    options = contrastive(recipe.objective)
+    if not isinstance(options, MocoObjective):
+        return
+    keys, width = options.queue.keys, options.head.width
+    dtype = assembly.DTYPES[recipe.precision]
+    storage = torch.bfloat16 if options.queue.bf16 else dtype
+    share = keys // world * width * storage.itemsize
+    yield (
+        f"queue of {keys:,} keys, {keys // world:,} a rank ({share / 1e6:,.1f} MB), "
+        f"{path(device, dtype, width)} attention"
+    )
+    if images is not None and keys >= images:
+        yield (
+            f"warning: objective's queue.keys={keys:,} is not below the {images:,} training images: an image's "
+            "own older key is among its negatives"
+        )
+    if assembly.blocks_span_ranks(recipe, world):
+        yield (
+            f"blocks of objective.shuffle={options.shuffle} groups span ranks: the key views of other ranks' "
+            "samples are read and decoded a second time"
+        )
