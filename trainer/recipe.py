@@ -13,14 +13,13 @@ from data_pipelines.spec import (
     Fraction,
     Normalize,
     Positive,
-    PositiveFloat,
     Section,
     View,
-    Weight,
 )
 from trainer.recipe_encoders import Encoder
 from trainer.recipe_evaluation import Evaluate
 from trainer.recipe_objectives import Objective
+from trainer.recipe_optimizers import Optimizer
 
 Name = Annotated[
     str,
@@ -43,7 +42,7 @@ class Data(Section):
     size: Positive = 32
     views: Annotated[list[View], Field(min_length=1)] = [View()]
     normalize: Normalize = Normalize()
-    decode: Literal["exact", "fast"] = "exact"  # fast: cheaper crops of JPEGs, a little off at their edges
+    decode: Literal["exact", "fast"] = "exact"  # fast: of JPEGs only what the views show
     window: Positive = 16
     threads: Positive = 2
     prefetch: Positive = 2
@@ -60,20 +59,6 @@ class Groups(Section):
 
 
 # ---- what is trained -----------------------------------------------------------------------------
-
-
-class Optimizer(Section):
-    """Adam or AdamW. `clip` is the largest norm of the gradient (0: no clipping)."""
-
-    kind: Literal["adam", "adamw"]
-    lr: PositiveFloat
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
-        0.9,
-        0.999,
-    ]
-    eps: PositiveFloat = 1e-8
-    weight_decay: Weight = 0.0
-    clip: Weight = 0.0
 
 
 class Constant(Section):

@@ -20,6 +20,7 @@ from trainer.recipe_errors import (
     shown,
     tag,
 )
+from trainer.recipe_optimizers import Lacking
 from trainer.recipe_yaml import (
     COMMAND_LINE,
     DEFAULT,
@@ -153,8 +154,9 @@ class _Check:
                 why = _dropped(holder, dotted)
                 self.values.append(f"{place}: {dotted}: missing, expected {what.words()}{why}")
         elif error["type"] == "value_error":
-            name = f"{dotted}: " if dotted else ""
-            self.values.append(f"{self._where(node)}: {name}{error['ctx']['error']}")
+            name, what = f"{dotted}: " if dotted else "", error["ctx"]["error"]
+            why = _dropped(node, f"{dotted}.") if isinstance(what, Lacking) else ""
+            self.values.append(f"{self._where(node)}: {name}{what}{why}")
         else:
             raw = node.raw if isinstance(node, Given) and not isinstance(node.value, str) else None
             got = raw or shown(plain(node))

@@ -21,6 +21,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 MEANINGLESS = ("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "profile")
 MEANINGLESS_DATA = ("data.root", "data.threads", "data.prefetch")
+# Keys younger than some checkpoints, with the value that means what was meant before there was the key.
+YOUNGER = {"optimizer.lr_per_256": None, "optimizer.scaling": None, "optimizer.decay_norms": True}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Loaded:
         return {
             key: value
             for key, value in values.items()
-            if key.split(".")[0] not in dropped and key not in MEANINGLESS_DATA
+            if key.split(".")[0] not in dropped
+            and key not in MEANINGLESS_DATA
+            and YOUNGER.get(key, ...) != value
         }
 
 

@@ -14,7 +14,7 @@ def learning_rate(recipe: Pretrain, images_seen: int) -> float:
         factor = schedule.final + (1 - schedule.final) * wave
     if images_seen < schedule.warmup:  # the first step already learns
         factor = min(1.0, (images_seen + recipe.batch) / schedule.warmup)
-    return recipe.optimizer.lr * factor
+    return recipe.optimizer.rate(recipe.batch) * factor
 
 
 def due(every: int, before: int, after: int) -> bool:

@@ -19,11 +19,28 @@ EVERY_SECTION = [  # overrides that open the sections which the recipes leave ou
     "schedule={kind: cosine, final: 0.1}",
 ]
 
+HYBRID = ["objective.kind=hybrid", "objective.omega=1"]
+DIM = ["objective.contrast.kind=dim", "objective.contrast.bound=jsd"]
 OPENED_BY = {
     "encoder.stem": ["encoder.kind=resnet"],
     "encoder.local": ["encoder.kind=resnet"],
+    "encoder.layout": ["encoder.kind=nvae"],
     "objective.global_critic.score": ["objective.global_critic.kind=dot"],
+    "objective.queue.start": ["objective.kind=moco"],
+    "objective.reconstruct": [*HYBRID, "objective.contrast.kind=moco"],
+    "objective.contrast": [*HYBRID, *DIM],
+    "objective.contrast.kind": HYBRID,
+    "objective.contrast.global_critic.score": [*HYBRID, *DIM, "objective.contrast.global_critic.kind=dot"],
+    "objective.contrast.queue": [*HYBRID, "objective.contrast.kind=moco"],
 }
+
+
+def opened_by(dotted: str) -> list[str]:
+    """What must be said for a key to exist: that of the longest beginning of it that has such a thing."""
+    parts = dotted.split(".")
+    beginnings = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((OPENED_BY[key] for key in beginnings if key in OPENED_BY), [])
+
 
 
 def mistake(*arguments: str) -> str:
@@ -150,7 +167,7 @@ def test_every_misspelt_choice_is_told():
     for dotted, options in known.items():
         for choice in options:
             for wrong in set(mutations(choice)) - {*options}:
-                kind = OPENED_BY.get(dotted, [])
+                kind = opened_by(dotted)
                 told = mistake("recipe=dim_local", *kind, f"{dotted}={flow(wrong)}")
                 assert f"command line: {dotted}: expected " in told
                 assert f"got '{wrong}'; did you mean '" in told
