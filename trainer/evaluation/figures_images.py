@@ -37,20 +37,20 @@ def neighbours(
     queries = [pixels(image) for image in query_images]
     rows = [[pixels(image) for image in row] for row in neighbour_images]
     labels, row_labels = np.asarray(query_labels)[:, None], np.asarray(neighbour_labels)
-    columns, tile = len(rows[0]), _tile(queries[0])
+    columns, tile = len(rows[0]), tile_size(queries[0])
     step, aside = tile + 2 * FRAME + GAP, 2 * GAP  # the test image stands a little apart
     known, same = (labels >= 0) & (row_labels >= 0), labels == row_labels
     caption = CAPTION if (labels >= 0).any() or (row_labels >= 0).any() else 0
-    figure, axes = _page(
+    figure, axes = page(
         max(2 * MARGIN + (columns + 1) * step - GAP + aside, 640),
         HEADER + len(rows) * (step + caption) + MARGIN - GAP,
     )
-    _text(axes, MARGIN, 28, "Nearest training images by y", size=15, weight="bold")
+    write(axes, MARGIN, 28, "Nearest training images by y", size=15, weight="bold")
     if known.any():
-        _text(axes, MARGIN, 52, f"{(known & same).sum()} of {known.sum()} share the class of the test image:")
+        write(axes, MARGIN, 52, f"{(known & same).sum()} of {known.sum()} share the class of the test image:")
         _legend(axes, MARGIN + 350, 52, {"same class": SAME, "other class": OTHER})
     else:
-        _text(
+        write(
             axes, MARGIN, 52, "a test image at the left, the nearest training images beside it, nearest first"
         )
     for r, (query, row) in enumerate(zip(queries, rows, strict=True)):
@@ -72,19 +72,19 @@ def views(path: Path | str, view_images: Sequence[Sequence], captions: Sequence[
     count, across = len(images[0]), max(1, LINE // len(images))  # images; images in a line
     across = min(across, count)
     lines, (height, width) = math.ceil(count / across), images[0][0].shape[:2]
-    tile, several = _tile(images[0][0]), len(images) > 1
+    tile, several = tile_size(images[0][0]), len(images) > 1
     step, block = tile + 6, len(images) * (tile + 6) + (GAP if several else 0)
     head = HEADER + (4 if several else 0)
-    figure, axes = _page(max(2 * MARGIN + across * block, 420), head + lines * (step + 6) + MARGIN)
+    figure, axes = page(max(2 * MARGIN + across * block, 420), head + lines * (step + 6) + MARGIN)
     told = ", ".join(captions) + (" of each image, side by side" if several else "")
-    _text(axes, MARGIN, 28, "What the encoder sees", size=15, weight="bold")
-    _text(axes, MARGIN, 52, f"{told}; {width} × {height} pixels")
+    write(axes, MARGIN, 28, "What the encoder sees", size=15, weight="bold")
+    write(axes, MARGIN, 52, f"{told}; {width} × {height} pixels")
     for v, view in enumerate(images):
         for i, image in enumerate(view):
             left = MARGIN + i % across * block + v * step
             if several and i < across:
-                _text(axes, left + tile / 2, head - 9, _cut(captions[v], tile), size=9, ha="center")
-            _place(axes, left, head + i // across * (step + 6), tile, image)
+                write(axes, left + tile / 2, head - 9, _cut(captions[v], tile), size=9, ha="center")
+            place(axes, left, head + i // across * (step + 6), tile, image)
     save(figure, path)
 
 
@@ -106,7 +106,7 @@ def pixels(image) -> np.ndarray:
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def _tile(image: np.ndarray) -> int:
+def tile_size(image: np.ndarray) -> int:
     """Side of a tile, pixels: a whole multiple of a small image (crisp), at most 128 for a large one."""
     side = max(image.shape[:2])
     return min(128, side * max(1, round(96 / side)))
@@ -122,7 +122,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
 
-def _page(width: int, height: int) -> tuple[Figure, Axes]:
+def page(width: int, height: int) -> tuple[Figure, Axes]:
     """A figure whose coordinates are its pixels, counted from the upper left corner."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -131,26 +131,28 @@ def _page(width: int, height: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _text(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style) -> None:
+def write(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style) -> None:
+    """A line of text, its middle at the height y."""
     axes.text(x, y, text, fontsize=size, color=INK, va="center", parse_math=False, **style)
 
 
 def _legend(axes: Axes, x: float, y: float, entries: dict[str, str]) -> None:
     for label, colour in entries.items():
         axes.add_patch(Rectangle((x, y - 7), 14, 14, facecolor=colour, linewidth=0))
-        _text(axes, x + 20, y, label)
+        write(axes, x + 20, y, label)
         x += 120
 
 
 def _framed(axes: Axes, x: int, y: int, image: np.ndarray, colour: str, caption: str, **style) -> None:
-    tile = _tile(image)
+    tile = tile_size(image)
     side = tile + 2 * FRAME
     axes.add_patch(Rectangle((x, y), side, side, facecolor=colour, linewidth=0, antialiased=False))
-    _place(axes, x + FRAME, y + FRAME, tile, image)
+    place(axes, x + FRAME, y + FRAME, tile, image)
     middle = x + side / 2, y + side + CAPTION / 2 + 1
-    _text(axes, *middle, _cut(caption, side), size=9, ha="center", **style)
+    write(axes, *middle, _cut(caption, side), size=9, ha="center", **style)
 
 
-def _place(axes: Axes, x: int, y: int, tile: int, image: np.ndarray) -> None:
+def place(axes: Axes, x: int, y: int, tile: int, image: np.ndarray) -> None:
+    """An image with its upper left corner at (x, y), `tile` pixels a side; enlarged without smoothing."""
     crisp = "nearest" if max(image.shape[:2]) <= tile else "antialiased"
     axes.imshow(image, extent=(x, x + tile, y + tile, y), aspect="auto", interpolation=crisp, zorder=2)
