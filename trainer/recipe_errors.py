@@ -72,7 +72,7 @@ class Expected:
         if self.type in (int, float):
             name = f"{name}s" if many else f"a {name}"
         if "gt" in rules:
-            name += f" above {rules['gt']}"
+            name += f" above {rules['gt']}" + (f" and below {rules['lt']}" if "lt" in rules else "")
         if "ge" in rules:
             bound = "le" if "le" in rules else "lt"
             upper = {"le": "to", "lt": "to below"}[bound]

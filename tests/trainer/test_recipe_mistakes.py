@@ -128,7 +128,8 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         (
             "encoder=dim",
             "encoder: expected a section with keys kind, channels, fc, y, norm, depth, width, stem, local, "
-            "zero_init_residual, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, got 'dim'",
+            "zero_init_residual, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, "
+            "got 'dim'",
         ),
         ("schedule=cosine", "schedule: expected a section with keys kind, warmup, final, got 'cosine'"),
         ("schedule.kind=3", "schedule.kind: expected 'constant' or 'cosine', got 3"),

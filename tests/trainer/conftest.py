@@ -1,0 +1,31 @@
+"""What several of these tests build on."""
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from data_pipelines.dataset import load_dataset
+from trainer.recipe_loading import load
+from trainer.runtime import launch
+from trainer.tasks import pretrain
+from trainer.training import Training
+
+
+@pytest.fixture
+def train(digits, monkeypatch):
+    """Recipe and overrides -> a Training, closed at the end of the test."""
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_ALLOW_CPU"):
+        monkeypatch.setenv(name, "true")  # as the launcher sets them; gone after the test
+    opened = []
+
+    def build(recipe: str, *overrides: str) -> Training:
+        loaded = load([f"recipe={recipe}", "data.source=digits", f"data.root={digits.root}", *overrides])
+        AcceleratorState._reset_state(True)  # a process trains in one precision; a test in several
+        place, dataset = launch.start(loaded.recipe.precision), load_dataset(digits.root)
+        pretrain.check(loaded.recipe, place, dataset)
+        opened.append(Training(loaded.recipe, place, dataset))
+        return opened[-1]
+
+    yield build
+    for training in opened:
+        training.close()
+    AcceleratorState._reset_state(True)
