@@ -45,8 +45,8 @@ def build_objective(recipe: Pretrain) -> nn.Module:
         encoder = build_encoder(encoder_options(recipe))
         if contrastive(options) is not options and not hasattr(encoder, "decoder"):
             raise UserError(
-                f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no decoder; "
-                "expected encoder.kind=nvae"
+                f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no "
+                "decoder; expected encoder.kind=nvae"
             )
         if options.kind == "autoencoder":
             objective = Autoencoder(encoder, recipe.data.normalize)

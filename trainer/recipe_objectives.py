@@ -87,7 +87,7 @@ class Queue(Section):
 
 
 class Head(Section):
-    """The projection of y to `width` numbers, with a hidden layer of `units` (null: as wide as y; 0: none)."""
+    """The projection of y to `width` numbers, a hidden layer of `units` between (null: as y; 0: none)."""
 
     units: Count | None = None
     width: Positive = 128

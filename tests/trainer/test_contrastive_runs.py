@@ -1,4 +1,4 @@
-"""MoCo-v2 and the hybrid through the real loop, on the digits: accumulation, waits, refusals, what is told."""
+"""MoCo-v2 and the hybrid through the real loop, on the digits: accumulation, waits, refusals."""
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from trainer.tasks.notes import notes
 
 VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
 ENCODER = (
-    "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, latent: 4}"
+    "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, "
+    "latent: 4}"
 )
 SMALL = ["batch=64", "groups.norm=8", "data.size=16", ENCODER, "data.threads=1", "schedule={kind: constant}"]
 CONTRAST = "kind: moco, shuffle: 2, queue: {keys: 256}, head: {units: 16, width: 8}, momentum: 0.9"

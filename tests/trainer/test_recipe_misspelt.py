@@ -42,7 +42,6 @@ def opened_by(dotted: str) -> list[str]:
     return next((OPENED_BY[key] for key in beginnings if key in OPENED_BY), [])
 
 
-
 def mistake(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         load(list(arguments))

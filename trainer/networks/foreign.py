@@ -2,8 +2,8 @@
 
 python -m trainer.networks.foreign from=moco_v2_800ep_pretrain.pth.tar to=encoder.safetensors
 
-Reads checkpoints of facebookresearch/moco (`module.encoder_q.*`; the key encoder, the queue and the projection
-are left out) and plain weights with torchvision's names, and writes what `trainer.assembly.load_encoder` reads.
+Reads checkpoints of facebookresearch/moco (`module.encoder_q.*`; key encoder, queue and projection are left
+out) and plain weights with torchvision's names, and writes what `trainer.assembly.load_encoder` reads.
 """
 
 import json
@@ -43,8 +43,8 @@ def read(path: Path | str) -> dict[str, Tensor]:
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     if not {"conv1.weight", "bn1.weight", "layer4.0.conv1.weight"} <= weights.keys():
         raise UserError(
-            f"{path}: no ResNet of torchvision's names in it; expected conv1.weight, layer4.0.conv1.weight …, or "
-            f"{QUERY}conv1.weight … as facebookresearch/moco saves them"
+            f"{path}: no ResNet of torchvision's names in it; expected conv1.weight, layer4.0.conv1.weight, "
+            f"or {QUERY}conv1.weight … as facebookresearch/moco saves them"
         )
     return weights
 

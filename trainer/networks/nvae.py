@@ -6,6 +6,7 @@ of a few cells more, beside a map w of `latent` / 2 channels.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class NvaeEncoder(nn.Module):
         self.widths = {"z": 2 * half, "w": half, "y": half}
 
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, width, 3, 1, 1)]
-        for before, after in zip(self.widths_of_scales, self.widths_of_scales[1:], strict=False):
+        for before, after in pairwise(self.widths_of_scales):
             layers += [ResidualCell(before, before, self.norm) for _ in range(cells)]
             layers.append(ResidualCell(before, after, self.norm, down=True))
         top = self.local_channels
@@ -127,7 +128,7 @@ class NvaeDecoder(nn.Module):
             InvertedCell(top, top, expansion, norm) for _ in range(encoder.decoder_tower)
         ]
         less, scales = max(1, expansion // 2), encoder.widths_of_scales[::-1]
-        for before, after in zip(scales, scales[1:], strict=False):
+        for before, after in pairwise(scales):
             layers.append(InvertedCell(before, after, less, norm, up=True))
             layers += [InvertedCell(after, after, less, norm) for _ in range(encoder.cells)]
         self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(scales[-1], 3 * encoder.patch**2, 3, 1, 1))

@@ -1,4 +1,4 @@
-"""Residual cells of NVAE (Vahdat and Kautz, arXiv 2007.03898), as jiamings/d2c uses them for an autoencoder."""
+"""Residual cells of NVAE (Vahdat and Kautz, arXiv 2007.03898), as jiamings/d2c has them in an autoencoder."""
 
 import torch
 import torch.nn.functional as F

@@ -11,8 +11,8 @@ from trainer.recipe_objectives import HybridObjective
 class Hybrid(nn.Module):
     """Minimises the contrastive loss + omega · squared error, the latter summed over an image's pixels.
 
-    alpha · E log q(x|z) + (1 - alpha) · I(y), with q a Gaussian of standard deviation sigma, is up to
-    constants and the factor 1 - alpha that sum with omega = alpha / ((1 - alpha) · 2 sigma²): only omega matters.
+    alpha · E log q(x|z) + (1 - alpha) · I(y), with q a Gaussian of standard deviation sigma, is that up to
+    constants and the factor 1 - alpha, with omega = alpha / ((1 - alpha) · 2 sigma²): only omega matters.
 
     Args:
         contrast: any contrastive objective; its encoder gives y, w and a `decoder()`.

@@ -1,4 +1,4 @@
-"""MoCo-v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297) with a queue sharded over the ranks."""
+"""MoCo-v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297), the queue sharded over ranks."""
 
 import copy
 import math
@@ -21,8 +21,8 @@ Values = dict[str, Tensor | float]
 class Moco(nn.Module):
     """InfoNCE between two views of an image, over a queue of older keys that a momentum encoder made.
 
-    The loss is the mean over images of -log(e^(q·k/t) / (e^(q·k/t) + sum over the queue of e^(q·n/t))), with q
-    and k at unit length and t the temperature; symmetric, the sum of that in both directions.
+    The loss is the mean over images of -log(e^(q·k/t) / (e^(q·k/t) + sum over the queue of e^(q·n/t))), with
+    q and k at unit length and t the temperature; symmetric, the sum of that in both directions.
 
     Args:
         encoder: gives `y`.

@@ -1,4 +1,4 @@
-"""What a person should know of a recipe that its keys do not say outright: resolved weights, rates, shares."""
+"""What a person should know of a recipe that its keys do not say outright: weights, rates, shares."""
 
 from collections.abc import Iterator
 
@@ -32,8 +32,8 @@ def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device
     )
     if images is not None and keys >= images:
         yield (
-            f"warning: objective's queue.keys={keys:,} is not below the {images:,} training images: an image's "
-            "own older key is among its negatives"
+            f"warning: queue.keys={keys:,} is not below the {images:,} training images: an image's own older "
+            "key is among its negatives"
         )
     if assembly.blocks_span_ranks(recipe, world):
         yield (
