@@ -127,6 +127,17 @@ def group_unit(recipe: Pretrain) -> int:
     return math.lcm(recipe.groups.norm, negatives(recipe) or 1)
 
 
+def compared(recipe: Pretrain) -> int:
+    """The images of a batch in which information is estimated on held-out images.
+
+    Whole groups of in-batch negatives; with a queue up to 256 images, which are each other's negatives.
+    """
+    unit = group_unit(recipe)
+    if isinstance(contrastive(recipe.objective), MocoObjective):
+        return max(1, min(recipe.batch, 256) // unit) * unit
+    return unit
+
+
 def encoder_options(recipe: Pretrain) -> dict:
     """All that an encoder is built from, as plain values: exported with its weights."""
     options = recipe.encoder.model_dump()

@@ -7,7 +7,7 @@ from test_training import Waits, losses
 from data_pipelines.errors import UserError
 from trainer import assembly
 from trainer.recipe_loading import load
-from trainer.tasks import pretrain
+from trainer.tasks import evaluate, pretrain
 from trainer.tasks.notes import notes
 
 VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
@@ -131,3 +131,19 @@ def test_supervision_inside_a_hybrid_is_checked_too(train):
     with pytest.raises(UserError, match=r"supervised.classes=7"):
         train("quickstart", *HYBRID_DIM[:-1], supervised)
     assert pretrain.contrastive(load(["recipe=quickstart", *HYBRID_DIM]).recipe.objective).kind == "dim"
+
+
+def test_batch_norm_of_the_decoder_is_estimated_anew_with_the_encoders(train):
+    objective = train("quickstart", *HYBRID).objective
+    images = torch.randn(32, 3, 16, 16)
+    before = {name: tensor.clone() for name, tensor in objective.named_buffers()}
+    evaluate.re_estimate(objective, [images])
+    moved = {name for name, tensor in objective.named_buffers() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"contrast", "decoder"}
+    assert not [name for name in moved if "key_" in name]
+    found = []
+    with torch.no_grad():
+        for mode in (True, False):
+            objective.train(mode)
+            found.append(objective.codec.decode(*objective.codec.encode(images)).std().item())
+    assert found[0] == pytest.approx(found[1], rel=0.1)

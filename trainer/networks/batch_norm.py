@@ -1,7 +1,7 @@
 """Batch normalisation over groups of consecutive images, so that results do not depend on ranks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -97,16 +97,20 @@ def commit(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def recalibrate(module: nn.Module, images: Iterable[Tensor]) -> None:
+def recalibrate(
+    module: nn.Module, images: Iterable[Tensor], through: Callable[[Tensor], object] | None = None
+) -> None:
     """Re-estimates all running statistics as the mean over the groups of clean `images` [n, 3, H, W].
 
+    They go through the module, or where that is several networks through what is said.
     A last incomplete group of a batch is left out; of a batch smaller than a group all images make one.
     """
     was_training = module.training
     module.train()
     groups = [layer.group for layer in module.modules() if isinstance(layer, GroupBatchNorm)]
     for batch in images:
-        module(batch[: len(batch) // max(groups) * max(groups) or len(batch)] if groups else batch)
+        whole = batch[: len(batch) // max(groups) * max(groups) or len(batch)] if groups else batch
+        (through or module)(whole)
     for layer, (mean, var) in _take(module):
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
