@@ -1,17 +1,19 @@
 """What is trained and how one step goes, on any number of ranks."""
 
-from contextlib import nullcontext
-
 import torch
+from torch import nn
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Images, Loader
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from trainer.assembly import DTYPES, build_objective, build_optimizer
+from trainer.assembly import DTYPES, build_objective, key_shuffle
+from trainer.optimizers import build_optimizer
 from trainer.recipe import Pretrain
-from trainer.runtime import collectives, state
+from trainer.runtime import collectives
+from trainer.runtime.engines import open_engine
 from trainer.runtime.launch import Place
+from trainer.runtime.state import Held
 from trainer.schedules import learning_rate, whole_batches
 
 
@@ -19,7 +21,8 @@ class Training:
     """Everything that a step needs, from a recipe and, to go on, a collected state.
 
     Args:
-        saved: `state.collect`ed tensors of this recipe after `images` images; None starts anew.
+        saved: what `state` gave in a run of this recipe after `images` images, whole tensors (under `shard/`
+            this rank's rows), whatever engine and ranks it ran on; None starts anew.
         warn: takes a line about an image that was replaced.
 
     The batch must divide into whole groups over ranks and micro-batches (`plan.check_division`).
@@ -29,11 +32,15 @@ class Training:
         self.recipe, self.place, self.images = recipe, place, images
         self.total = whole_batches(recipe.images, recipe.batch)
         objective = build_objective(recipe).to(place.device)
-        optimizer = build_optimizer(recipe.optimizer, objective.parameters())
-        if saved is not None:
-            state.restore(saved, objective, optimizer)
-        self.model, self.optimizer = place.accelerator.prepare(objective, optimizer)
-        self.objective = objective
+        self.sizes = {"parameters": size(objective), "encoder parameters": size(objective.encoder)}
+        self.engine = open_engine(
+            place,
+            objective,
+            lambda parameters: build_optimizer(recipe.optimizer, learning_rate(recipe, images), parameters),
+            recipe.precision,
+            saved,
+        )
+        self.objective, self.optimizer = self.engine.objective, self.engine.optimizer
         self.finite = torch.ones((), dtype=torch.bool, device=place.device)
 
         self.reader = Reader(dataset, recipe.data.train)
@@ -57,6 +64,7 @@ class Training:
             rank=place.rank,
             world=place.world,
             accumulate=recipe.accumulate,
+            shuffle=key_shuffle(recipe),
             prefetch=recipe.data.prefetch,
             warn=warn,
         )
@@ -65,19 +73,17 @@ class Training:
         """One optimizer step on the next global batch; the named scalars of this rank's share of it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.images)
-        self.optimizer.zero_grad()
+        self.engine.zero_grad()
         parts = []
         for micro in range(self.recipe.accumulate):
             batch = next(self.loader)
-            last = micro == self.recipe.accumulate - 1
-            with nullcontext() if last else self.place.accelerator.no_sync(self.model):
-                values = self.model(batch)
-                self.place.accelerator.backward(values["loss"] / self.recipe.accumulate)
+            with self.engine.micro_batch(last=micro == self.recipe.accumulate - 1):
+                values = self.engine.forward(batch)
+                self.engine.backward(values["loss"] / self.recipe.accumulate)
             parts.append({name: detached(value) for name, value in values.items()})
         if self.recipe.optimizer.clip:
-            for parameters in self.objective.players():
-                torch.nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.clip)
-        self.optimizer.step()
+            self.engine.clip(self.recipe.optimizer.clip)
+        self.engine.step()
         self.objective.after_step()
         self.images += self.recipe.batch
         values = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
@@ -89,16 +95,25 @@ class Training:
 
         A finite loss can have a gradient, or a square of one, that is not.
         """
-        held = torch.stack([tensor.isfinite().all() for tensor in self.state().values()]).all()
-        return collectives.mean((self.finite & held).double()).item() == 1.0
+        finite = self.finite & self.engine.finite()
+        return collectives.mean(finite.double()).item() == 1.0
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds."""
-        return state.collect(self.objective, self.optimizer)
+    def state(self) -> dict[str, Held]:
+        """What a checkpoint holds; collective."""
+        return self.engine.state()
+
+    def whole(self) -> nn.Module:
+        """The objective as it stands, with all parameters on every rank, for evaluation; collective."""
+        return self.engine.whole()
 
     def close(self) -> None:
         self.loader.close()
         self.reader.close()
+
+
+def size(module: nn.Module) -> int:
+    """The number of parameters; of those that are not sharded."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def detached(value):

@@ -62,20 +62,29 @@ class Found:
 # ---- saving ----------------------------------------------------------------------------------------
 
 
-def snapshot(state: Mapping[str, torch.Tensor], rank: int, world: int) -> Snapshot:
-    """Copies this rank's rows of a state that is equal on all ranks (0-dim tensors: rank 0) to the host.
+def snapshot(state: Mapping[str, torch.Tensor | Rows], rank: int, world: int) -> Snapshot:
+    """Copies this rank's rows of a state to the host.
 
-    The copies are contiguous and share no memory with the state or each other. One synchronisation in all.
+    Tensors are equal on all ranks, and a rank takes its rows (of 0-dim ones rank 0); `Rows` are its own. The
+    copies are contiguous and share no memory with the state or each other. One synchronisation in all.
     """
     parts = {}
-    for name, tensor in state.items():
-        start, stop = row_range(row_count(tensor.shape), rank, world) if tensor.dim() else (0, int(rank == 0))
-        if start < stop or rank == 0:  # rank 0 also names the tensors that have no rows at all
-            rows = tensor.detach()[start:stop] if tensor.dim() else tensor.detach()
-            parts[name] = Rows(tuple(tensor.shape), start, _host_copy(rows))
-    if any(tensor.is_cuda for tensor in state.values()):
+    for name, value in state.items():
+        own = value if isinstance(value, Rows) else _own_rows(value, rank, world)
+        if rank == 0 or (
+            own.shape and len(own.rows)
+        ):  # rank 0 also names the tensors that have no rows at all
+            parts[name] = Rows(own.shape, own.offset, _host_copy(own.rows))
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Snapshot(rank, world, parts)
+
+
+def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> Rows:
+    if not tensor.dim():
+        return Rows((), 0, tensor.detach())
+    start, stop = row_range(len(tensor), rank, world)
+    return Rows(tuple(tensor.shape), start, tensor.detach()[start:stop])
 
 
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What has to be right before the first step: environment, ranks, threads, device, engine."""
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -12,6 +13,7 @@ import yaml
 from data_pipelines.errors import UserError
 
 LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "torchrun"}
+ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
 
 @dataclass(frozen=True)
@@ -116,22 +118,59 @@ def lacks_bf16() -> bool:
         return False  # not known
 
 
+def asked_engine() -> str:
+    """The engine that the launch file asks for.
+
+    Raises:
+        UserError: it is none of those in recipes/launch, or DeepSpeed is asked for and not installed.
+    """
+    asked = os.environ.get
+    if asked("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = asked("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        offloads = [asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE") for what in ("OPTIMIZER", "PARAM")]
+        if stage not in ("1", "2", "3"):
+            raise UserError(
+                f"the launch file asks for ZeRO stage {stage}; expected 1, 2 or 3: {ENGINE_FILES}"
+            )
+        if asked("ACCELERATE_DEEPSPEED_CONFIG_FILE") or set(offloads) - {None, "none"}:
+            raise UserError(
+                f"the launch file asks for a DeepSpeed configuration of its own or for offloading, which "
+                f"this program does not do; use {ENGINE_FILES}"
+            )
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError(
+                f"the launch file asks for ZeRO-{stage}, but DeepSpeed is not installed: "
+                "pip install deepspeed, or launch with recipes/launch/ddp.yaml or fsdp2.yaml"
+            )
+        return f"zero{stage}"
+    if asked("ACCELERATE_USE_FSDP") == "true":
+        if asked("FSDP_VERSION") != "2" or asked("FSDP_OFFLOAD_PARAMS") == "true":
+            raise UserError(
+                f"the launch file asks for FSDP {asked('FSDP_VERSION')} or for offloading; "
+                "expected FSDP 2 without it: recipes/launch/fsdp2.yaml"
+            )
+        return "fsdp2"
+    return "ddp" if int(asked("WORLD_SIZE", "1")) > 1 else "single process"
+
+
 def start(precision: str) -> Place:
-    """Sets up the engine that the launcher names.
+    """Sets up ranks and device for the engine that the launcher names.
 
     Raises:
         UserError: the launcher names an engine that this program does not run, or the ranks are not
             those that were asked for.
     """
     world = check_world()
+    engine = asked_engine()
     import torch
 
     gpu = torch.cuda.is_available()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the recipe decides
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" or "FSDP_VERSION" in os.environ:
-        raise UserError("this engine is not supported: launch with recipes/launch/ddp.yaml or no file at all")
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # The recipe decides on the precision; engines.py makes the engines, so accelerate is to make the ranks.
+    for decided in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(decided, None)
     threads = set_threads()
 
     from accelerate import Accelerator
@@ -144,25 +183,20 @@ def start(precision: str) -> Place:
     # accelerate knows no other name for it yet.
     warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", cpu=not gpu, kwargs_handlers=[ddp]
-    )
+    accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp])
     if accelerator.num_processes != world:
         raise UserError(f"{world} processes were started but accelerate sees {accelerator.num_processes}")
-    engine = accelerator.distributed_type.value.lower()
-    if engine not in ("no", "multi_cpu", "multi_gpu"):
-        raise UserError(f"the engine {engine} is not supported: launch with recipes/launch/ddp.yaml")
+    kind = accelerator.distributed_type.value.lower()
+    if kind not in ("no", "multi_cpu", "multi_gpu"):
+        raise UserError(f"the engine {kind} is not supported; use {ENGINE_FILES}")
+    if kind == "no" and engine != "single process":
+        raise UserError(
+            f"the launch file asks for {engine}, but this is a single process; use {ENGINE_FILES}"
+        )
     collectives.open_cpu_group()
     if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
         print("this processor has no bf16 instructions: precision=float32 will be faster here")
-    return Place(
-        accelerator.process_index,
-        world,
-        threads,
-        "single process" if engine == "no" else "ddp",
-        accelerator.device,
-        accelerator,
-    )
+    return Place(accelerator.process_index, world, threads, engine, accelerator.device, accelerator)
 
 
 def leave(status: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from data_pipelines.errors import UserError
 from trainer.recipe_loading import Loaded, differences
-from trainer.runtime import checkpoint, collectives
+from trainer.runtime import checkpoint, collectives, state
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.progress import Progress
@@ -84,8 +84,8 @@ class Run:
             )
 
     def load(self) -> dict[str, torch.Tensor] | None:
-        """The state to go on from, on the CPU; None for a new run."""
-        return checkpoint.load(self.found) if self.found else None
+        """The state to go on from, on the CPU, of shards this rank's rows; None for a new run."""
+        return state.load(self.found) if self.found else None
 
     def metrics(self, values: dict[str, float], images: int) -> None:
         if self.journal:
@@ -104,7 +104,7 @@ class Run:
         if self.journal:
             self.journal.write("warning", "warning", line, getattr(self, "images", 0))
 
-    def save(self, state: dict[str, torch.Tensor], images: int) -> None:
+    def save(self, held: dict[str, state.Held], images: int) -> None:
         """Writes a checkpoint, unless that of these images is there already. Every rank calls it.
 
         Raises:
@@ -116,7 +116,7 @@ class Run:
             self.journal.sync()  # what a checkpoint lets a resumed run skip must be on the disk before it
         manifest = {"fingerprint": self.loaded.fingerprint(), "data": self.data}
         checkpoint.write(
-            checkpoint.snapshot(state, self.place.rank, self.place.world),
+            checkpoint.snapshot(held, self.place.rank, self.place.world),
             self.folder.checkpoints,
             images,
             manifest,

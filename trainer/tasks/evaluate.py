@@ -1,6 +1,6 @@
 """Evaluation of a frozen encoder: probes, nearest neighbours, controls, on cached features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from trainer import assembly, recipe_loading
+from trainer.evaluation import reconstruction
 from trainer.evaluation.features import Encode, Examples, cached, gathered, has_labels, labelled_ids, subset
 from trainer.evaluation.health import health
 from trainer.evaluation.knn import knn_accuracy
@@ -50,10 +51,9 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
 
     recipe, found, dataset, to = collectives.on_first(opened)
     objective = assembly.build_objective(recipe)
-    state = checkpoint.load(found)
-    objective.load_state_dict(
-        {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
-    )
+    names = [name for name in found.manifest["tensors"] if name.startswith("model/")]
+    weights = checkpoint.load(found, names)
+    objective.load_state_dict({name.removeprefix("model/"): tensor for name, tensor in weights.items()})
     say = print if place.main else lambda line: None
     say(f"evaluating {found.path}")
     results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
@@ -149,7 +149,7 @@ def online(training: Training) -> dict[str, float]:
 
     The kNN is left out where there are no labels; the health of y needs none.
     """
-    recipe, place, objective = training.recipe, training.place, training.objective
+    recipe, place, objective = training.recipe, training.place, training.whole()
     dataset, options = training.reader.dataset, recipe.evaluate
     readers = Reader(dataset, labelled_split(recipe)), Reader(dataset, recipe.data.test)
 
@@ -162,7 +162,7 @@ def online(training: Training) -> dict[str, float]:
         return gathered(encode, reader, ids, training.image_options, options.batch)
 
     objective.eval()
-    figures = held_out(training, readers[1]) if place.main else {}
+    figures = held_out(training, objective, readers[1]) if place.main else {}
     unseen = rows(readers[1], mirror=True)
     if place.main:
         figures |= health(unseen[0]["y"], unseen[0]["mirrored"])
@@ -184,12 +184,12 @@ def labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def held_out(training: Training, test: Reader) -> dict[str, float]:
+def held_out(training: Training, objective: nn.Module, test: Reader) -> dict[str, float]:
     """The information estimates on test images, nats; none where the split is smaller than the groups.
 
     Computed by one rank, a few groups at a time, on images that do not depend on the ranks.
     """
-    recipe, unit = training.recipe, assembly.group_unit(training.recipe)
+    recipe, unit = training.recipe, assembly.compared(training.recipe)
     images = min(test.images, recipe.evaluate.online_images) // unit * unit
     loader = Loader(
         test,
@@ -202,7 +202,7 @@ def held_out(training: Training, test: Reader) -> dict[str, float]:
     )
     sums: dict[str, list[Tensor]] = {}
     for part in loader:
-        for name, value in training.objective(part).items():
+        for name, value in objective(part).items():
             if name.startswith("mi/") and isinstance(value, Tensor):
                 sums.setdefault(name, []).append(value.double())
     loader.close()
@@ -252,18 +252,24 @@ def measure(
             before = Evaluate(linear=None, mlp=None, few_shot=None, knn=options.knn, threads=options.threads)
             found = measure_probes(*sets, classes, before, recipe.seed, place.device)
         results |= {f"not_recalibrated/{name}": value for name, value in found.items()}
-        recalibrate(objective.encoder, clean())
+        re_estimate(objective, clean())
         say(f"batch-norm re-estimated; before, kNN on y was {found['knn/y']:.1%}")
     with both(objective.features) as sets:
         results |= probed(sets, "encoder")
         if place.main:
             report.draw_test_images(folder, sets, readers, recipe, dataset)
+    codec = getattr(objective, "codec", None)
+    if codec is not None:
+        found, linear = reconstruction.measure(codec, train, readers[1], images, options, recipe.seed, say)
+        results |= found
+        if place.main:
+            report.draw_reconstructions(folder, codec, linear, readers[1], images, recipe.seed)
     if options.controls:
         untrained = assembly.build_objective(recipe).to(place.device).eval()
         normed = any(isinstance(layer, GroupBatchNorm) for layer in untrained.encoder.modules())
         for name in ("untrained", "untrained_recalibrated")[: 1 + normed]:
             if name == "untrained_recalibrated":
-                recalibrate(untrained.encoder, clean())
+                re_estimate(untrained, clean())
             with both(untrained.features) as sets:
                 control = probed(sets, name.replace("_", ", "))
             results |= {f"control/{name}/{key}": value for key, value in control.items()}
@@ -273,6 +279,15 @@ def measure(
     for reader in (train, *readers):
         reader.close()
     return results
+
+
+def re_estimate(objective: nn.Module, images: Iterable[Tensor]) -> None:
+    """Batch-norm of all that evaluation looks at: the encoder, and the decoder where there is one."""
+    if codec := getattr(objective, "codec", None):
+        networks = nn.ModuleList([codec.encoder, codec.decoder])
+        recalibrate(networks, images, lambda batch: codec.decode(*codec.encode(batch)))
+    else:
+        recalibrate(objective.encoder, images)
 
 
 def _without_y(key: str) -> str:

@@ -1,16 +1,17 @@
 """`--plan`: what a recipe will do and cost, before anything runs."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
-from data_pipelines.plan import check_division
-from trainer import assembly
+from trainer import assembly, optimizers
 from trainer.recipe import Pretrain
 from trainer.recipe_loading import Loaded
 from trainer.schedules import whole_batches
+from trainer.tasks.notes import notes
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
@@ -33,6 +34,7 @@ def run(loaded: Loaded) -> int:
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
     for line in describe_model(recipe):
         print(line)
+    print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
     if dataset:
         images = dataset.splits[recipe.data.train].images
@@ -40,9 +42,13 @@ def run(loaded: Loaded) -> int:
         print(f"           {epoch}; {total / images:.1f} epochs")
     every, kept = recipe.save.every, recipe.save.keep
     print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept} kept)")
-    check_division(recipe.batch, 1, recipe.accumulate, unit, "groups")
+    assembly.check_shares(recipe, 1)
+    images = dataset.splits[recipe.data.train].images if dataset else None
+    for line in notes(recipe, images, 1, torch.device("cpu")):
+        print(f"           {line}")
     for world in WORLDS:
-        if recipe.batch % (world * recipe.accumulate * unit) == 0:
+        with suppress(UserError):
+            assembly.check_shares(recipe, world)
             print(describe_ranks(recipe, dataset, world, unit))
     return 0
 
@@ -63,15 +69,17 @@ def describe_model(recipe: Pretrain) -> list[str]:
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
     held = sum(counts.values())
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    moments = optimizers.moments(recipe.optimizer) * trained
     size = assembly.DTYPES[recipe.precision].itemsize
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {held:,}",
-        f"memory     parameters {megabytes(held * size)}, gradients {megabytes(held * size)}, "
-        f"moments {megabytes(2 * held * size)}, views of a batch {megabytes(views)} shared by the ranks; "
-        f"a checkpoint {megabytes(3 * held * size)} on disk",
+        f"memory     parameters {megabytes(held * size)}, gradients {megabytes(trained * size)}, "
+        f"moments {megabytes(moments * size)}, views of a batch {megabytes(views)} shared by the ranks; "
+        f"a checkpoint {megabytes((held + moments) * size)} on disk",
     ]
 
 
@@ -84,6 +92,8 @@ def describe_ranks(recipe: Pretrain, dataset: Dataset | None, world: int, unit: 
     if dataset:
         size = sum(shard.bytes for shard in dataset.splits[recipe.data.train].shards)
         line += f"; each reads {megabytes(size / world)} an epoch"
+    if assembly.blocks_span_ranks(recipe, world):
+        line += ", and decodes its key views apart"
     return line
 
 

@@ -14,12 +14,13 @@ import torch
 
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
-from data_pipelines.plan import check_division
 from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer import assembly
+from trainer.optimizers import check_engine
 from trainer.recipe import Data, Pretrain
 from trainer.recipe_loading import Loaded
+from trainer.recipe_objectives import contrastive
 from trainer.runtime import collectives
 from trainer.runtime.launch import Place
 from trainer.runtime.run import Run
@@ -28,6 +29,7 @@ from trainer.runtime.signals import Stopped
 from trainer.runtime.tracking import uri_for
 from trainer.schedules import due, learning_rate, whole_batches
 from trainer.tasks import evaluate, report
+from trainer.tasks.notes import notes
 from trainer.training import Training
 
 
@@ -49,6 +51,8 @@ def run(loaded: Loaded, place: Place) -> int:
     try:
         training = Training(recipe, place, dataset, outward.load(), outward.images, outward.warn)
         outward.begin(facts(loaded, training))
+        for line in notes(recipe, training.reader.images, place.world, place.device):
+            outward.progress.say(line)
         train(training, outward)
         outward.vote.stop_at_once()
         finish(training, outward)
@@ -92,21 +96,22 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
 
     Raises:
         UserError: the data set is another source's, lacks a split or the labels that are asked for, ranks and
-            groups do not divide the batch, encoder, objective and data do not fit together, or `tracking.uri`
-            is no address.
+            groups do not divide the batch, engine and optimizer or encoder, objective and data do not fit
+            together, or `tracking.uri` is no address.
     """
     if dataset.source != recipe.data.source:
         raise UserError(
             f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
             f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
         )
-    check_division(recipe.batch, place.world, recipe.accumulate, assembly.group_unit(recipe), "groups")
+    assembly.check_shares(recipe, place.world)
+    check_engine(recipe.optimizer, place.engine)
     with torch.device("meta"):
         assembly.build_objective(recipe)
     for split in (recipe.data.train, recipe.data.test):
         Reader(dataset, split).close()
     evaluate.check(recipe, dataset)
-    asked = recipe.objective.supervised
+    asked = getattr(contrastive(recipe.objective), "supervised", None)
     if asked and asked.classes != len(dataset.classes):
         raise UserError(
             f"objective.supervised.classes={asked.classes}, but {dataset.root} has "
@@ -134,8 +139,8 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
         "task": loaded.recipe.task,
         "dataset": training.reader.root.name,
         "train images": training.reader.images,
-        "parameters": sum(p.numel() for p in training.objective.parameters()),
-        "encoder parameters": sum(p.numel() for p in training.objective.encoder.parameters()),
+        **training.sizes,
+        "learning rate": loaded.recipe.optimizer.rate(loaded.recipe.batch),
         "processes at start": training.place.world,
         "engine at start": training.place.engine,
     }
@@ -257,19 +262,19 @@ class Clock:
 
 def finish(training: Training, run: Run) -> None:
     """Exports the encoder, evaluates it and draws the pictures."""
-    recipe, folder = training.recipe, run.folder
+    recipe, folder, objective = training.recipe, run.folder, training.whole()
     if training.place.main:
         report.draw_views(training, folder)
-        report.export_encoder(training, folder)
+        report.export_encoder(training, objective, folder)
         run.artifact(folder.encoder, training.images)
     dataset, results = training.reader.dataset, {}
     if recipe.evaluate.at_end:
         run.progress.say("evaluating ...")
         results = evaluate.measure(
-            training.objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
+            objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
         )
     elif not dataset.classes:
-        report.draw_unlabelled(training, folder)
+        report.draw_unlabelled(training, objective, folder)
     if training.place.main:
         if results:
             folder.merge_results(results)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.draws import permutation
@@ -17,9 +17,11 @@ from data_pipelines.loader import Images, ViewMaker, in_order
 from data_pipelines.reader import Reader
 from data_pipelines.spec import View
 from trainer import assembly
-from trainer.evaluation import figures, figures_images, tsne
+from trainer.evaluation import figures, figures_images, figures_reconstruction, tsne
 from trainer.evaluation.features import Examples, gathered, subset
 from trainer.evaluation.knn import nearest
+from trainer.evaluation.reconstruction import LinearCodec, Sample, interpolated, squared_errors
+from trainer.objectives.autoencoder import Codec
 from trainer.recipe import Pretrain
 from trainer.runtime import checkpoint
 from trainer.runtime.journal import read
@@ -30,9 +32,11 @@ from trainer.training import Training
 SHOWN = 24  # images on the page of views, together with their views
 THUMBNAIL = 32  # pixels a side, on the map of test images
 DECODED = 64  # images at a time
+RECONSTRUCTED = 24  # test images beside their reconstructions
+PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to the other
 
 
-def export_encoder(training: Training, folder: RunFolder) -> None:
+def export_encoder(training: Training, objective: nn.Module, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it."""
     metadata = {
         "encoder": json.dumps(assembly.encoder_options(training.recipe)),
@@ -40,7 +44,7 @@ def export_encoder(training: Training, folder: RunFolder) -> None:
         "images": str(training.images),
         "recipe": (folder.path / "recipe.yaml").read_text(),
     }
-    checkpoint.export(folder.encoder, training.objective.encoder.state_dict(), metadata)
+    checkpoint.export(folder.encoder, objective.encoder.state_dict(), metadata)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -84,21 +88,24 @@ def draw_views(training: Training, folder: RunFolder) -> None:
         figures_images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
 
 
-def draw_unlabelled(training: Training, folder: RunFolder) -> None:
+def draw_unlabelled(training: Training, objective: nn.Module, folder: RunFolder) -> None:
     """The pictures of test images of data without classes, which no probe can measure; collective."""
     recipe, dataset, sets = training.recipe, training.reader.dataset, []
     readers = Reader(dataset, recipe.data.train), Reader(dataset, recipe.data.test)
 
     def encode(view: Tensor) -> dict[str, Tensor]:
-        return {"y": training.objective.features(view)["y"]}
+        return {"y": objective.features(view)["y"]}
 
-    training.objective.eval()
+    objective.eval()
     for reader in readers:
         ids = subset(reader, recipe.evaluate.online_images, recipe.seed)
         found = gathered(encode, reader, ids, training.image_options, recipe.evaluate.batch)
         sets.append(found and Examples(*found, ids))
     if training.place.main:
         draw_test_images(folder, sets, readers, recipe, dataset)
+        codec = getattr(objective, "codec", None)
+        if codec is not None:
+            draw_reconstructions(folder, codec, None, readers[1], training.image_options, recipe.seed)
     for reader in readers:
         reader.close()
 
@@ -144,6 +151,41 @@ def draw_tsne(path: Path, test: Examples, reader: Reader, recipe: Pretrain, data
     tsne.draw(path, points, test.labels[shown].numpy(), dataset.classes, cells, images)
 
 
+def draw_reconstructions(
+    folder: RunFolder,
+    codec: Codec,
+    linear: LinearCodec | None,
+    test: Reader,
+    images: Images,
+    seed: int,
+) -> None:
+    """Test images beside what the codec makes of them, and what it makes of z between two of them."""
+    ids = permutation(test.images, seed, "shown")[:RECONSTRUCTED]
+    views = next(Sample(test, ids, images, len(ids)).views())
+    originals = codec.pixels(views)
+    with drawing(folder, "reconstructions.png") as path, torch.no_grad():
+        made = {"reconstruction": codec.decode(*codec.encode(views))}
+        if linear is not None:
+            made["linear codec"] = linear(originals)
+        shown = {name: (_drawn(x), squared_errors(x, originals).tolist()) for name, x in made.items()}
+        figures_reconstruction.reconstructions(path, _drawn(originals), shown)
+    pairs = min(PAIRS, len(ids) // 2)
+    if pairs:
+        ends = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        with drawing(folder, "interpolations.png") as path:
+            between = interpolated(codec, *(views[end] for end in ends), STEPS)
+            figures_reconstruction.interpolations(
+                path,
+                *(_drawn(originals[end]) for end in ends),
+                {name: [_drawn(frames) for frames in found] for name, found in between.items()},
+            )
+
+
+def _drawn(pixels: Tensor) -> list[np.ndarray]:
+    """Pixels [n, 3, H, W] as pictures [H, W, 3] in [0, 1]."""
+    return list(pixels.clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy())
+
+
 def pictures(reader: Reader, ids: np.ndarray, recipe: Pretrain, size: int | None = None) -> list[np.ndarray]:
     """Samples as float [H, W, 3] in [0, 1], `size` pixels a side (None: as the encoder sees them)."""
     images = Images(size or recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
@@ -181,7 +223,9 @@ def draw_accuracies(folder: RunFolder) -> None:
 
 def summary(folder: RunFolder, recipe: Pretrain) -> str:
     """The last lines of a run: what was learned, where it is, how to look at it."""
-    lines = [figures.table(folder.results()), ""] if folder.results() else []
+    results, lines = folder.results(), []
+    for table in (figures.table(results), figures_reconstruction.table(results)) if results else ():
+        lines += [table, ""] if table else []
     lines.append(f"run       {folder.path}")
     lines.append(f"encoder   {folder.encoder}")
     pictures = sorted(path.name for path in (folder.path / "figures").glob("*.png"))

@@ -1,0 +1,255 @@
+"""Every engine, for real: promise 2, resuming to the bit, and checkpoints from any engine to any other.
+
+Processes are started once for each number of ranks (by a launch file that makes a group of processes of one,
+too) and run the engines in turn; that each launch file starts its own is seen at the end.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from test_dim_on_ranks import COMPLETE
+from test_ranks import KEEP, STEPS, WORLDS, distance, launch, recipe
+
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+EXACT = ("ddp", "fsdp2")  # ZeRO keeps a master copy in float32, also of float64
+VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
+# A momentum encoder that follows fast, so that one left behind by an engine is seen in the losses.
+CONTRAST = (
+    "kind: moco, momentum: 0.5, symmetric: true, shuffle: 2, queue: {keys: 512}, head: {units: 16, width: 8}"
+)
+MOCO = [f"data.views=[{VIEW}, {VIEW}]", f"objective={{{CONTRAST}}}", "optimizer.clip=0.5"]
+HYBRID = [
+    f"data.views=[{VIEW}, {VIEW}]",
+    f"objective={{kind: hybrid, omega: 0.1, contrast: {{{CONTRAST}}}}}",
+    "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, "
+    "latent: 4, layout: pooled}",
+    "optimizer={kind: adamw, lr: 1e-3, weight_decay: 0.1, decay_norms: false, clip: 0.5}",  # two groups
+]
+OBJECTIVES = {"complete": COMPLETE, "moco": MOCO, "hybrid": HYBRID}  # overrides of `recipe`
+PAIRED = "hybrid"  # of which checkpoints go from every engine to every other
+
+
+def options(objective: str, data: Path, precision: str = "float32") -> list[str]:
+    """A recipe; where a whole section is given, nothing of the base's section stays."""
+    chosen = OBJECTIVES[objective]
+    whole = tuple(word.split("=")[0] + "." for word in chosen if "={" in word)
+    return [word for word in recipe(data, precision) if not word.startswith(whole)] + chosen
+
+
+def engines(world: int) -> list[str]:
+    return ["single process" if engine == "ddp" and world == 1 else engine for engine in ENGINES]
+
+
+# ---- on two ranks, a few steps -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, digits):
+    """The folder, and on 2 ranks: each engine resumed, and started from the checkpoint of the one before."""
+    folder = tmp_path_factory.mktemp("short")
+    words = options("hybrid", digits.root)
+    jobs = [
+        {"name": engine, "engine": engine, "recipe": words, "do": ["free"], "steps": 3, "keep": [2]}
+        for engine in ENGINES
+    ]
+    jobs += [
+        {
+            "name": f"after {engine}",
+            "engine": engine,
+            "recipe": words,
+            "do": ["one_step"],
+            "from": [ENGINES[number - 1]],
+            "at": [2],
+        }
+        for number, engine in enumerate(ENGINES)
+    ]
+    jobs += [
+        {"name": f"resume {engine}", "engine": engine, "recipe": words, "do": ["resume"], "steps": 2}
+        for engine in ENGINES[1:]
+    ]
+    return launch(folder, 2, jobs)
+
+
+def test_all_engines_take_the_same_steps(short):
+    for engine in ENGINES[1:]:
+        assert short[engine]["engine"] == engine
+        assert short[engine]["ids"] == short["ddp"]["ids"]
+        assert short[engine]["losses"] == pytest.approx(short["ddp"]["losses"], abs=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_goes_on_from_the_checkpoint_of_another(short, engine):
+    before, found = ENGINES[ENGINES.index(engine) - 1], short[f"after {engine}"]
+    assert found["restored"] == [[], []]
+    assert found["one step"][f"{before} 2"] == pytest.approx(short[before]["losses"][2], abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_every_engine_resumes_bit_for_bit(short, engine):
+    assert short[f"resume {engine}"]["tensors"] > 50
+    assert short[f"resume {engine}"]["different"] == [[], []]
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory, digits):
+    """On 2 ranks, each engine with and without accumulation, and in bf16."""
+    plain = options("complete", digits.root)
+    recipes = {
+        "plain": plain,
+        "accumulated": [*plain, "accumulate=2"],
+        "float32": options("hybrid", digits.root),
+        "bf16": options("hybrid", digits.root, "bf16"),
+    }
+    jobs = [
+        {"name": f"{name} {engine}", "engine": engine, "recipe": words, "do": ["free"], "steps": 3}
+        for name, words in recipes.items()
+        for engine in ENGINES
+    ]
+    return launch(tmp_path_factory.mktemp("variants"), 2, jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_accumulation_and_bf16_under_every_engine(variants, engine):
+    losses = {name: variants[f"{name} {engine}"]["losses"] for name in ("plain", "accumulated", "bf16")}
+    assert losses["accumulated"] == pytest.approx(losses["plain"], abs=1e-3)
+    assert losses["bf16"] == pytest.approx(variants["bf16 ddp"]["losses"], rel=1e-3)
+    assert losses["bf16"][0] == pytest.approx(variants["float32 ddp"]["losses"][0], rel=0.02)
+    assert losses["bf16"][0] != variants["float32 ddp"]["losses"][0]
+
+
+# ---- promise 2 -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def promise(request, tmp_path_factory, digits):
+    """An objective under every engine on 1, 2 and 4 ranks: (a) float64, (b) one step, (c) free."""
+    folder = tmp_path_factory.mktemp("promise")
+    wide, single = (options(request.param, digits.root, p) for p in ("float64", "float32"))
+    kept = [{"name": "kept", "recipe": single, "do": ["free"], "steps": STEPS, "keep": KEEP}]
+    found = {0: launch(folder, 1, kept)}
+    for world in WORLDS:
+        jobs = []
+        for engine in engines(world):
+            job = {"engine": engine, "recipe": single}
+            jobs.append(
+                job | {"name": f"one step {engine}", "do": ["one_step"], "from": ["kept"], "at": KEEP}
+            )
+            jobs.append(job | {"name": f"float32 {engine}", "do": ["free"], "steps": STEPS})
+            if engine in (*EXACT, "single process"):
+                job = {"engine": engine, "recipe": wide}
+                jobs.append(job | {"name": f"float64 {engine}", "do": ["free"], "steps": STEPS})
+        found[world] = launch(folder, world, jobs, file="fsdp2")
+    return folder, found
+
+
+@pytest.mark.slow
+def test_float64_losses_are_equal_on_any_ranks(promise):
+    _, found = promise
+    reference = found[1]["float64 single process"]["losses"]
+    assert len(reference) == STEPS
+    assert abs(reference[-1] - reference[0]) > 0.1  # it moves: the comparison is of something
+    for world in WORLDS:
+        for engine in set(engines(world)) & {*EXACT, "single process"}:
+            assert found[world][f"float64 {engine}"]["losses"] == pytest.approx(reference, abs=1e-9, rel=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_float32_one_step_from_the_same_state(promise, world, engine):
+    folder, found = promise
+    engine = engines(world)[ENGINES.index(engine)]
+    taken = found[world][f"one step {engine}"]
+    assert taken["restored"] == [[]] * world
+    for step in KEEP:
+        losses = [
+            found[1]["one step single process"]["one step"][f"kept {step}"],
+            taken["one step"][f"kept {step}"],
+        ]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+        files = [
+            f"gradient one step single process 1 kept {step}",
+            f"gradient one step {engine} {world} kept {step}",
+        ]
+        gradients = [load_file(folder / f"{file}.safetensors")["gradient"] for file in files]
+        assert distance(*gradients) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_float32_free_runs_see_the_same_samples(promise, world, engine):
+    _, found = promise
+    taken = found[world][f"float32 {engines(world)[ENGINES.index(engine)]}"]
+    reference = found[1]["float32 single process"]
+    assert taken["losses"] == pytest.approx(reference["losses"], abs=1e-2)
+    for step, (ids, positions) in enumerate(reference["ids"][0]):
+        ranks = [rank[step] for rank in taken["ids"]]
+        for view in range(len(ids)):
+            seen = zip(joined(ranks, 1, view), joined(ranks, 0, view), strict=True)
+            # key views may be shuffled otherwise on other ranks
+            assert sorted(seen) == sorted(zip(positions[view], ids[view], strict=True))
+
+
+def joined(ranks: list, what: int, view: int) -> list[int]:
+    """Ids (0) or positions (1) of a view, of all ranks in a row."""
+    return [number for rank in ranks for number in rank[what][view]]
+
+
+# ---- checkpoints from any engine to any other ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, digits):
+    """On 2 ranks every engine saves; on 1, 2 and 4 every engine takes a step from each of those."""
+    folder = tmp_path_factory.mktemp("pairs")
+    words = options(PAIRED, digits.root)
+    writing = [
+        {"name": engine, "engine": engine, "recipe": words, "do": ["free"], "steps": 3, "keep": [2]}
+        for engine in ENGINES
+    ]
+    found = {"written": launch(folder, 2, writing)}
+    for world in WORLDS:
+        jobs = [
+            {
+                "name": engine,
+                "engine": engine,
+                "recipe": words,
+                "do": ["one_step"],
+                "from": ENGINES,
+                "at": [2],
+            }
+            for engine in engines(world)
+        ]
+        found[world] = launch(
+            folder, world, [job | {"name": f"to {job['name']}"} for job in jobs], file="fsdp2"
+        )
+    return folder, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("source", ENGINES)
+def test_a_checkpoint_of_any_engine_is_read_by_any_other(pairs, source, engine, world):
+    folder, found = pairs
+    engine = engines(world)[ENGINES.index(engine)]
+    taken = found[world][f"to {engine}"]
+    assert not [name for rank in taken["restored"] for name in rank if name.startswith(f"{source} ")]
+    assert taken["one step"][f"{source} 2"] == pytest.approx(found["written"][source]["losses"][2], abs=1e-6)
+    files = [f"gradient to {name} {ranks} {source} 2" for name, ranks in ((source, 2), (engine, world))]
+    assert distance(*(load_file(folder / f"{file}.safetensors")["gradient"] for file in files)) < 1e-5
+
+
+# ---- the launch files ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ENGINES)
+def test_a_launch_file_starts_its_own_engine(tmp_path, digits, file):
+    jobs = [{"name": "run", "recipe": recipe(digits.root, "float32"), "do": ["free"], "steps": 1}]
+    assert launch(tmp_path, 2, jobs, file=file)["run"]["engine"] == file
+    assert json.loads((tmp_path / f"jobs-{file}-2.json").read_text()) == jobs
