@@ -1,8 +1,12 @@
-"""Data sets for the benchmarks: random pictures, where no real ones are at hand, and any number of images."""
+"""Data sets for the benchmarks: random pictures, where no real ones are at hand, and any number of images.
+
+`drawn_pictures.py FOLDER COUNT` makes FOLDER/shards of so many drawn photographs.
+"""
 
 import hashlib
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +30,10 @@ def cifar10(folder: Path) -> Dataset:
     return make("cifar10", folder / "shards", source, images_per_shard=500, progress=False)
 
 
-def photographs(folder: Path) -> Dataset:
+def photographs(folder: Path, count: int = 100) -> Dataset:
     """JPEGs of the sizes of ImageNet's (500 x 375 px and about) and a little more than their bytes."""
     random = np.random.default_rng(0)
-    for i in range(100):
+    for i in range(count):
         height, width = (375, 500) if i % 4 else (500, 375)
         noise = random.normal(0, 12, (height, width, 1))
         pixels = smooth(random.integers(0, 256, (12, 16, 3), dtype=np.uint8), height, width) + noise
@@ -61,3 +65,7 @@ def links(root: Path, shards: int, images_per_shard: int) -> None:
     half = (0.5, 0.5, 0.5)
     made = Dataset(root, "folder", ("one",), half, half, images_per_shard, splits, (), fingerprint(splits))
     (root / "dataset.json").write_text(describe(made))
+
+
+if __name__ == "__main__":
+    photographs(Path(sys.argv[1]), int(sys.argv[2]))

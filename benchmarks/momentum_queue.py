@@ -1,12 +1,13 @@
 """The sharded momentum queue against a replicated one: time of a step, memory of the queue, peak of the loss.
 
-    python benchmarks/momentum_queue.py
+    python benchmarks/momentum_queue.py [--device cuda]
 
 The replicated queue is that of facebookresearch/moco (moco/builder.py): every rank holds all keys, clones
 them for the product, makes all logits, lets autograd do the rest and gathers the new keys. A step is the
 loss, its backward pass and the enqueue; encoders are left out. The two take turns in the same processes, each
 step timed by itself, and medians are compared. Memory is the highest that the process held during one step,
 beyond what it held before, in a process of its own for each. The processes share the machine's cores evenly.
+On a GPU there is one process, and memory is what torch's allocator has given out.
 """
 
 import argparse
@@ -38,15 +39,15 @@ WIDTH, TAU, LONG = 128, 0.2, 4_194_304
 class Replicated:
     """The queue [D, K] of MoCo, whole on every rank."""
 
-    def __init__(self, keys: int, batch: int):
-        self.queue, self.batch = F.normalize(torch.randn(WIDTH, keys), dim=0), batch
+    def __init__(self, keys: int, batch: int, device: str):
+        self.queue, self.batch = F.normalize(torch.randn(WIDTH, keys, device=device), dim=0), batch
 
     def step(self, q: Tensor, k: Tensor, number: int) -> Tensor:
         positive = torch.einsum("nc,nc->n", q, k)[:, None]
         negative = torch.einsum("nc,ck->nk", q, self.queue.clone().detach())
         logits = torch.cat([positive, negative], dim=1)
         logits /= TAU
-        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=q.device))
         loss.backward()
         place = number * self.batch % self.queue.shape[1]
         self.queue[:, place : place + self.batch] = collectives.gather(k).T
@@ -59,9 +60,10 @@ class Replicated:
 class Sharded:
     """Ours."""
 
-    def __init__(self, keys: int, batch: int):
+    def __init__(self, keys: int, batch: int, device: str):
         self.queue = MomentumQueue(keys, WIDTH, batch)
         self.queue.shared_rows()  # so that memory is there before a step is measured
+        self.queue.shard = self.queue.shard.to(device)
 
     def step(self, q: Tensor, k: Tensor, number: int) -> Tensor:
         rest = self.queue.log_sum_exp(q, TAU, number)
@@ -77,21 +79,21 @@ class Sharded:
 KINDS = {"replicated": Replicated, "sharded": Sharded}
 
 
-def pair(batch: int, number: int) -> tuple[Tensor, Tensor]:
+def pair(batch: int, number: int, device: str) -> tuple[Tensor, Tensor]:
     """This rank's queries and keys, at unit length, as an encoder would give them."""
     draws = torch.Generator().manual_seed(number)
     both = F.normalize(torch.randn(2, batch, WIDTH, generator=draws), dim=2)
-    q, k = both.chunk(collectives.world(), dim=1)[collectives.rank()]
+    q, k = both.chunk(collectives.world(), dim=1)[collectives.rank()].to(device)
     return q.clone().requires_grad_(), k.clone()
 
 
 def times(options: argparse.Namespace) -> dict:
     """Medians of seconds by kind, in turns, the slowest rank's; and bytes of the queue."""
-    queues = {name: kind(options.keys, options.batch) for name, kind in KINDS.items()}
+    queues = {name: kind(options.keys, options.batch, options.device) for name, kind in KINDS.items()}
     seconds = {name: [] for name in KINDS}
     for number in range(options.repeats + 2):
         for name, queue in queues.items():
-            q, k = pair(options.batch, number)
+            q, k = pair(options.batch, number, options.device)
             barrier()
             began = time.perf_counter()
             queue.step(q, k, number)
@@ -103,22 +105,22 @@ def times(options: argparse.Namespace) -> dict:
 
 def memory(options: argparse.Namespace) -> dict:
     """Bytes that a step adds at its peak, and the highest that the process has held."""
-    small = KINDS[options.kind](options.batch, options.batch)
-    small.step(*pair(options.batch, 0), 0)  # loads what torch loads late
+    device = options.device
+    small = KINDS[options.kind](options.batch, options.batch, device)
+    small.step(*pair(options.batch, 0, device), 0)  # loads what torch loads late
+    barrier()
     began = time.perf_counter()
-    queue = KINDS[options.kind](options.keys, options.batch)
-    made, q_k = time.perf_counter() - began, pair(options.batch, 1)
-    highest = status("VmHWM")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest begins anew
-    before, began = status("VmRSS"), time.perf_counter()
+    queue = KINDS[options.kind](options.keys, options.batch, device)
+    barrier()
+    made, q_k = time.perf_counter() - began, pair(options.batch, 1, device)
+    now, peak, forget_peak = MEMORY[device]
+    highest = peak()
+    forget_peak()
+    before, began = now(), time.perf_counter()
     queue.step(*q_k, 1)
-    peak = status("VmHWM")
-    return {
-        "extra": peak - before,
-        "highest": max(peak, highest),
-        "made": made,
-        "step": time.perf_counter() - began,
-    }
+    barrier()
+    step, top = time.perf_counter() - began, peak()
+    return {"extra": top - before, "highest": max(top, highest), "made": made, "step": step}
 
 
 def status(name: str) -> int:
@@ -126,7 +128,24 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+# Bytes held now, the most so far, and what lets the most begin anew.
+MEMORY = {
+    "cpu": (
+        lambda: status("VmRSS"),
+        lambda: status("VmHWM"),
+        lambda: Path("/proc/self/clear_refs").write_text("5"),
+    ),
+    "cuda": (
+        torch.cuda.memory_allocated,
+        torch.cuda.max_memory_allocated,
+        torch.cuda.reset_peak_memory_stats,
+    ),
+}
+
+
 def barrier() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     if collectives.world() > 1:
         torch.distributed.barrier()
 
@@ -165,23 +184,33 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=65_536)
     parser.add_argument("--batch", type=int, default=256, help="global batch")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--long", type=int, default=LONG, help="keys of the last measurement; 0: none")
+    parser.add_argument("--device", choices=MEMORY, default="cpu")
     parser.add_argument("--asked", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.asked:
         return on_rank(argparse.Namespace(**json.loads(options.asked)))
 
-    runs = path(torch.device("cpu"), torch.float32, WIDTH)
+    device = torch.device(options.device)
+    worlds = ((1, 3), (2, 2)) if device.type == "cpu" else ((1, 3),)
+    runs = f"{device.type}, {path(device, torch.float32, WIDTH)}"
     print(f"K = {options.keys:,}, D = {WIDTH}, global batch {options.batch}, float32; {runs}\n")
     print("| processes | | replicated | sharded | ratio | bar |\n|---|---|---:|---:|---:|---|")
-    for world, bar in ((1, 3), (2, 2)):
+    for world, bar in worlds:
         found = on_ranks("times", world, options)
         row(world, "ms a step", *(found[kind] * 1e3 for kind in KINDS), f"at least {bar}")
         row(world, "MB of queue a rank", *(found[f"{kind} bytes"] / 1e6 for kind in KINDS), f"{world}")
         peaks = {kind: on_ranks("memory", world, options, kind=kind)["extra"] / 1e6 for kind in KINDS}
         row(world, "MB more at the loss's peak", *peaks.values(), "at least 5")
-    found = on_ranks("memory", 2, options, kind="sharded", keys=LONG)
-    print(f"\nK = {LONG:,} on 2 processes: at most {found['highest'] / 1e9:.2f} GB a rank (bar: 3), of which")
-    print(f"{LONG * WIDTH * 2 / 1e9:.2f} of queue; its first keys in {found['made']:.1f} s, ", end="")
+    if not options.long:
+        return
+    found = on_ranks("memory", world, options, kind="sharded", keys=options.long)
+    print(f"\nK = {options.long:,} on {world} process{'es' * (world > 1)}: ", end="")
+    print(f"at most {found['highest'] / 1e9:.2f} GB a rank (bar on 2: 3), of which")
+    print(
+        f"{options.long * WIDTH * 4 / world / 1e9:.2f} of queue; its first keys in {found['made']:.1f} s, ",
+        end="",
+    )
     print(f"a step in {found['step']:.1f} s")
 
 

@@ -27,9 +27,7 @@ def test_minutes_are_those_of_training_up_to_each_accuracy(tmp_path):
     for images, accuracy in ((600, 0.2), (2400, 0.3), (3000, 0.4)):
         journal.metrics({"knn/y/online": accuracy}, images)
     journal.close()
-    assert curve(tmp_path / "journal.jsonl") == pytest.approx(
-        [(600, 1.0, 0.2), (2400, 4.0, 0.3), (3000, 6.0, 0.4)]
-    )
+    assert curve(tmp_path / "journal.jsonl") == [(600, 1.0, 0.2), (2400, 4.0, 0.3), (3000, 6.0, 0.4)]
 
 
 def test_each_recipe_takes_the_words_behind_it():
