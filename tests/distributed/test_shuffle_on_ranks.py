@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_ranks import WORLDS, launch, recipe
 
+pytestmark = pytest.mark.slow
 STEPS = 8
 VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
 SPANNING = [  # a block is the whole batch: of 2 and 4 ranks each makes keys of all others' images

@@ -4,6 +4,8 @@
 #   cluster.sh run                 # in the foreground: ends with TERM, or with its parent
 #   cluster.sh wait                # until all nodes are idle
 #   cluster.sh exec CMD...         # run sbatch, squeue, scontrol, ... on the head node
+#   cluster.sh crash n2            # SIGKILL to everything that runs on a node; its network stays
+#   cluster.sh revive n2           # start its slurmd again
 #
 # By hand: `CLUSTER_DIR=/tmp/c tests/slurm/cluster.sh run &`, then `CLUSTER_DIR=/tmp/c tests/slurm/cluster.sh exec sinfo`.
 # Settings come from the environment: CLUSTER_DIR NODES CPUS MEM_MB GPUS KILL_WAIT GRACE_TIME CRED_EXPIRE (below).
@@ -125,6 +127,7 @@ private_files() {      # in a new mount namespace
   ip link set lo up
 }
 
+daemon() { exec slurmd -D -N "$1" -f "$SLURM_CONF"; }
 reap() { while :; do sleep 5 & wait $! || true; done; }     # what a PID 1 has to do
 
 head_main() {          # PID 1 of the head
@@ -165,7 +168,7 @@ node_main() {          # PID 1 of a node
   ip addr add "$(addr "$n")/24" dev eth0
   ip link set eth0 up
   mkdir -p "$CLUSTER_DIR/spool/$n"
-  slurmd -D -N "$n" -f "$SLURM_CONF" &
+  daemon "$n" &
   reap
 }
 
@@ -192,7 +195,11 @@ case $cmd in
     [[ -e $RUN/booted ]] || die "the head did not boot; see $LOG"
     wait_for "n[1-$NODES]" ;;
   exec) on_head "$@" ;;
+  crash) on_head "$SELF" __on_node "$1" bash -c 'kill -KILL -1' ;;
+  revive) on_head "$SELF" __on_node "$1" setsid --fork "$SELF" __daemon "$1" > "$LOG/$1.out" 2>&1 ;;
+  __on_node) n=$1; shift; nsenter -t "$(init_of "$(<"$RUN/$n.pid")")" "${NS[@]}" --wdns="$PWD" -- "$@" ;;
+  __daemon) daemon "$1" ;;
   __head) head_main ;;
   __node) node_main "$1" ;;
-  *) sed -n '2,7p' "$SELF"; exit 2 ;;
+  *) sed -n '2,9p' "$SELF"; exit 2 ;;
 esac

@@ -73,7 +73,10 @@ def test_accelerate_takes_the_launch_files(path):
     config = load_config_from_file(str(path))  # raises on a key that it does not know
     assert (config.num_machines, config.mixed_precision) == (1, "no")
     # with `use_cpu`, or as MULTI_CPU, accelerate 1.15 starts one process for any --num_processes, or warns
-    assert str(config.distributed_type.value) == {"ddp": "MULTI_GPU", "cpu": "NO"}[path.stem]
+    types = {"ddp": "MULTI_GPU", "cpu": "NO", "fsdp2": "FSDP"}
+    assert str(config.distributed_type.value) == types.get(path.stem, "DEEPSPEED")
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
     assert not config.use_cpu
 
 

@@ -223,7 +223,13 @@ SMALLER = {  # networks of the recipe's kind that a test can afford
     "dim": [],
     "dim_alexnet": ["encoder.channels=[8, 8, 8, 8, 8]", "encoder.fc=32"],
     "resnet": ["encoder.width=16", "data.size=64"],  # of 8 channels oneDNN's backward pass ends the process
-    "nvae": ["encoder.width=8", "encoder.tower=1", "encoder.decoder_tower=1", "encoder.expansion=1"],
+    "nvae": [
+        "data.size=32",
+        "encoder.width=16",
+        "encoder.tower=1",
+        "encoder.decoder_tower=1",
+        "encoder.expansion=1",
+    ],
 }
 SMALLER_OBJECTIVES = {
     "dim": ["objective.critic.units=128"],

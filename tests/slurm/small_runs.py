@@ -1,0 +1,37 @@
+"""A small training as a job, and what its folder says of it."""
+
+import json
+from pathlib import Path
+
+TINY = ["data.size=16", "encoder.channels=[8, 16]", "encoder.fc=32", "objective.critic.units=32"]
+SHORT = ["log.every=128", "save.every=25600", "evaluate.every=0", "evaluate.at_end=false"]
+
+
+def arguments(folder: Path) -> list[str]:
+    """Of a small training on the embedded digits that leaves everything in this folder."""
+    places = [f"outputs={folder}/outputs", f"data.root={folder}/digits", "tracking.uri=none"]
+    return ["recipe=quickstart", *places, *TINY, *SHORT]
+
+
+def journal(run: Path, kind: str) -> list[dict]:
+    """The journal's records of a kind, but a last line that is being written."""
+    path = run / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for record in records if record["kind"] == kind]
+
+
+def is_training(run: Path) -> bool:
+    return any(record["images"] >= 256 for record in journal(run, "metric"))
+
+
+def continued_once(run: Path, job) -> None:
+    """The job was stopped, came back by itself, continued from the checkpoint it had saved, and finished."""
+    assert job.end() == "COMPLETED", job.text
+    assert job.told("Restarts") == "1", job.text
+    assert "stopped at a checkpoint, requeued" in job.text
+    assert "User defined signal" not in job.text, job.text  # what srun says of a launcher that it has ended
+    (resumed,) = journal(run, "resumed")
+    assert resumed["images"] > 0
+    assert (run / "done").exists()
+    assert not (run / "stopped").exists()

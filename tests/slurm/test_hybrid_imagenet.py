@@ -1,0 +1,128 @@
+"""slurm/hybrid_imagenet.sh over two nodes, against real daemons: runs, is stopped, loses a node, refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from small_runs import arguments, continued_once, is_training, journal
+
+SMALL = ["--cpus-per-task=2"]
+ONE_A_NODE = [*SMALL, "--gpus-per-node=1"]  # pretended: the processes see none and train on CPU
+TWO_A_NODE = [*SMALL, "--gpus-per-node=0", "--export=ALL,PROCS_PER_NODE=2"]
+LENGTH = "images=6400"
+
+
+@pytest.fixture
+def start(submit):
+    return lambda *words: submit(*words, script="hybrid_imagenet.sh")
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "outputs" / "quickstart"
+
+
+def world(run: Path) -> tuple[int, str]:
+    said = json.loads((run / "world.json").read_text())
+    return said["processes"], said["engine"]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The exported encoder, to be compared bit by bit; the file also holds where the run lies."""
+    tensors = load_file(run / "export" / "encoder.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, tmp_path_factory) -> dict[str, bytes]:
+    """The encoder of a run on two nodes that nothing befell."""
+    from conftest import Job
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = Job(slurm, folder, "hybrid_imagenet.sh", *ONE_A_NODE, LENGTH, *arguments(folder))
+    assert job.end() == "COMPLETED", job.text
+    assert job.told("Restarts") == "0"
+    assert job.told("NumNodes") == "2"
+    run = folder / "outputs" / "quickstart"
+    assert world(run) == (2, "ddp")
+    assert not journal(run, "resumed")
+    return weights(run)
+
+
+def test_signal_before_the_time_limit(slurm, start, training, run, undisturbed):
+    """The signal is what slurmctld sends before the limit, without the wait for it; the result is equal."""
+    job = start(*ONE_A_NODE, LENGTH, *training)
+    job.until(lambda: is_training(run))
+    slurm("scancel", "--signal=USR1", job.id)
+    continued_once(run, job)
+    assert world(run) == (2, "ddp")
+    assert weights(run) == undisturbed
+
+
+def test_preemption_of_two_processes_on_each_node(slurm, start, training, run):
+    """All are sent TERM; a job that wants their nodes goes first."""
+    job = start(*TWO_A_NODE, "images=10240", *training, "groups.norm=32")
+    job.until(lambda: is_training(run))
+    assert world(run) == (4, "ddp")
+    slurm("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    continued_once(run, job)
+
+
+def test_a_lost_node(slurm, start, training, run, undisturbed):
+    """Everything on the second node is killed, as where it loses power: Slurm starts the job again, once."""
+    job = start(*ONE_A_NODE, LENGTH, *training, "save.every=1024")
+    job.until(lambda: is_training(run) and list((run / "checkpoints").glob("images-*")))
+    slurm("n2", cluster=("crash",))
+    try:
+        slurm("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")  # or after its SlurmdTimeout
+        job.until(lambda: job.told("Restarts") == "1")
+    finally:
+        slurm("n2", cluster=("revive",))
+        slurm("scontrol", "update", "NodeName=n2", "State=RESUME")
+    assert job.end() == "COMPLETED", job.text
+    assert job.told("Restarts") == "1"
+    (resumed,) = journal(run, "resumed")
+    assert resumed["images"] > 0
+    assert weights(run) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["recipe=quickstrat"],
+            "error: command line: unknown recipe 'quickstrat'; did you mean 'quickstart'?",
+        ),
+        (
+            ["recipe=quickstart", "--export=ALL,ENGINE=zero9"],
+            "error: ENGINE=zero9: no recipes/launch/zero9.yaml",
+        ),
+        (["recipe=quickstart", "--nodes=1"], "error: one process in all: ask for more --nodes"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, said, tmp_path):
+    job = start(*ONE_A_NODE, *words, f"outputs={tmp_path}/outputs")
+    assert job.end() == "FAILED"
+    assert job.told("ExitCode") == "2:0"
+    assert job.told("Restarts") == "0"
+    (line,) = job.text.splitlines()
+    assert line.startswith(said)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_training_that_fails_is_not_started_again(start, training, run):
+    """Ranks, batch and groups do not fit together: known only when all ranks are there."""
+    job = start(*ONE_A_NODE, "batch=192", "groups.norm=64", *training)
+    assert job.end() == "FAILED"
+    assert job.told("Restarts") == "0"
+    assert "error: batch=192" in job.text
+    assert re.search(rf"failed with status \d+: {run}\n", job.text)  # 1, or 143 of a launcher that srun ended
+    assert not run.exists()
+
+
+def test_the_recipe_is_hybrid_imagenet_where_none_is_named(slurm):
+    slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", "slurm/hybrid_imagenet.sh")
+    text = (Path(__file__).parents[2] / "slurm" / "hybrid_imagenet.sh").read_text()
+    assert 'set -- recipe=hybrid_imagenet "$@"' in text
