@@ -20,7 +20,7 @@ from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
 from trainer.recipe import Pretrain
-from trainer.recipe_objectives import Contrast, MocoObjective, contrastive
+from trainer.recipe_objectives import Contrast, MocoObjective, contrast_key, contrastive
 
 ENCODERS = {
     "dim": DimEncoder,
@@ -30,6 +30,7 @@ ENCODERS = {
     "resnet": ResNet,
     "nvae": NvaeEncoder,
 }
+CLEAN = ": with reconstruct=clean the last is the clean one, an empty section"
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
 
@@ -56,11 +57,12 @@ def build_objective(recipe: Pretrain) -> nn.Module:
         else:
             objective = build_contrast(recipe, options, encoder)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        text = str(error).replace("objective.queue.", f"{contrast_key(options)}queue.")
+        raise UserError(text) from None
     if len(recipe.data.views) != objective.VIEWS:
         raise UserError(
             f"data.views describes {len(recipe.data.views)} views; objective.kind={recipe.objective.kind} "
-            f"reads {objective.VIEWS}"
+            f"reads {objective.VIEWS}" + CLEAN * (getattr(options, "reconstruct", "view") == "clean")
         )
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
 
@@ -106,14 +108,15 @@ def check_shares(recipe: Pretrain, world: int) -> None:
     Raises:
         UserError: naming what works.
     """
-    check_division(recipe.batch, world, recipe.accumulate, group_unit(recipe), "groups")
     if shuffle := key_shuffle(recipe):
         block = shuffle.group * shuffle.groups
-        what = f"objective.shuffle={shuffle.groups} groups of groups.norm={shuffle.group}"
+        key = f"{contrast_key(recipe.objective)}shuffle"
+        what = f"{key}={shuffle.groups} groups of groups.norm={shuffle.group}"
         check_division(recipe.batch, 1, 1, block, what)
         if recipe.accumulate > 1 or contrastive(recipe.objective).symmetric:
             # Micro-batches of other ranks are not there to travel from; nor is the first view a key as well.
             check_division(recipe.batch, world, recipe.accumulate, block, what)
+    check_division(recipe.batch, world, recipe.accumulate, group_unit(recipe), "groups")
 
 
 def negatives(recipe: Pretrain) -> int | None:

@@ -28,8 +28,10 @@ def main(arguments: list[str]) -> int:
     if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:
         raise UserError(f"{unknown[0]}: expected at most one of {', '.join(QUESTIONS)}")
     if asked == ["--list"]:
-        for listed in recipe_loading.listing():
-            print(f"{listed.name:<20} {listed.task:<9} {listed.description}")
+        found = list(recipe_loading.listing())
+        width = max(len(listed.name) for listed in found)
+        for listed in found:
+            print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
     loaded = recipe_loading.load(arguments)
     if asked == ["--print"]:

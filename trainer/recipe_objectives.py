@@ -160,3 +160,8 @@ def contrastive(objective) -> DimObjective | MocoObjective | None:
     if isinstance(objective, HybridObjective):
         return objective.contrast
     return None if isinstance(objective, AutoencoderObjective) else objective
+
+
+def contrast_key(objective) -> str:
+    """Where in a recipe the keys of the contrastive part stand, for messages."""
+    return "objective.contrast." if isinstance(objective, HybridObjective) else "objective."

@@ -173,7 +173,8 @@ def test_float32_one_step_from_the_same_state(promise, world, engine):
             found[1]["one step single process"]["one step"][f"kept {step}"],
             taken["one step"][f"kept {step}"],
         ]
-        assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+        # Relative above 1: the hybrid's loss is about 20, where float32's own steps are 2e-6.
+        assert losses[1] == pytest.approx(losses[0], abs=1e-6, rel=1e-6)
         files = [
             f"gradient one step single process 1 kept {step}",
             f"gradient one step {engine} {world} kept {step}",

@@ -95,8 +95,24 @@ def test_mocos_checkpoint_becomes_an_encoder(tmp_path, depth):
     assert torch.equal(loaded(images)["y"], expected)
 
 
+def test_networks_of_other_layers_are_refused_and_nothing_is_written(tmp_path):
+    plain = dict(encoder(18, "encoder.width=8").state_dict())
+    lacking = {name: tensor for name, tensor in plain.items() if name != "layer2.1.bn1.running_mean"}
+    wide = plain | {"layer1.0.conv1.weight": torch.zeros(9, 8, 3, 3)}
+    for weights in (lacking, wide, plain | {"layer1.0.se.weight": torch.zeros(3)}):
+        torch.save(weights, tmp_path / "other.pt")
+        with pytest.raises(UserError, match=r"no plain ResNet-18: 1 tensors") as refused:
+            foreign.convert(tmp_path / "other.pt", tmp_path / "e.safetensors")
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "e.safetensors").exists()
+    torch.save({name: tensor.half() for name, tensor in plain.items()}, tmp_path / "half.pt")
+    foreign.convert(tmp_path / "half.pt", tmp_path / "e.safetensors")
+    loaded = assembly.load_encoder(tmp_path / "e.safetensors")
+    assert loaded(torch.randn(1, 3, 64, 64))["y"].dtype == torch.float32
+
+
 def test_other_files_are_one_line(tmp_path):
-    (tmp_path / "text").write_text("no weights")
+    (tmp_path / "text").write_text("hello world")
     torch.save({"state_dict": {"visual.conv1": torch.zeros(1)}}, tmp_path / "other.pt")
     (tmp_path / "code.pt").write_bytes(pickle.dumps({"state_dict": subprocess.run}))
     for name in ("text", "other.pt", "code.pt", "missing"):

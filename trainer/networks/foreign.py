@@ -7,7 +7,6 @@ out) and plain weights with torchvision's names, and writes what `trainer.assemb
 """
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from data_pipelines.errors import UserError
 from data_pipelines.spec import Normalize
+from trainer import assembly
 from trainer.runtime import checkpoint
 
 QUERY = "module.encoder_q."
@@ -33,9 +33,13 @@ def read(path: Path | str) -> dict[str, Tensor]:
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        why = str(error).split("\n")[0]
-        raise UserError(f"{path}: no weights can be read ({why}); expected a file of torch.save") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception:  # whatever the bytes of another file make the unpickler stumble over
+        raise UserError(
+            f"{path}: no weights can be read; expected a file of torch.save that holds tensors alone, such as "
+            "a state_dict"
+        ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     if any(name.startswith(QUERY) for name in tensors):
@@ -78,16 +82,29 @@ def convert(source: str, target: str, size: int = 224) -> None:
     """Writes the network of `source` as an exported encoder, for images normalised as ImageNet's are.
 
     Raises:
-        UserError: it cannot be read or written.
+        UserError: it cannot be read or written, or is of other layers than ours.
     """
-    weights = read(source)
+    weights = {n: tensor for n, tensor in read(source).items() if not n.endswith("num_batches_tracked")}
+    found = options(weights, size)
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in assembly.build_encoder(found).state_dict().items()}
+    apart = {name for name in wanted.keys() | weights.keys() if wanted.get(name) != _shape(weights, name)}
+    if apart:
+        raise UserError(
+            f"{source}: no plain ResNet-{found['depth']}: {len(apart)} tensors are missing, new or of another "
+            f"shape, the first {min(apart)}; wide ResNets, ResNeXts and others with such names are not read"
+        )
+    weights = {name: tensor.float() for name, tensor in weights.items()}
     metadata = {
-        "encoder": json.dumps(options(weights, size)),
+        "encoder": json.dumps(found),
         "normalize": IMAGENET.model_dump_json(),
         "from": Path(source).name,
     }
-    weights = {n: tensor for n, tensor in weights.items() if not n.endswith("num_batches_tracked")}
     checkpoint.export(Path(target), weights, metadata)
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
 
 
 def main(words: list[str]) -> int:

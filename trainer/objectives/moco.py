@@ -71,8 +71,8 @@ class Moco(nn.Module):
             second_view = collectives.returned(key_view, batch.order, first)
             queries.append(self._query(self.encoder(second_view)))
             if batch.order is not None:
-                places = torch.from_numpy(batch.order[first : first + len(first_view)] - first)
-                first_view = first_view[places.to(first_view.device)]
+                places = batch.order[first : first + len(first_view)] - first
+                first_view = first_view[collectives.on_device(places, first_view.device)]
             keys.append(collectives.returned(self._key(first_view), batch.order, first))
         if not self.training:
             return self._of_the_batch(queries[0], keys[0])

@@ -105,7 +105,13 @@ def returned(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
         slots = slots - first
     else:
         rows = gather(rows)
-    return rows[torch.from_numpy(slots).to(rows.device)]
+    return rows[on_device(slots, rows.device)]
+
+
+def on_device(index: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on the device, without waiting for what the device has still to do."""
+    tensor = torch.from_numpy(index)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def barrier() -> None:

@@ -35,6 +35,10 @@ class Progress:
     def status(self, images: int, values: dict[str, float]) -> None:
         """New figures, as `loss -0.93  mi/local 2.31/4.16  812 img/s  wait 1%`."""
         parts = [f"loss {values['loss']:.4f}"]
+        if "contrast" in values:  # beside a loss that knows nothing: early, with old keys, both are far apart
+            parts.append(f"contrast {values['contrast']:.2f}/{values['contrast/random_guess']:.2f}")
+        if "sse" in values:
+            parts.append(f"sse {values['sse']:.2f}")
         for name, value in values.items():
             if f"{name}/ceiling" in values:
                 parts.append(f"{name} {value:.2f}/{values[f'{name}/ceiling']:.2f} nats")

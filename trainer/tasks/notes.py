@@ -7,12 +7,17 @@ import torch
 from trainer import assembly
 from trainer.momentum_queue import path
 from trainer.recipe import Pretrain
-from trainer.recipe_objectives import HybridObjective, MocoObjective, contrastive
+from trainer.recipe_objectives import HybridObjective, MocoObjective, contrast_key, contrastive
 
 
 def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device) -> Iterator[str]:
     """Lines about a run of `recipe` on `world` ranks and a split of so many images (None: not known)."""
     yield recipe.optimizer.describe_rate(recipe.batch)
+    if recipe.schedule.warmup >= recipe.images:
+        yield (
+            f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
+            "images: that learning rate is never reached"
+        )
     if isinstance(recipe.objective, HybridObjective):
         omega, alpha, sigma = recipe.objective.weighed()
         yield (
@@ -36,7 +41,8 @@ def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device
             "key is among its negatives"
         )
     if assembly.blocks_span_ranks(recipe, world):
+        key = f"{contrast_key(recipe.objective)}shuffle"
         yield (
-            f"blocks of objective.shuffle={options.shuffle} groups span ranks: the key views of other ranks' "
-            "samples are read and decoded a second time"
+            f"blocks of {key}={options.shuffle} groups span ranks: the key views of other ranks' samples are "
+            "read and decoded a second time"
         )

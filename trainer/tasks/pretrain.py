@@ -20,7 +20,7 @@ from trainer import assembly
 from trainer.optimizers import check_engine
 from trainer.recipe import Data, Pretrain
 from trainer.recipe_loading import Loaded
-from trainer.recipe_objectives import contrastive
+from trainer.recipe_objectives import contrast_key, contrastive
 from trainer.runtime import collectives
 from trainer.runtime.launch import Place
 from trainer.runtime.run import Run
@@ -114,7 +114,7 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     asked = getattr(contrastive(recipe.objective), "supervised", None)
     if asked and asked.classes != len(dataset.classes):
         raise UserError(
-            f"objective.supervised.classes={asked.classes}, but {dataset.root} has "
+            f"{contrast_key(recipe.objective)}supervised.classes={asked.classes}, but {dataset.root} has "
             f"{len(dataset.classes)} classes; give that number"
         )
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
