@@ -20,6 +20,7 @@ def command(file: str, world: int, outputs: Path, data: Path) -> str:
     """Two steps, measured after each, under a launch file; what it printed."""
     words = [
         *("recipe=quickstart", f"outputs={outputs}", f"data.root={data}", "images=256", "batch=128"),
+        "groups.norm=32",
         *("data.size=16", "encoder.channels=[8, 16]", "encoder.fc=32", "objective.critic.units=32"),
         *("save.every=128", "evaluate.every=128", "evaluate.at_end=true", "evaluate.controls=false"),
         *("evaluate.linear=null", "evaluate.mlp=null", "evaluate.online_images=128", "tracking.uri=none"),

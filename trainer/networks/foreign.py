@@ -37,8 +37,8 @@ def read(path: Path | str) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception:  # whatever the bytes of another file make the unpickler stumble over
         raise UserError(
-            f"{path}: no weights can be read; expected a file of torch.save that holds tensors alone, such as "
-            "a state_dict"
+            f"{path}: no weights can be read; expected a file of torch.save that holds tensors alone, "
+            "such as a state_dict"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
@@ -91,8 +91,8 @@ def convert(source: str, target: str, size: int = 224) -> None:
     apart = {name for name in wanted.keys() | weights.keys() if wanted.get(name) != _shape(weights, name)}
     if apart:
         raise UserError(
-            f"{source}: no plain ResNet-{found['depth']}: {len(apart)} tensors are missing, new or of another "
-            f"shape, the first {min(apart)}; wide ResNets, ResNeXts and others with such names are not read"
+            f"{source}: no plain ResNet-{found['depth']}: {len(apart)} tensors are missing, new or of "
+            f"another shape, the first {min(apart)}; wide ResNets, ResNeXts and others with such names are not read"
         )
     weights = {name: tensor.float() for name, tensor in weights.items()}
     metadata = {
