@@ -20,6 +20,8 @@ processes_per_node() {
 }
 
 # train FOLDER COMMAND...: run a launcher on every node, as one step; requeue the job if the training was stopped.
+# Where one launcher fails, all are ended. Where a node is lost, the step waits for Slurm to notice (SlurmdTimeout):
+# Slurm then requeues the job by itself.
 train() {
   local folder=$1 status=0 restarts=${SLURM_RESTART_COUNT:-0}
   shift

@@ -92,7 +92,7 @@ def convert(source: str, target: str, size: int = 224) -> None:
     if apart:
         raise UserError(
             f"{source}: no plain ResNet-{found['depth']}: {len(apart)} tensors are missing, new or of "
-            f"another shape, the first {min(apart)}; wide ResNets, ResNeXts and others with such names are not read"
+            f"another shape, the first {min(apart)}; wide ResNets and ResNeXts are not read"
         )
     weights = {name: tensor.float() for name, tensor in weights.items()}
     metadata = {

@@ -1,0 +1,53 @@
+#!/bin/bash
+# The hybrid of a contrastive and an autoencoder bound on ImageNet, over nodes: one process per GPU.
+#
+#   sbatch slurm/hybrid_imagenet.sh                                         the recipe hybrid_imagenet, 2 nodes of 8 GPUs
+#   sbatch --nodes=4 slurm/hybrid_imagenet.sh run=four optimizer.clip=1     the arguments are those of trainer/main.py
+#   ENGINE=zero2 sbatch slurm/hybrid_imagenet.sh                            of recipes/launch: ddp (default), zero1, ...
+#   PROCS_PER_NODE=2 sbatch --gpus-per-node=0 --cpus-per-task=8 slurm/hybrid_imagenet.sh recipe=...     without GPUs
+#
+# Submit it from the repository's root, on a file system that all nodes share, in the environment that the package
+# is installed in. A job that is preempted, nears its time limit or loses a node continues by itself from its newest
+# checkpoint, and so does the same command submitted again, also with another number of nodes or another engine.
+#SBATCH --job-name=hybrid_imagenet
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1             # one launcher a node; it starts one process per GPU
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=48:00:00
+#SBATCH --signal=USR1@300               # to the training, 300..360 s before the limit: keep --time well above it
+#SBATCH --requeue
+#SBATCH --open-mode=append              # a requeued job keeps its log
+#SBATCH --output=slurm-%x-%j.out        # in the root: into a folder that does not exist Slurm fails without a word
+set -euo pipefail
+
+cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}"
+if [[ ! -f slurm/common.sh ]]; then
+  echo "error: submit this job from the repository's root, not from $SLURM_SUBMIT_DIR" >&2
+  exit 2
+fi
+# shellcheck source=slurm/common.sh
+source slurm/common.sh
+
+[[ " $* " == *" recipe="* ]] || set -- recipe=hybrid_imagenet "$@"
+folder=$(run_folder "$@")
+engine=${ENGINE:-ddp}
+processes=$((SLURM_JOB_NUM_NODES * $(processes_per_node)))
+if [[ ! -f recipes/launch/$engine.yaml ]]; then
+  echo "error: ENGINE=$engine: no recipes/launch/$engine.yaml; there are: $(cd recipes/launch && echo *.yaml)" >&2
+  exit 2
+elif ((processes < 2)); then
+  echo "error: one process in all: ask for more --nodes or --gpus-per-node, or set PROCS_PER_NODE" >&2
+  exit 2
+fi
+
+# What is given here stands above the engine's file. The nodes meet at the first one, at a port of this job's own.
+# `standard`: DeepSpeed would start the other nodes by itself, through pdsh.
+options=(--quiet --config_file "recipes/launch/$engine.yaml")
+options+=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$processes")
+options+=(--main_process_ip "$(scontrol show hostnames | head -n 1)")
+options+=(--main_process_port "${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}")
+options+=(--rdzv_backend static --same_network --deepspeed_multinode_launcher standard)
+# shellcheck disable=SC2016
+train "$folder" bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' node \
+  "${options[@]}" trainer/main.py "$@"
