@@ -20,7 +20,7 @@ from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
 from trainer.recipe import Pretrain
-from trainer.recipe_objectives import Contrast, MocoObjective, contrast_key, contrastive
+from trainer.recipe_objectives import Contrast, DimObjective, MocoObjective, contrast_key, contrastive
 
 ENCODERS = {
     "dim": DimEncoder,
@@ -40,8 +40,13 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     Raises:
         UserError: encoder, objective and data do not fit together.
     """
-    torch.manual_seed(recipe.seed)
     options = recipe.objective
+    if recipe.groups.negatives is not None and not isinstance(contrastive(options), DimObjective):
+        raise UserError(
+            f"groups.negatives={recipe.groups.negatives}: objective.kind={options.kind} takes none from the "
+            "batch, as a dim objective does; leave that key out"
+        )
+    torch.manual_seed(recipe.seed)
     try:
         encoder = build_encoder(encoder_options(recipe))
         if contrastive(options) is not options and not hasattr(encoder, "decoder"):
@@ -74,11 +79,6 @@ def build_contrast(recipe: Pretrain, options: Contrast, encoder: nn.Module) -> D
         UserError, ValueError: its groups or its queue do not work.
     """
     if isinstance(options, MocoObjective):
-        if recipe.groups.negatives is not None:
-            raise UserError(
-                f"groups.negatives={recipe.groups.negatives}: the negatives of objective.kind=moco are its "
-                "queue's; leave that key out"
-            )
         return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
     if recipe.groups.negatives == "global" and recipe.accumulate > 1:
         raise UserError(

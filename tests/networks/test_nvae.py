@@ -83,6 +83,12 @@ def test_the_tail_starts_at_the_local_map():
     assert tail(encoder(torch.randn(2, 3, 16, 16))["local"]).shape == (2, width)
 
 
+def test_a_tail_of_an_odd_map_is_refused():
+    encoder = NvaeEncoder(size=12, patch=1, halvings=2, latent=2, layout="map", **TINY)
+    with pytest.raises(ValueError, match="3 x 3"):
+        encoder.tail()
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -51,6 +51,17 @@ def test_a_plain_step_never_waits_for_the_device(train, overrides):
     assert waits.count == 0
 
 
+def test_what_the_loss_does_not_need_decays_under_every_engine(train):
+    """ZeRO has gradients of zero there, where torch has none: both must do the same."""
+    contrastive = [*SMALL[:3], ENCODER.replace("}", ", layout: pooled}"), *SMALL[4:], TWO, MOCO[-1]]
+    training = train("quickstart", *contrastive, "optimizer={kind: adamw, lr: 0.1, weight_decay: 0.5}")
+    w = training.objective.encoder.to_map.weight
+    before = w.detach().clone()
+    training.step()
+    assert torch.allclose(w, 0.95 * before, atol=1e-6)
+    assert "optimizer/exp_avg/encoder.to_map.weight" in training.state()
+
+
 def test_the_decoder_sees_pixels_whatever_the_precision(train):
     found = {}
     for precision in ("float64", "float32", "bf16"):

@@ -199,10 +199,7 @@ class LinearCodec:
                 first += rows.sum(0, dtype=torch.float64)
                 second += rows.T @ rows
         for moment in (first, second):
-            total = moment.cpu()
-            if work := collectives.start_sum(total):
-                work.wait()
-            moment.copy_(total)
+            collectives.total(moment)
         across = sample.images.size // side
         count = len(sample.ids) * across**2
         mean = first / count

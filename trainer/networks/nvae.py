@@ -101,7 +101,16 @@ class NvaeEncoder(nn.Module):
         return {"local": local, "z": z, "w": w, "y": y}
 
     def tail(self) -> tuple[nn.Module, int]:
-        """A fresh cell behind the local map [n, C, M, M], pooled to [n, width], and that width."""
+        """A fresh cell behind the local map [n, C, M, M], pooled to [n, width], and that width.
+
+        Raises:
+            ValueError: the local map cannot be halved.
+        """
+        if self.local_side % 2:
+            raise ValueError(
+                f"encoder.halvings: the local map is {self.local_side} x {self.local_side}; to start there "
+                "again an even side is needed: fewer halvings or another data.size"
+            )
         width = 2 * self.local_channels
         cell = ResidualCell(self.local_channels, width, self.norm, down=True)
         return nn.Sequential(cell, nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), width

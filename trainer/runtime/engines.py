@@ -59,16 +59,24 @@ class Engine(ABC):
             torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def step(self) -> None:
-        """The optimizer's step."""
+        """The optimizer's step. What has no part in the loss has a gradient of zero, as under ZeRO."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
 
     @abstractmethod
     def state(self) -> dict[str, state.Held]:
         """What a checkpoint holds, by names that are the same under every engine."""
 
-    @abstractmethod
     def held(self) -> Iterator[Tensor]:
         """Every tensor, or part of one, that this rank has in what a checkpoint would hold."""
+        found = list(self.objective.state_dict().values())
+        for slots in self.optimizer.state.values():
+            found += [value for value in slots.values() if isinstance(value, Tensor)]
+        for tensor in found:
+            yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
     def finite(self) -> Tensor:
         """Whether all that this rank holds is finite, as a tensor on the device."""
@@ -105,11 +113,6 @@ class Plain(Engine):
 
     def state(self) -> dict[str, state.Held]:
         return state.collect(self.objective, self.optimizer)
-
-    def held(self) -> Iterator[Tensor]:
-        yield from self.objective.state_dict().values()
-        for slots in self.optimizer.state.values():
-            yield from (value for value in slots.values() if isinstance(value, Tensor))
 
 
 class Ddp(Plain):

@@ -62,13 +62,6 @@ class Fsdp(Engine):
 
         return state.gather(self.objective, shared, slots)
 
-    def held(self) -> Iterator[Tensor]:
-        found = list(self.objective.state_dict().values())
-        for slots in self.optimizer.state.values():
-            found += [value for value in slots.values() if isinstance(value, Tensor)]
-        for tensor in found:
-            yield tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
     @torch.no_grad()
     def whole(self) -> nn.Module:
         weights = {
