@@ -87,6 +87,7 @@ def test_it_is_the_published_algorithm(symmetric, shuffle):
     momentum = [*objective.key_encoder.parameters(), *objective.key_head.parameters()]
     for mine, theirs in zip(momentum, other.key.parameters(), strict=True):
         assert (mine - theirs).abs().max() < 1e-12
+    assert (objective.queue.shard.flatten(0, 1) - other.queue).abs().max() < 1e-12  # also the order of keys
     assert len(set(seen)) == STEPS
 
 
