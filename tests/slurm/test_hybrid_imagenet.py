@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from daemons import Job
 from safetensors.torch import load_file
 from small_runs import arguments, continued_once, is_training, journal
 
@@ -38,8 +39,6 @@ def weights(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(slurm, tmp_path_factory) -> dict[str, bytes]:
     """The encoder of a run on two nodes that nothing befell."""
-    from conftest import Job
-
     folder = tmp_path_factory.mktemp("undisturbed")
     job = Job(slurm, folder, "hybrid_imagenet.sh", *ONE_A_NODE, LENGTH, *arguments(folder))
     assert job.end() == "COMPLETED", job.text
