@@ -1,15 +1,14 @@
 """A deterministic autoencoder of NVAE's cells (reference: jiamings/d2c; latent as in the hybrid paper).
 
 The latent z = [y, w] has two layouts of as many numbers. `map`: z is a map of `latent` channels, y the first
-half of them and w the rest (Sinha, Song and Ermon). `pooled`: y is a vector, means over the image of features
-of a few cells more, beside a map w of `latent` / 2 channels.
+half of them and w the rest (Sinha, Song and Ermon). `pooled`: y is a vector, a linear map of features' means
+over the image, beside a map w of `latent` / 2 channels.
 """
 
 from functools import partial
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
@@ -79,14 +78,21 @@ class NvaeEncoder(nn.Module):
             self.to_vector = self._to_vector(half)
 
     def _to_vector(self, width: int) -> nn.Sequential:
-        """Cells that halve the local map down to a few places, and `width` channels there, to be averaged."""
+        """Convolutions that halve the local map down to a few places, their mean, and `width` numbers of it.
+
+        Plain ones: a residual cell hardly begins to learn in a few thousand steps. And few channels: the mean
+        of many tells classes apart before anything is learned, and no longer when it is.
+        """
         layers: list[nn.Module] = []
-        before, side = self.local_channels, self.local_side
+        channels, side = self.local_channels, self.local_side
         while side > PLACES and side % 2 == 0:
-            layers.append(ResidualCell(before, 2 * self.local_channels, self.norm, down=True))
-            before, side = 2 * self.local_channels, side // 2
-        layers += [nn.ELU(), nn.Conv2d(before, width, 1, bias=False), self.norm(width), nn.SiLU()]
-        return nn.Sequential(*layers)
+            layers += [
+                nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False),
+                self.norm(2 * channels),
+                nn.SiLU(),
+            ]
+            channels, side = 2 * channels, side // 2
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, width))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns local [n, C, M, M], and z, w and y, each [n, width], maps flattened channel by channel."""
@@ -96,7 +102,7 @@ class NvaeEncoder(nn.Module):
             z = made.flatten(1)
             y, w = z.chunk(2, dim=1)
         else:
-            y, w = F.adaptive_avg_pool2d(self.to_vector(local), 1).flatten(1), made.flatten(1)
+            y, w = self.to_vector(local), made.flatten(1)
             z = torch.cat([y, w], dim=1)
         return {"local": local, "z": z, "w": w, "y": y}
 
