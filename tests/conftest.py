@@ -1,6 +1,8 @@
 """What the tests share: one thread a process, and one small real data set."""
 
 import os
+from collections import Counter
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in processes of tests
 
@@ -18,3 +20,17 @@ def digits(tmp_path_factory) -> Dataset:
     """scikit-learn's digits as shards of 500 images; read only: copy its `root` before changing anything."""
     to = tmp_path_factory.mktemp("digits")
     return make("digits", to=to, workers=1, progress=False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Tests and seconds of each suite, set-up included."""
+    tests, seconds = Counter(), Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                suite = Path(report.nodeid.partition("::")[0]).parent.as_posix()
+                tests[suite] += report.when == "call"
+                seconds[suite] += report.duration
+    terminalreporter.section("suites")
+    for suite, spent in seconds.most_common():
+        terminalreporter.write_line(f"{spent:7.0f} s  {tests[suite]:5} tests  {suite}")
