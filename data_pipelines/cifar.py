@@ -238,7 +238,7 @@ def _unpickle(data: bytes, where: str, layout: Layout) -> dict:
     try:
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # damaged pickles raise nearly anything
-        why = str(error) or type(error).__name__
+        why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} cannot be read ({why}); is this {layout.title}?") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} holds a {type(value).__name__}, expected a dict; is this {layout.title}?")

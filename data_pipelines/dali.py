@@ -1,7 +1,10 @@
 """Encoded bytes and draws -> tensors, by the one graph of `dali_graph`, on CPU or GPU."""
 
+import os
+import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -74,6 +77,7 @@ class ImagePipeline:
             **self.options,
         )
         pipeline.build()
+        remove_generated()
         return pipeline
 
     def _build_headers(self) -> Pipeline:
@@ -199,3 +203,15 @@ class Memory:
         weakref.finalize(copied, free.append, held).atexit = False
         np.copyto(copied, array)
         return copied
+
+
+def remove_generated() -> None:
+    """Removes the temporary files of code that DALI makes of a graph with conditions, and has loaded.
+
+    DALI itself does so at an orderly exit, which a killed process never comes to.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__autograph_generated_file"):
+            for file in (module.__file__, module.__cached__):
+                with suppress(OSError):
+                    os.unlink(file)

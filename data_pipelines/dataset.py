@@ -5,17 +5,22 @@ ROOT/train/000000.tar        WebDataset shard: members such as <key>.png, and <k
 ROOT/train/000000.npy        its index, one row an image, of dtype INDEX
 
 The tars of a WebDataset that was there before are indexed where they lie: ROOT has their indices alone.
+ROOT may also be a folder that a web server or a command gives (`access`); its files come into a cache.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import transfer
+from data_pipelines.access import ONCE, Access, cache_folder, check_root, command_of, local_folder
 from data_pipelines.errors import UserError
+from data_pipelines.patience import Patience
+from data_pipelines.remote import source_of
 
 FORMAT = 1
 
@@ -25,6 +30,7 @@ FORMAT = 1
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4"), ("label", "<i8")])
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/\d{6,}\.tar")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _COMPRESSIONS = {
     b"\x1f\x8b": ("gzip", "gzip -dc"),
     b"BZh": ("bzip2", "bzip2 -dc"),
@@ -64,7 +70,7 @@ class Dataset:
     names what the source had and no shard has: {"member", "why"}. A sample's id is its running number
     through the shards of its split, in this order. classes is empty where nothing is labelled;
     images_per_shard is 0 where the tars are another's. made_with: options of the command that made it, such
-    as "from".
+    as "from". remote: the address that it is fetched from, and then root is its cache; None for a folder.
     """
 
     root: Path
@@ -77,18 +83,39 @@ class Dataset:
     left_out: tuple[dict, ...]
     fingerprint: str
     made_with: dict = field(default_factory=dict)
+    remote: str | None = None
+    access: Access = ONCE
+
+    @property
+    def where(self) -> str:
+        """Where it lies, as the user would say."""
+        return self.remote or str(self.root)
+
+    @property
+    def name(self) -> str:
+        """The last part of that."""
+        return self.where if " " in self.where else Path(self.where).name
 
 
-def load_dataset(root, source: str = "SOURCE") -> Dataset:
+def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset:
     """Reads dataset.json and sees that every shard and index is there in its full length.
 
-    The cost is one stat a shard and index, whatever the number of images: no index is opened and nothing is
-    digested (`python -m data_pipelines.shards verify ROOT` does that).
+    root: a folder, or an address as `access.check_root` takes it; access says how it is read. The cost is one
+    stat a shard and index, whatever the number of images: no index is opened and nothing is digested
+    (`python -m data_pipelines.shards verify ROOT` does that). Of an address dataset.json alone is fetched;
+    the rest comes when it is needed, and then its digests are checked.
 
     Raises UserError when dataset.json is missing, broken or of another format, or when a shard or an index is
     missing or of another length.
     """
-    dataset = read_description(root, source)
+    try:
+        check_root(str(root))
+    except ValueError as error:
+        raise UserError(f"data.root: {error}") from None
+    folder = local_folder(root)
+    if folder is None:
+        return _load_remote(str(root), access)
+    dataset = replace(read_description(folder, source), access=access)
     for split in dataset.splits.values():
         for shard in split.shards:
             if problems := missing_parts(dataset.root, shard):
@@ -113,21 +140,53 @@ def read_description(root, source: str = "SOURCE") -> Dataset:
         raise UserError(
             f"{path} is broken ({error}); remove the folder and {_how_to_make(root, source)}"
         ) from None
+    return _described(text, root, path, _how_to_make(root, source))
+
+
+def _load_remote(root: str, access: Access) -> Dataset:
+    fetch, patience = source_of(root, access), Patience(access.patience)
+    text = patience(lambda: transfer.description(fetch, patience.stopped)).decode("utf-8", "replace")
+    make = "make the data set in a folder, then copy that folder to where it is served from"
+    found = _described(text, Path(), fetch.address("dataset.json"), make)
+    for shard in (shard for split in found.splits.values() for shard in split.shards):
+        if trouble := _unfit(shard, by_command=command_of(root) is not None):
+            raise UserError(f"{fetch.address('dataset.json')}: {shard.name} {trouble}")
+    return replace(found, root=cache_folder(access, found.fingerprint), remote=root, access=access)
+
+
+def _unfit(shard: Shard, by_command: bool) -> str | None:
+    """What of a shard cannot be trusted where its description is another machine's."""
+    if not all(
+        isinstance(part, str) and _DIGEST.fullmatch(part) for part in (shard.sha256, shard.index_sha256)
+    ):
+        return "has no sha256; make the data set again"
+    if shard.name.startswith("-"):
+        return "has a name that a program would take for an option; rename its split"
+    path = shard.path or shard.name
+    up = by_command and ".." in path.split("/")  # a web address is resolved, a command's words are not
+    if path.startswith(("/", "-")) or not path.isprintable() or up:
+        return (
+            f"lies at {path[:80]!r} of the machine that indexed it; have the tars beside the data set's "
+            "folder and index them again, for a path from there"
+        )
+    return None
+
+
+def _described(text: str, root: Path, path, make: str) -> Dataset:
+    """The text of the dataset.json that lies at `path`; `make` says how another is made."""
     try:
-        description = json.loads(text)
-        if (found := description.pop("format")) != FORMAT:
-            raise UserError(
-                f"{path} has format {found!r}, this version reads {FORMAT}; {_how_to_make(root, source)}"
-            )
-        return _parse(root, description)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is broken ({error}); remove the folder and {_how_to_make(root, source)}"
-        ) from None
+        described = json.loads(text)
+        if (found := described.pop("format")) != FORMAT:
+            raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; {make}")
+        return _parse(root, described)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({error}); remove the folder and {make}") from None
 
 
 def _parse(root: Path, description: dict) -> Dataset:
     splits = {}
+    if known := {"root", "remote", "access"} & set(description):
+        raise ValueError(f"it has a key {min(known)}")
     for name, part in description["splits"].items():
         shards = tuple(Shard(**shard) for shard in part["shards"])
         for shard in shards:
@@ -159,7 +218,8 @@ def _parse(root: Path, description: dict) -> Dataset:
 def describe(dataset: Dataset) -> str:
     """The text of dataset.json."""
     description = {"format": FORMAT, **asdict(dataset)}
-    del description["root"]
+    for key in ("root", "remote", "access"):
+        del description[key]
     if not dataset.made_with:
         del description["made_with"]
     for split in description["splits"].values():

@@ -13,9 +13,12 @@ import torch
 from data_pipelines.dali import ImagePipeline, Undecodable
 from data_pipelines.draws import Noise, draw
 from data_pipelines.errors import UserError
+from data_pipelines.patience import Interrupted, Patience, to_stderr
 from data_pipelines.plan import Plan, Shuffle, rank_slice, shuffled
 from data_pipelines.reader import Reader
 from data_pipelines.spec import Normalize, View
+
+AHEAD = 16  # batches: how far ahead of an evaluation shards are fetched
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class ViewMaker:
         warn: Callable[[str], None],
     ):
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
+        self.patience = Patience(reader.dataset.access.patience, warn)
         self.dtype = images.dtype
         self.pipeline = ImagePipeline(
             views,
@@ -88,8 +92,8 @@ class ViewMaker:
         """
         while True:
             ids = [np.array([self._good(i) for i in source]) if self.bad else source for source in ids]
-            encoded = [self.reader.read(source) for source in ids]
-            entries = [self.reader.entries(source) for source in ids]
+            encoded = [self.reader.read(source, self.patience) for source in ids]
+            entries = [self.reader.entries(source, self.patience) for source in ids]
             sizes = [np.stack([e["height"], e["width"]], axis=1).astype(np.int64) for e in entries]
             draws = [
                 draw(view, self.seed, positions[number], number, sizes[self.sources[number]])
@@ -102,7 +106,7 @@ class ViewMaker:
                 found = np.unique(np.concatenate(found)).tolist()
                 self.bad.update(found)
                 for sample in found:
-                    where, other = self.reader.describe(sample), self._good(sample)
+                    where, other = self.reader.describe(sample, self.patience), self._good(sample)
                     self.warn(
                         f"{where} cannot be decoded; image {other} of the split takes its place "
                         f"({len(self.bad)} so far)"
@@ -122,7 +126,10 @@ class Loader:
         batch: global batch in images; this rank gets its contiguous slice of each.
         shuffle: of key views (None: every view is of the samples at the rank's own positions).
         prefetch: batches made ahead.
-        warn: takes a line about an image that was replaced.
+        warn: takes a line about an image that was replaced, or a shard that cannot be read for a while.
+
+    Where a shard cannot be read and the reader's `stopping()` is true, whoever waits for the first batch of a
+    step gets Interrupted: nothing of that step was done yet.
     """
 
     def __init__(
@@ -140,7 +147,7 @@ class Loader:
         accumulate: int = 1,
         shuffle: Shuffle | None = None,
         prefetch: int = 2,
-        warn: Callable[[str], None] = print,
+        warn: Callable[[str], None] = to_stderr,
     ):
         self.reader, self.plan, self.images, self.batch, self.shuffle = reader, plan, images, batch, shuffle
         self.accumulate = accumulate
@@ -152,10 +159,12 @@ class Loader:
         sources = [int(number in keys and not self.own) for number in range(len(views))]
         micro = batch // world // accumulate
         self.make = ViewMaker(reader, images, views, sources, plan.seed, micro, warn)
+        self.given = 0  # batches, of this rank
         self.waited = 0.0  # seconds that the caller has waited for batches
         self._items = Prefetch(
             (self._batch(seen, micro) for seen in range(start, stop, batch) for micro in self.slices),
             prefetch,
+            self._give_up,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -164,9 +173,11 @@ class Loader:
     def __next__(self) -> Batch:
         began = time.perf_counter()
         try:
-            return next(self._items)
+            batch = next(self._items)
         finally:
             self.waited += time.perf_counter() - began
+        self.given += 1
+        return batch
 
     @property
     def replaced(self) -> int:
@@ -174,10 +185,17 @@ class Loader:
         return len(self.make.bad)
 
     def close(self) -> None:
-        """Ends the thread. The reader stays open: it is the caller's."""
+        """Ends the thread, also where it waits for a shard. The reader stays open: it is the caller's."""
+        self.make.patience.stop()
         self._items.close()
 
+    def _give_up(self) -> bool:
+        begun = self.given % len(self.slices) > 0
+        return not begun and self.make.patience.troubled and self.reader.stopping()
+
     def _batch(self, seen: int, micro: slice) -> Batch:
+        if self.reader.dataset.remote:
+            self.reader.ahead(*self.plan.ahead(seen))
         order = np.arange(self.batch)
         keys, mixed = order, None
         if self.shuffle:
@@ -193,41 +211,49 @@ class Loader:
             for number in self.shuffle.views:
                 views[number] = views[number][torch.from_numpy(slots).to(views[number].device)]
                 all_ids[number], positions[number] = all_ids[number][slots], positions[number][slots]
-        label = torch.from_numpy(self.reader.entries(used[0])["label"].astype(np.int64))
+        label = self.reader.entries(used[0], self.make.patience)["label"]
+        label = torch.from_numpy(label.astype(np.int64))
         noise = Noise(self.plan.seed, seen, micro.start, micro.stop - micro.start)
         device = self.images.device
         return Batch(views, np.stack(all_ids), np.stack(positions), label.to(device), seen, noise, mixed)
 
 
 def in_order(
-    reader: Reader, images: Images, ids: np.ndarray, batch: int, warn: Callable[[str], None] = print
+    reader: Reader, images: Images, ids: np.ndarray, batch: int, warn: Callable[[str], None] = to_stderr
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The plain images of samples and their labels, in the order of `ids`: ([n, 3, H, W], int64 [n]).
 
-    For evaluation: nothing is drawn, an image that cannot be decoded is replaced as in training.
+    For evaluation: nothing is drawn, an image that cannot be decoded is replaced as in training. Raises
+    Interrupted where a shard cannot be read and the reader's `stopping()` is true.
     """
     make = ViewMaker(reader, images, [View()], [0], 0, batch, warn)
 
     def batches():
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch]
+            reader.ahead(part, ids[start + batch : start + AHEAD * batch])
             (view,), (used,) = make([part], [np.arange(len(part))])  # positions: nothing is drawn
-            yield view, torch.from_numpy(reader.entries(used)["label"].astype(np.int64))
+            label = reader.entries(used, make.patience)["label"]
+            yield view, torch.from_numpy(label.astype(np.int64))
 
-    items = Prefetch(batches(), 2)
+    items = Prefetch(batches(), 2, lambda: make.patience.troubled and reader.stopping())
     try:
         yield from items
     finally:
+        make.patience.stop()
         items.close()
 
 
 class Prefetch:
-    """Runs an iterator in a thread, `depth` items ahead; errors come out where the item would have."""
+    """Runs an iterator in a thread, `depth` items ahead; errors come out where the item would have.
+    Whoever waits for an item, while `give_up()` is true, gets Interrupted.
+    """
 
     END = object()
 
-    def __init__(self, items: Iterator, depth: int):
+    def __init__(self, items: Iterator, depth: int, give_up: Callable[[], bool] = lambda: False):
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._give_up = give_up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
         self._thread.start()
@@ -256,7 +282,13 @@ class Prefetch:
     def __next__(self):
         if self._closing.is_set():
             raise StopIteration
-        item = self._queue.get()
+        while True:
+            try:
+                item = self._queue.get(timeout=0.1)
+                break
+            except queue.Empty:
+                if self._give_up():
+                    raise Interrupted from None
         if item is self.END or isinstance(item, BaseException):
             self._queue.put(item)  # asked again, it answers the same
             raise StopIteration if item is self.END else item
@@ -265,3 +297,4 @@ class Prefetch:
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
+        self._give_up = lambda: False  # in a circle with its owner, that would live on with DALI's threads

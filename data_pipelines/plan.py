@@ -51,6 +51,20 @@ class Plan:
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
 
+    def ahead(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is read at a position and soon after: of the window that holds it, and of the next, the id of
+        each shard's, or piece's, first image, int64, in the order of the plan."""
+        epoch, place = divmod(position, self.images)
+        order, ends = self._epoch(epoch)
+        number = int(np.searchsorted(ends, place, side="right"))
+        start, stop = number * self.window, (number + 1) * self.window
+        after = (
+            order[stop : stop + self.window]
+            if stop < len(order)
+            else self._epoch(epoch + 1)[0][: self.window]
+        )
+        return self.first[order[start:stop]], self.first[after]
+
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the pieces in an epoch, and the position in it at which each window ends."""
         order = permutation(len(self.pieces), self.seed, "shards", epoch)

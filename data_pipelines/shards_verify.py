@@ -121,8 +121,8 @@ def _read_index(root: Path, shard: Shard, problems: list[str]) -> np.ndarray | N
         problems.append(f"{path} is no index: it holds {index.dtype} {index.shape}")
     except FileNotFoundError:
         pass  # named so by missing_parts
-    except (OSError, ValueError, EOFError) as error:
-        problems.append(f"{path} cannot be read as an index ({error})")
+    except Exception as error:  # a damaged header is read as Python's text and raises nearly anything
+        problems.append(f"{path} cannot be read as an index ({' '.join(str(error).split())})")
     return None
 
 

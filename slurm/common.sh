@@ -2,7 +2,8 @@
 # What the jobs of this folder share: how many processes, which folder, and stop, requeue, continue.
 #
 # The launcher turns every exit code into 1, so the training says by files in the run's folder how it ended:
-#   stopped     it was signalled (USR1 before the time limit, USR1 or TERM at preemption) and saved a checkpoint
+#   stopped     it was signalled (USR1 before the time limit, USR1 or TERM at preemption) and saved a checkpoint;
+#               or somebody made the file `stop` there, and then it does not start again by itself
 #   done        it is complete
 # Settings, from the environment: PROCS_PER_NODE (default: the job's GPUs on a node, or 1) and MAX_RESTARTS (20).
 
@@ -39,6 +40,8 @@ train() {
   elif [[ ! -e $folder/stopped ]]; then
     say "failed with status $status: $folder"
     return $((status == 0 ? 1 : status))      # what waits with afterok must not start
+  elif grep -q "^the file" "$folder/stopped"; then
+    say "stopped at a checkpoint by a stop file; submit it again to continue: $folder"
   elif ((restarts >= ${MAX_RESTARTS:-20})); then
     say "stopped at a checkpoint after $restarts restarts, the most allowed; submit it again to continue: $folder"
     return 1

@@ -2,10 +2,13 @@
 
 accelerate launch trainer/main.py recipe=NAME [a.b=value ...]
 python trainer/main.py --list | recipe=NAME --print | recipe=NAME --plan | recipe=NAME --folder
+
+--allow-commands lets data.root=pipe:COMMAND and s3://... start programs.
 """
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # A script's own folder comes first on the path, and a module of ours might then hide one of Python's.
@@ -15,6 +18,7 @@ from data_pipelines.errors import SharedError, UserError
 from trainer import recipe_loading
 from trainer.runtime import launch
 
+ALLOWED = "--allow-commands"
 QUESTIONS = ("--list", "--print", "--plan", "--folder")
 
 
@@ -25,6 +29,7 @@ def main(arguments: list[str]) -> int:
         return 0
     asked = [word for word in arguments if word.startswith("-")]
     arguments = [word for word in arguments if word not in asked]
+    commands, asked = ALLOWED in asked, [word for word in asked if word != ALLOWED]
     if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:
         raise UserError(f"{unknown[0]}: expected at most one of {', '.join(QUESTIONS)}")
     if asked == ["--list"]:
@@ -33,7 +38,7 @@ def main(arguments: list[str]) -> int:
         for listed in found:
             print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
-    loaded = recipe_loading.load(arguments)
+    loaded = replace(recipe_loading.load(arguments), commands=commands)
     if asked == ["--print"]:
         print(loaded.text(), end="")
         return 0

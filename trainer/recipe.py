@@ -6,8 +6,9 @@ Intervals and lengths of training are in images (global count), never in steps o
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
+from data_pipelines.access import Access, check_root
 from data_pipelines.spec import (
     Count,
     Fraction,
@@ -32,20 +33,36 @@ Name = Annotated[
 
 
 class Data(Section):
-    """Where images come from and what becomes of them."""
+    """Where images come from and what becomes of them.
+
+    `root` is a folder or an address (`data_pipelines.access`). What lies elsewhere comes into the folder
+    `cache` (null: below the user's cache folder), at most `cache_bytes` of it at a time.
+    """
 
     root: str
     source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"]
     train: str = "train"  # several splits: train+unlabelled
     labelled: str | None = None  # what probes learn from; null: the same
     test: str = "test"
-    size: Positive = 32
+    size: Annotated[int, Field(ge=1, le=16_384)] = 32  # pixels of a side
     views: Annotated[list[View], Field(min_length=1)] = [View()]
     normalize: Normalize = Normalize()
     decode: Literal["exact", "fast"] = "exact"  # fast: of JPEGs only what the views show
     window: Positive = 16
     threads: Positive = 2
     prefetch: Positive = 2
+    patience: Annotated[float, Field(ge=0)] = 60.0  # seconds for which a read that fails is tried again
+    cache: str | None = None
+    cache_bytes: Positive = 50_000_000_000
+
+    @field_validator("root")
+    @classmethod
+    def _is_an_address(cls, root: str) -> str:
+        return check_root(root)
+
+    def access(self, commands: bool) -> Access:
+        """How the data set is read; `commands`: whether the user allowed that its root starts programs."""
+        return Access(self.patience, self.cache, self.cache_bytes, commands)
 
 
 class Groups(Section):
@@ -80,10 +97,11 @@ class Cosine(Section):
 
 
 class Save(Section):
-    """A checkpoint every so many images; the newest `keep` stay."""
+    """A checkpoint every so many images; the newest `keep` stay, and of each `keep_every` the first."""
 
     every: Positive
     keep: Positive = 2
+    keep_every: Count = 0  # 0: none but the newest
 
 
 class Log(Section):
@@ -92,11 +110,24 @@ class Log(Section):
     every: Positive
 
 
+NO_SECRETS = (  # a recipe is saved, shown and shared
+    "an address with a user's name or password (@) is refused; leave them out, and export "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
+
+
 class Tracking(Section):
     """MLflow. `uri: null` is the SQLite file of `outputs`; `none` keeps the journal only."""
 
     uri: str | None = None
     experiment: Annotated[str, StringConstraints(min_length=1)] = "hybrid-infomax"
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        if uri and "@" in uri and not uri.startswith("sqlite:"):
+            raise ValueError(NO_SECRETS)
+        return uri
 
 
 # ---- the recipes ---------------------------------------------------------------------------------
@@ -123,6 +154,9 @@ class Pretrain(Section):
     log: Log
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    step_timeout: Annotated[float, Field(ge=0)] = (
+        600  # seconds for a stage of a step on several ranks; 0: any
+    )
     profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 
 

@@ -6,6 +6,7 @@ keys that it inherited are dropped. Laid on a list, a section keyed by numbers c
 (`data.views.0.flip`).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,21 +18,30 @@ from trainer.recipe_errors import closest, did_you_mean, either, shown
 from trainer.recipe_yaml import COMMAND_LINE, Given, flatten, flow, merge, parse, plain
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+LONGEST_CHAIN = 50  # recipes, each the base of the one before
 
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
-MEANINGLESS = ("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "profile")
-MEANINGLESS_DATA = ("data.root", "data.threads", "data.prefetch")
+MEANINGLESS = (
+    *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
+)
+MEANINGLESS_DATA = tuple(
+    f"data.{key}" for key in ("root", "threads", "prefetch", "patience", "cache", "cache_bytes")
+)
 # Keys younger than some checkpoints, with the value that means what was meant before there was the key.
 YOUNGER = {"optimizer.lr_per_256": None, "optimizer.scaling": None, "optimizer.decay_norms": True}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default"."""
+    """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default".
+
+    commands: whether `--allow-commands` was given, which no recipe can say: `data.root` may start programs.
+    """
 
     recipe: Pretrain | EvaluateRun
     name: str
     origin: dict[str, str]
+    commands: bool = False
 
     def resolved(self) -> dict:
         """The recipe as plain nested values, in the schema's order, every default filled in."""
@@ -171,7 +181,9 @@ def _names() -> list[str]:
 def _find(name: str, folder: Path, where: str) -> Path:
     """A recipe's name, or its path from `folder` when it ends in .yaml -> its file."""
     is_path = name.endswith(".yaml")
-    if is_path and (folder / name).exists():
+    if is_path and os.path.exists(folder / name):  # False, too, for one in a folder that is closed to us
+        if not Path(name).stem.strip("."):
+            raise UserError(f"{where}: '{name}': a recipe's file needs a name, which its runs bear")
         return folder / name
     if not is_path and name in _names():
         return RECIPES / f"{name}.yaml"
@@ -188,6 +200,8 @@ def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
         raise UserError(
             f"{path.name}: base: these recipes inherit from each other in a circle: {' -> '.join(names)}"
         )
+    if len(chain) == LONGEST_CHAIN:
+        raise UserError(f"{path.name}: base: more than {LONGEST_CHAIN} recipes inherit from each other")
     try:
         tree = parse(path.read_text(encoding="utf-8"), path.name)
     except OSError as error:

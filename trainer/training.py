@@ -1,5 +1,7 @@
 """What is trained and how one step goes, on any number of ranks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -23,12 +25,22 @@ class Training:
     Args:
         saved: what `state` gave in a run of this recipe after `images` images, whole tensors (under `shard/`
             this rank's rows), whatever engine and ranks it ran on; None starts anew.
-        warn: takes a line about an image that was replaced.
+        warn: takes a line about an image that was replaced, or a shard that cannot be read for a while.
+        stopping: whether the run was told to stop: `step` then raises Interrupted where no shard can be read.
 
     The batch must divide into whole groups over ranks and micro-batches (`plan.check_division`).
     """
 
-    def __init__(self, recipe: Pretrain, place: Place, dataset: Dataset, saved=None, images=0, warn=print):
+    def __init__(
+        self,
+        recipe: Pretrain,
+        place: Place,
+        dataset: Dataset,
+        saved=None,
+        images=0,
+        warn=print,
+        stopping=lambda: False,
+    ):
         self.recipe, self.place, self.images = recipe, place, images
         self.total = whole_batches(recipe.images, recipe.batch)
         objective = build_objective(recipe).to(place.device)
@@ -42,8 +54,9 @@ class Training:
         )
         self.objective, self.optimizer = self.engine.objective, self.engine.optimizer
         self.finite = torch.ones((), dtype=torch.bool, device=place.device)
+        self.finished: Callable[[str, int], None] = lambda stage, images: None  # told of the stages of a step
 
-        self.reader = Reader(dataset, recipe.data.train)
+        self.reader = Reader(dataset, recipe.data.train, stopping)
         self.image_options = Images(
             recipe.data.size,
             recipe.data.normalize,
@@ -77,14 +90,20 @@ class Training:
         parts = []
         for micro in range(self.recipe.accumulate):
             batch = next(self.loader)
+            self.finished("data", self.images)
             with self.engine.micro_batch(last=micro == self.recipe.accumulate - 1):
                 values = self.engine.forward(batch)
+                self.finished("forward", self.images)
                 self.engine.backward(values["loss"] / self.recipe.accumulate)
+                self.finished("backward", self.images)
             parts.append({name: detached(value) for name, value in values.items()})
         if self.recipe.optimizer.clip:
             self.engine.clip(self.recipe.optimizer.clip)
+        self.finished("clip", self.images)
         self.engine.step()
+        self.finished("step", self.images)
         self.objective.after_step()
+        self.finished("after_step", self.images)
         self.images += self.recipe.batch
         values = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         self.finite &= torch.isfinite(values["loss"])  # read only when logging and saving: no wait here

@@ -46,11 +46,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(content(a[name]) == content(b[name]) for name in a)
 
 
-def save(folder, images=100, world=1, attempt="a", keep=9, timeout=30.0, shares=None, extra=None):
+def save(
+    folder, images=100, world=1, attempt="a", keep=9, timeout=30.0, shares=None, extra=None, keep_every=0
+):
     """All ranks of a save, each in a thread; returns what rank 0 returns."""
     shares = shares or [snapshot(state(images), rank, world) for rank in range(world)]
     with ThreadPoolExecutor(len(shares)) as pool:
-        calls = [pool.submit(write, s, folder, images, extra or {}, attempt, keep, timeout) for s in shares]
+        rest = (folder, images, extra or {}, attempt, keep, timeout, keep_every)
+        calls = [pool.submit(write, share, *rest) for share in shares]
     path, *_ = [call.result() for call in calls]
     return path
 

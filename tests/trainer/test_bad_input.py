@@ -146,7 +146,7 @@ def cut(path: Path) -> None:
 def test_an_index_of_nonsense_is_named(capsys, root, outputs):
     for path in (root / "train").glob("*.npy"):
         path.write_bytes(bytes(path.stat().st_size))
-    line = mistake(script(capsys, *tiny(outputs, root)))
+    line = mistake(script(capsys, *tiny(outputs, root, "data.patience=0")))
     assert ".npy" in line
     assert f"python -m data_pipelines.shards verify {root}" in line
 

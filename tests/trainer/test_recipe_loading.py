@@ -213,7 +213,11 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "data.root",
         "data.threads",
         "data.prefetch",
+        "data.patience",
+        "data.cache",
+        "data.cache_bytes",
         "images",
+        "step_timeout",
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")

@@ -53,7 +53,7 @@ def write(folder: Path, name: str, text: str) -> str:
         ("task: evaluate\n", "bad.yaml: from: missing, expected text"),
         ("task: [1]\n", "bad.yaml, line 1: task: expected 'pretrain' or 'evaluate', got [1]"),
         ("base: dim_local\ngroups: {norm: null}\n", "groups.norm: expected a whole number above 0, got null"),
-        ("base: dim_local\nsave: 500\n", "line 2: save: expected a section with keys every, keep, got 500"),
+        ("base: dim_local\nsave: 5\n", "save: expected a section with keys every, keep, keep_every, got 5"),
         ("base: dim_local\ndata: {views: []}\n", "data.views: expected a list of one or more sections"),
         ("base: dim_local\nevaluate: {base: x}\n", "evaluate.base: unknown key"),
     ],

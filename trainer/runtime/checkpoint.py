@@ -6,39 +6,50 @@ Saving is `snapshot` (a copy in host memory, inside the step) then `write` (file
 run beside the next steps). The ranks write into a hidden folder, which takes its name by one rename when
 every byte of it is on the disk; only then does an older checkpoint go, hidden by a rename before it is
 removed. So a kill at any instant leaves what is visible whole, and hidden leftovers that `clean` removes.
+
+python -m trainer.runtime.checkpoint list|verify|prune DIR     looks at what lies in a folder, see --help
 """
 
 import json
 import os
-import re
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data_pipelines.errors import UserError
 from trainer.runtime.checkpoint_files import (
     Damaged,
     Rows,
     folder_name,
     part_name,
-    part_names,
-    read_manifest,
-    read_rows,
-    row_count,
     row_range,
     verify,
     write_manifest,
     write_part,
     write_tensors,
 )
+from trainer.runtime.checkpoint_loading import Found, kept, load, load_rows, newest
+from trainer.runtime.checkpoint_retention import beyond, clean, remove
 from trainer.runtime.files import cannot_write, flush, replacing
 
-NAME = re.compile(r"images-(\d+)")
+__all__ = [
+    "Found",
+    "Rows",
+    "Snapshot",
+    "clean",
+    "export",
+    "kept",
+    "load",
+    "load_rows",
+    "newest",
+    "snapshot",
+    "write",
+]
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,6 @@ class Snapshot:
     rank: int
     world: int
     parts: Mapping[str, Rows]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A checkpoint that is complete and undamaged."""
-
-    path: Path
-    images: int
-    manifest: dict
 
 
 # ---- saving ----------------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ def write(
     attempt: str,
     keep: int,
     timeout: float = 600.0,
+    keep_every: int = 0,
 ) -> Path | None:
     """Writes this rank's part; rank 0 then waits for the others' and makes the checkpoint visible.
 
@@ -108,6 +111,7 @@ def write(
         attempt: a token equal on all ranks and new in each start; it saves a number of images once.
         keep: how many checkpoints remain, counted back from this one by images; those beyond are removed.
         timeout: seconds that rank 0 waits for the other ranks' parts.
+        keep_every: of each interval of so many images the first checkpoint remains too; 0: none.
 
     Returns the checkpoint's folder on rank 0, None elsewhere. An undamaged checkpoint of the same number of
     images stays as it is. Raises UserError if the folder cannot be written (whatever was written of this
@@ -130,7 +134,8 @@ def write(
             _sidecar(partial, rank, snapshot.world).unlink()
         flush(partial)
         path = _publish(partial, folder / folder_name(images))
-        _retire(folder, images, keep)
+        for older in beyond(folder, images, keep, keep_every):  # this one is whole: nothing good is lost
+            remove(older)
         return path
     except OSError as error:
         if snapshot.rank:
@@ -182,106 +187,10 @@ def _publish(partial: Path, path: Path) -> Path:
             verify(path)
             return path
         except Damaged:
-            _remove(path)
+            remove(path)
     os.rename(partial, path)
     flush(path.parent)
     return path
-
-
-def _retire(folder: Path, images: int, keep: int) -> None:
-    """Removes all but the newest `keep` of the checkpoints up to this one, which is always kept.
-
-    Later ones are not counted: they were found damaged, or the run would have continued from them.
-    """
-    older = [path for number, path in _checkpoints(folder) if number < images]
-    for path in older[: max(0, len(older) - (keep - 1))]:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    hidden = path.with_name(f".{path.name}.removing")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(path, hidden)
-    flush(path.parent)
-    shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next start
-
-
-def clean(folder: Path) -> None:
-    """Removes what saves and removals of dead processes left behind. Rank 0, before any rank saves."""
-    for path in Path(folder).glob(".images-*"):
-        if path.suffix in (".partial", ".removing"):
-            try:
-                shutil.rmtree(path)
-            except OSError as error:
-                raise cannot_write(folder, error) from error
-
-
-# ---- loading ---------------------------------------------------------------------------------------
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(images, folder) of the visible checkpoints, fewest images first."""
-    named = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("images-*") if path.is_dir()]
-    return sorted((int(match[1]), path) for match, path in named if match)
-
-
-def kept(folder: Path) -> list[int]:
-    """Images seen at each visible checkpoint, damaged or not, fewest first."""
-    return [images for images, _ in _checkpoints(folder)]
-
-
-def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
-    """The checkpoint of most images that is complete and whose digests hold; None if there is none.
-
-    Each damaged one that is passed over is named, with the reason, by a call of `warn`.
-    """
-    found, damaged = None, []
-    for images, path in reversed(_checkpoints(folder)):
-        try:
-            found = Found(path, images, verify(path))
-            break
-        except Damaged as why:
-            damaged.append((path, why))
-    instead = f"using {found.path.name}" if found else "there is no undamaged one before it"
-    for path, why in damaged:
-        warn(f"checkpoint {path} is damaged ({why}); {instead}")
-    return found
-
-
-def load(checkpoint: Found | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-    """Whole tensors on the host, bit for bit, from however many parts: all, or those named.
-
-    Digests are not checked again (`newest` did). Raises UserError for a damaged checkpoint or unknown name.
-    """
-    return load_rows(checkpoint, 0, 1, names)
-
-
-def load_rows(
-    checkpoint: Found | Path, rank: int, world: int, names: Iterable[str] | None = None
-) -> dict[str, torch.Tensor]:
-    """Like `load`, of each tensor the rows that fall to `rank` of `world`; 0-dim tensors on every rank."""
-    path = checkpoint.path if isinstance(checkpoint, Found) else Path(checkpoint)
-    try:
-        manifest = read_manifest(path)
-        wanted = {}
-        for name in manifest["tensors"] if names is None else names:
-            if name not in manifest["tensors"]:
-                raise UserError(f"checkpoint {path} holds no tensor {name!r}: it is another model's")
-            shape, dtype = (manifest["tensors"][name][key] for key in ("shape", "dtype"))
-            start, stop = row_range(shape[0], rank, world) if shape else (0, 1)
-            rows = [stop - start, *shape[1:]] if shape else []
-            wanted[name] = (start, torch.empty(rows, dtype=getattr(torch, dtype)))
-        lacking = {name: row_count(tensor.shape) for name, (_, tensor) in wanted.items()}
-        for part in part_names(manifest):
-            for name, rows in read_rows(path / part, wanted).items():
-                lacking[name] -= rows
-        if any(lacking.values()):
-            raise Damaged(f"rows of {next(n for n in lacking if lacking[n])!r} are in none of its parts")
-    except (Damaged, OSError, KeyError, ValueError) as why:
-        raise UserError(
-            f"checkpoint {path} is damaged ({why}); remove that folder to use the one before it"
-        ) from why
-    return {name: tensor for name, (_, tensor) in wanted.items()}
 
 
 # ---- exporting -------------------------------------------------------------------------------------
@@ -296,3 +205,9 @@ def export(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
             write_tensors(temporary, copies, {"format": "pt"} | metadata)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+if __name__ == "__main__":
+    from trainer.runtime.checkpoint_command import main
+
+    sys.exit(main())

@@ -114,6 +114,11 @@ def on_device(index: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def store() -> "dist.Store":
+    """The store that the ranks met at: the launcher's, or rank 0's where there is none."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if world() > 1:

@@ -1,7 +1,9 @@
 """What has to be right before the first step: environment, ranks, threads, device, engine."""
 
+import ctypes
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import yaml
 from data_pipelines.errors import UserError
 
 LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "torchrun"}
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
 
@@ -59,6 +62,17 @@ def launcher() -> psutil.Process | None:
         if LAUNCHERS.intersection(Path(word).name for word in words[:3]):
             return process
     return None
+
+
+def end_with(launcher: psutil.Process | None) -> None:
+    """Has the kernel send SIGTERM when the launcher dies: a rank that nobody supervises saves and ends.
+
+    It would train on, and hold the run's folder against the next start.
+    """
+    if launcher and launcher.pid == os.getppid() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher.pid:  # it had died before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def processes_asked_for(words: list[str]) -> int | None:
@@ -160,7 +174,10 @@ def start(precision: str) -> Place:
         UserError: the launcher names an engine that this program does not run, or the ranks are not
             those that were asked for.
     """
+    end_with(launcher())
     world = check_world()
+    if 1 < world == local_world():  # gloo would listen where the machine's name leads, for other machines too
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     engine = asked_engine()
     import torch
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,8 +14,11 @@ from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.progress import Progress
 from trainer.runtime.run_folder import RunFolder
+from trainer.runtime.saving import Saving
 from trainer.runtime.signals import StopVote
 from trainer.runtime.tracking import Follower, uri_for
+
+DYING = 20.0  # seconds for a process that was told to stop, and saves, to leave the folder to the next
 
 
 class Run:
@@ -39,12 +43,13 @@ class Run:
         self.images = self.found.images if self.found else 0
         self.saved = self.images if self.found else None
         self.progress = Progress(self.images, loaded.recipe.images, shown=place.main)
-        self.vote = StopVote()
+        self.vote = StopVote(self.folder.stop if place.main else None)
+        self.saving = Saving(lambda: self.vote.ask("a checkpoint cannot be written"))
 
     def _claim(self, world: dict) -> checkpoint.Found | None:
         """Makes the folder this run's, when nothing speaks against it; the checkpoint to go on from."""
         self.folder.check(self.loaded)
-        self.journal = Journal(self.folder.journal)  # and with it the lock on the run
+        self.journal = Journal(self.folder.journal, DYING)  # and with it the lock on the run
         checkpoint.clean(self.folder.checkpoints)
         found = self._newest()
         self.folder.claim(self.loaded, world)
@@ -104,40 +109,75 @@ class Run:
         if self.journal:
             self.journal.write("warning", "warning", line, getattr(self, "images", 0))
 
+    def fail(self, why: str) -> None:
+        """Leaves the file that says what ended the run."""
+        if self.place.main:
+            with suppress(UserError):  # a full disk may be what is told
+                self.folder.mark("failed", self.images, why.partition("\n")[0])
+
+    def hang(self, who: str) -> None:
+        """The last words of a process that the watchdog ends."""
+        line = (
+            f"error: rank {self.place.rank}: {who}; {self.last_checkpoint()}, the same command continues it"
+        )
+        print(line, file=sys.stderr, flush=True)
+        self.fail(who)
+        if self.journal:
+            self.journal.write("end", "end", "FAILED", self.images)
+
     def save(self, held: dict[str, state.Held], images: int) -> None:
-        """Writes a checkpoint, unless that of these images is there already. Every rank calls it.
+        """Begins to write a checkpoint, unless that of these images is there already. Every rank calls it.
+
+        The state is copied before this returns; the files are written beside the next steps, and waited for
+        by the next save or by `drain`.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the one before could not be written.
         """
+        self.drain()
         if self.saved == images:
             return
         if self.journal:
             self.journal.sync()  # what a checkpoint lets a resumed run skip must be on the disk before it
-        manifest = {"fingerprint": self.loaded.fingerprint(), "data": self.data}
-        checkpoint.write(
-            checkpoint.snapshot(held, self.place.rank, self.place.world),
-            self.folder.checkpoints,
-            images,
-            manifest,
-            self.attempt,
-            self.loaded.recipe.save.keep,
+        meaning = {"fingerprint": self.loaded.fingerprint(), "data": self.data}
+        manifest = meaning | {"engine": self.place.engine}
+        copy = checkpoint.snapshot(held, self.place.rank, self.place.world)
+        folder, attempt, rule = self.folder.checkpoints, self.attempt, self.loaded.recipe.save
+        self.saving.start(
+            lambda: checkpoint.write(
+                copy, folder, images, manifest, attempt, rule.keep, keep_every=rule.keep_every
+            )
         )
-        collectives.barrier()
-        self.saved = self.images = images
+        self.images = images
+
+    def drain(self) -> None:
+        """Waits until the checkpoint that is being written is there. Every rank calls it.
+
+        Raises:
+            UserError: on every rank, where one could not write.
+        """
+        if self.saving.under_way:
+            collectives.on_all(self.saving.wait)
+            self.saved = self.images
 
     def last_checkpoint(self) -> str:
         """For messages."""
-        if self.saved is None:
-            return "none was saved yet"
-        return f"the newest is {self.folder.checkpoints / f'images-{self.saved:012d}'}"
+        images = checkpoint.kept(self.folder.checkpoints)
+        if not images:
+            return "no checkpoint was saved yet"
+        return f"the newest checkpoint is {self.folder.checkpoints / f'images-{images[-1]:012d}'}"
 
     def end(self, status: str) -> None:
         """Journals how it ended (FINISHED, KILLED or FAILED) and delivers what MLflow does not have yet."""
+        self.saving.abandon(self.progress.say)
         self.progress.close()
         self.vote.close()
         if self.journal:
-            self.journal.write("end", "end", status, self.images)
+            try:
+                self.journal.write("end", "end", status, self.images)
+            except UserError:
+                if status != "FAILED":  # else what failed is told, and may be this
+                    raise
             if self.follower:
                 self.follower.close()
             self.journal.close()

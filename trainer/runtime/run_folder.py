@@ -13,13 +13,16 @@ class RunFolder:
     """outputs/<run>/: recipe.yaml world.json journal.jsonl results.json checkpoints/ figures/ export/.
 
     How the run ended is told by a file, since launchers lose exit codes: `done` once everything is
-    finished (it holds the images seen), `stopped` when it was told to stop and saved.
+    finished, `stopped` when it was told to stop and saved, `failed` when a mistake or an error ended it.
+    Each holds the images seen, `stopped` and `failed` in a second line why. The file `stop`, made by
+    anybody, asks a run to save and stop.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.journal = path / "journal.jsonl"
+        self.stop = path / "stop"
         self.encoder = path / "export" / "encoder.safetensors"
 
     @classmethod
@@ -31,7 +34,7 @@ class RunFolder:
 
     def claim(self, loaded: recipe_loading.Loaded, world: dict) -> None:
         """Rank 0, at start, when nothing speaks against it: from now on the folder is of this recipe."""
-        for ended in ("stopped", "done"):
+        for ended in ("stopped", "failed", "done", "stop"):
             (self.path / ended).unlink(missing_ok=True)
         replace_text(self.path / "recipe.yaml", loaded.text())
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
@@ -53,14 +56,15 @@ class RunFolder:
                 "start another with run=NAME, undo the change, or remove the folder"
             )
 
-    def mark(self, name: str, images: int) -> None:
-        """Leaves the file `done` or `stopped`."""
-        replace_text(self.path / name, f"{images}\n")
+    def mark(self, name: str, images: int, why: str = "") -> None:
+        """Leaves the file `done`, `stopped` or `failed`; a stop file is obeyed with that."""
+        replace_text(self.path / name, f"{images}\n{why}\n" if why else f"{images}\n")
+        self.stop.unlink(missing_ok=True)
 
     def is_done(self, images: int) -> bool:
         """Whether a run of so many images is finished here; a longer one goes on from it."""
         path = self.path / "done"
-        return path.exists() and int(path.read_text()) >= images
+        return path.exists() and int(path.read_text().split()[0]) >= images
 
     def results(self) -> dict[str, float]:
         """The figures of results.json; empty where there are none yet."""

@@ -1,13 +1,16 @@
-"""Stopping on request: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C, agreed on by all ranks."""
+"""Stopping on request: SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and a file, agreed on by all ranks."""
 
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from trainer.runtime import collectives
 
 SAME_PRESS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to all already
+LOOK = 1.0  # seconds between two looks for the file
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -20,10 +23,14 @@ class StopVote:
 
     So the question costs no step a wait, and all ranks stop at the same one. A second Ctrl-C ends the
     process at once. `close` gives the signals back.
+
+    Args:
+        file: a stop file; that it is there is a request to stop.
     """
 
-    def __init__(self):
+    def __init__(self, file: Path | None = None):
         self.received: str | None = None
+        self._file, self._looked = file, 0.0
         self._at_once, self._last = False, 0.0
         self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -36,6 +43,17 @@ class StopVote:
         if self._at_once and first:
             raise Stopped
 
+    def ask(self, why: str) -> None:
+        """A request to stop that is no signal."""
+        self.received = self.received or why
+
+    def _look(self) -> None:
+        """Asks for a stop where the file is there; a network's file system is not asked at every step."""
+        if self._file and time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            if self._file.exists():
+                self.ask(f"the file {self._file}")
+
     def stop_at_once(self) -> None:
         """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
         self._at_once = True
@@ -44,6 +62,7 @@ class StopVote:
 
     def agreed(self) -> bool:
         """Whether some rank had been told to stop at the step before; every rank asks at every step."""
+        self._look()
         if collectives.world() == 1:
             return self.received is not None
         answer = False
@@ -56,7 +75,8 @@ class StopVote:
 
     def close(self) -> None:
         if self._work is not None:
-            self._work.wait()
+            with suppress(RuntimeError):  # the others may be gone
+                self._work.wait()
             self._work = None
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -43,7 +43,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
             )
         recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
         found = choose(folder, options)
-        dataset = load_dataset(recipe.data.root, recipe.data.source)
+        dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
         journals.append(Journal(folder.journal))  # refused while the run is being trained
         earlier = folder.path / "evaluations" / found.path.name
@@ -116,12 +116,12 @@ def check(recipe: Pretrain, dataset: Dataset) -> None:
 def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
     """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
     if not dataset.classes:
-        raise UserError(f"{dataset.root} has no classes, and probes learn to tell them; {way_out}")
+        raise UserError(f"{dataset.where} has no classes, and probes learn to tell them; {way_out}")
     for key, split in (("data.labelled", labelled_split(recipe)), ("data.test", recipe.data.test)):
         reader = Reader(dataset, split)
         if not has_labels(reader):
             raise UserError(
-                f"{dataset.root}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
+                f"{dataset.where}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
             )
         reader.close()
     if (options.controls or options.recalibrate) and options.online_images < 2:
@@ -151,7 +151,8 @@ def online(training: Training) -> dict[str, float]:
     """
     recipe, place, objective = training.recipe, training.place, training.whole()
     dataset, options = training.reader.dataset, recipe.evaluate
-    readers = Reader(dataset, labelled_split(recipe)), Reader(dataset, recipe.data.test)
+    stopping = training.reader.stopping
+    readers = [Reader(dataset, split, stopping) for split in (labelled_split(recipe), recipe.data.test)]
 
     def rows(reader: Reader, mirror: bool) -> tuple[dict[str, Tensor], Tensor] | None:
         def encode(view: Tensor) -> dict[str, Tensor]:

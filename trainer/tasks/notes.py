@@ -10,6 +10,15 @@ from trainer.recipe import Pretrain
 from trainer.recipe_objectives import HybridObjective, MocoObjective, contrast_key, contrastive
 
 
+def queue_bytes(recipe: Pretrain) -> int:
+    """Bytes of the whole momentum queue; 0 where the objective has none."""
+    options = contrastive(recipe.objective)
+    if not isinstance(options, MocoObjective):
+        return 0
+    storage = torch.bfloat16 if options.queue.bf16 else assembly.DTYPES[recipe.precision]
+    return options.queue.keys * options.head.width * storage.itemsize
+
+
 def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device) -> Iterator[str]:
     """Lines about a run of `recipe` on `world` ranks and a split of so many images (None: not known)."""
     yield recipe.optimizer.describe_rate(recipe.batch)
@@ -28,12 +37,9 @@ def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device
     if not isinstance(options, MocoObjective):
         return
     keys, width = options.queue.keys, options.head.width
-    dtype = assembly.DTYPES[recipe.precision]
-    storage = torch.bfloat16 if options.queue.bf16 else dtype
-    share = keys // world * width * storage.itemsize
     yield (
-        f"queue of {keys:,} keys, {keys // world:,} a rank ({share / 1e6:,.1f} MB), "
-        f"{path(device, dtype, width)} attention"
+        f"queue of {keys:,} keys, {keys // world:,} a rank ({queue_bytes(recipe) / world / 1e6:,.1f} MB), "
+        f"{path(device, assembly.DTYPES[recipe.precision], width)} attention"
     )
     if images is not None and keys >= images:
         yield (

@@ -11,7 +11,7 @@ from trainer import assembly, optimizers
 from trainer.recipe import Pretrain
 from trainer.recipe_loading import Loaded
 from trainer.schedules import whole_batches
-from trainer.tasks.notes import notes
+from trainer.tasks.notes import notes, queue_bytes
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
@@ -26,7 +26,8 @@ def run(loaded: Loaded) -> int:
     if recipe.task != "pretrain":
         raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only pretraining is planned")
     try:
-        dataset, missing = load_dataset(recipe.data.root, recipe.data.source), ""
+        access = recipe.data.access(loaded.commands)
+        dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
     total, unit = whole_batches(recipe.images, recipe.batch), assembly.group_unit(recipe)
@@ -40,8 +41,10 @@ def run(loaded: Loaded) -> int:
         images = dataset.splits[recipe.data.train].images
         epoch = f"{images:,} images an epoch = {images / recipe.batch:.1f} steps"
         print(f"           {epoch}; {total / images:.1f} epochs")
-    every, kept = recipe.save.every, recipe.save.keep
-    print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept} kept)")
+    every, kept = recipe.save.every, f"{recipe.save.keep} kept"
+    if recipe.save.keep_every:
+        kept += f", and of each {recipe.save.keep_every:,} images the first"
+    print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept})")
     assembly.check_shares(recipe, 1)
     images = dataset.splits[recipe.data.train].images if dataset else None
     for line in notes(recipe, images, 1, torch.device("cpu")):
@@ -56,7 +59,8 @@ def run(loaded: Loaded) -> int:
 def describe_data(recipe: Pretrain, dataset: Dataset) -> str:
     train, test = dataset.splits[recipe.data.train], dataset.splits[recipe.data.test]
     return (
-        f"{dataset.root} ({dataset.source}): {train.images:,} training images in {len(train.shards)} shards, "
+        f"{dataset.where} ({dataset.source}): "
+        f"{train.images:,} training images in {len(train.shards)} shards, "
         f"{megabytes(sum(shard.bytes for shard in train.shards))}; {test.images:,} test images; "
         f"{len(dataset.classes)} classes"
     )
@@ -72,14 +76,16 @@ def describe_model(recipe: Pretrain) -> list[str]:
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     moments = optimizers.moments(recipe.optimizer) * trained
     size = assembly.DTYPES[recipe.precision].itemsize
+    queue = queue_bytes(recipe)
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {held:,}",
         f"memory     parameters {megabytes(held * size)}, gradients {megabytes(trained * size)}, "
-        f"moments {megabytes(moments * size)}, views of a batch {megabytes(views)} shared by the ranks; "
-        f"a checkpoint {megabytes((held + moments) * size)} on disk",
+        f"moments {megabytes(moments * size)}, views of a batch {megabytes(views)}"
+        + (f" and queue {megabytes(queue)}" if queue else "")
+        + f" shared by the ranks; a checkpoint {megabytes((held + moments) * size + queue)} on disk",
     ]
 
 
@@ -91,9 +97,9 @@ def describe_ranks(recipe: Pretrain, dataset: Dataset | None, world: int, unit: 
         line += f" in {recipe.accumulate} micro-batches"
     if dataset:
         size = sum(shard.bytes for shard in dataset.splits[recipe.data.train].shards)
-        line += f"; each reads {megabytes(size / world)} an epoch"
-    if assembly.blocks_span_ranks(recipe, world):
-        line += ", and decodes its key views apart"
+        spans = assembly.blocks_span_ranks(recipe, world)
+        line += f"; each reads {megabytes((1 + spans) * size / world)} an epoch"
+        line += ", its key views apart" if spans else ""
     return line
 
 

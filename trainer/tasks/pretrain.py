@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.dataset import Dataset, load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.dataset import Dataset
+from data_pipelines.errors import SharedError, UserError
+from data_pipelines.patience import Interrupted
 from data_pipelines.reader import Reader
-from data_pipelines.shards import make
 from trainer import assembly
 from trainer.optimizers import check_engine
-from trainer.recipe import Data, Pretrain
+from trainer.recipe import Pretrain
 from trainer.recipe_loading import Loaded
 from trainer.recipe_objectives import contrast_key, contrastive
 from trainer.runtime import collectives
@@ -27,9 +27,11 @@ from trainer.runtime.run import Run
 from trainer.runtime.run_folder import RunFolder
 from trainer.runtime.signals import Stopped
 from trainer.runtime.tracking import uri_for
+from trainer.runtime.watchdog import Watchdog
 from trainer.schedules import due, learning_rate, whole_batches
 from trainer.tasks import evaluate, report
 from trainer.tasks.notes import notes
+from trainer.tasks.opening import open_data
 from trainer.training import Training
 
 
@@ -44,30 +46,37 @@ def run(loaded: Loaded, place: Place) -> int:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(report.summary(folder, recipe))
         return 0
-    dataset = open_data(recipe.data)
+    dataset = open_data(recipe.data, loaded.commands)
     collectives.on_first(lambda: check(recipe, place, dataset))
     outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
-    training = None
+    watchdog, training = Watchdog(recipe.step_timeout, outward.hang), None
     try:
-        training = Training(recipe, place, dataset, outward.load(), outward.images, outward.warn)
+        training = Training(
+            *(recipe, place, dataset, outward.load(), outward.images, outward.warn),
+            # Of several ranks none may leave a step that the others are in.
+            stopping=lambda: place.world == 1 and outward.vote.received is not None,
+        )
+        training.finished = watchdog.finished
         outward.begin(facts(loaded, training))
         for line in notes(recipe, training.reader.images, place.world, place.device):
             outward.progress.say(line)
-        train(training, outward)
+        train(training, outward, watchdog)
         outward.vote.stop_at_once()
         finish(training, outward)
         outward.end("FINISHED")
     except Stopped:
         if place.main:
-            folder.mark("stopped", outward.images)
+            folder.mark("stopped", outward.images, outward.vote.received)
         outward.progress.say(f"told to stop ({outward.vote.received}): {outward.last_checkpoint()}")
         outward.progress.say("the same command continues it")
         outward.end("KILLED")
         return 1
-    except BaseException:
+    except BaseException as error:
+        outward.fail(str(error) if isinstance(error, UserError) else repr(error))
         outward.end("FAILED")
         raise
     finally:
+        watchdog.close()
         if training:
             training.close()
     if place.main:
@@ -76,28 +85,13 @@ def run(loaded: Loaded, place: Place) -> int:
     return 0
 
 
-def open_data(options: Data) -> Dataset:
-    """The data set; the embedded digits are made on first use.
-
-    Raises:
-        UserError: it is not there; the message says how to make it.
-    """
-
-    def opened() -> Dataset:
-        if options.source == "digits" and not (Path(options.root) / "dataset.json").exists():
-            make(options.source, options.root)
-        return load_dataset(options.root, options.source)
-
-    return collectives.on_first(opened)
-
-
 def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     """Finds every mistake that can be found before anything is written.
 
     Raises:
-        UserError: the data set is another source's, lacks a split or the labels that are asked for, ranks and
-            groups do not divide the batch, engine and optimizer or encoder, objective and data do not fit
-            together, or `tracking.uri` is no address.
+        UserError: the data set is another source's, lacks a split or the labels that are asked for, or its
+            cache is too small, ranks and groups do not divide the batch, engine and optimizer or encoder,
+            objective and data do not fit together, or `tracking.uri` is no address.
     """
     if dataset.source != recipe.data.source:
         raise UserError(
@@ -109,12 +103,14 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     with torch.device("meta"):
         assembly.build_objective(recipe)
     for split in (recipe.data.train, recipe.data.test):
-        Reader(dataset, split).close()
+        reader = Reader(dataset, split)
+        reader.check_room(recipe.data.window)
+        reader.close()
     evaluate.check(recipe, dataset)
     asked = getattr(contrastive(recipe.objective), "supervised", None)
     if asked and asked.classes != len(dataset.classes):
         raise UserError(
-            f"{contrast_key(recipe.objective)}supervised.classes={asked.classes}, but {dataset.root} has "
+            f"{contrast_key(recipe.objective)}supervised.classes={asked.classes}, but {dataset.where} has "
             f"{len(dataset.classes)} classes; give that number"
         )
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
@@ -137,7 +133,7 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
     return {
         "recipe": loaded.name,
         "task": loaded.recipe.task,
-        "dataset": training.reader.root.name,
+        "dataset": training.reader.dataset.name,
         "train images": training.reader.images,
         **training.sizes,
         "learning rate": loaded.recipe.optimizer.rate(loaded.recipe.batch),
@@ -149,7 +145,7 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
 # ---- the loop ------------------------------------------------------------------------------------
 
 
-def train(training: Training, run: Run) -> None:
+def train(training: Training, run: Run, watchdog: Watchdog) -> None:
     """Steps until the end of the run.
 
     Raises:
@@ -158,13 +154,19 @@ def train(training: Training, run: Run) -> None:
     recipe, clock, profiler = training.recipe, Clock(training), start_profiler(training, run)
     while training.images < training.total:
         before = training.images
-        values = training.step()
+        try:
+            values = training.step()
+        except Interrupted:  # told to stop while a shard cannot be read: nothing of the step was done
+            save(training, run)
+            run.drain()
+            raise Stopped from None
         now = training.images
         if profiler:
             profiler.step()
         run.progress.step(now)
         if due(recipe.log.every, before, now) or before == 0 or now == training.total:
             log(training, run, values, clock)
+        watchdog.rest()
         if due(recipe.evaluate.every, before, now) or (recipe.evaluate.every and now == training.total):
             with clock.aside():
                 watch(training, run)
@@ -172,6 +174,8 @@ def train(training: Training, run: Run) -> None:
         if due(recipe.save.every, before, now) or now == training.total or stop:
             with clock.aside():
                 save(training, run)
+        if stop or now == training.total:
+            run.drain()
         if stop:
             raise Stopped
 
@@ -211,15 +215,24 @@ def check_finite(training: Training, run: Run) -> None:
     UserError: a loss since the start was not finite; nothing of it was saved.
     """
     if not training.all_finite():
-        raise UserError(
+        raise SharedError(
             f"the loss or a weight is not finite (seen at {training.images:,} images) and was not saved; "
             f"{run.last_checkpoint()}. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
         )
 
 
 def watch(training: Training, run: Run) -> None:
-    """The online kNN, and the information on held-out images."""
-    figures = evaluate.online(training)
+    """The online kNN, and the information on held-out images.
+
+    Raises:
+        Stopped: told to stop while a shard cannot be read. Nothing is saved, so that the same command goes on
+            from the checkpoint before and measures all of this again.
+    """
+    try:
+        figures = evaluate.online(training)
+    except Interrupted:
+        run.drain()
+        raise Stopped from None
     run.metrics(figures, training.images)
     told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
     run.progress.say(f"{training.images:>12,} images  {told}")

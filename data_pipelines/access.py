@@ -1,0 +1,115 @@
+"""Where a data set may lie, and how it is read there: `data.root` and what goes with it.
+
+A folder (`data/cifar10`, `file:data/cifar10`), a web address (`https://host/cifar10`), or a command that
+writes a file to its standard output (`pipe:ssh host cat /data/cifar10/{}`; `s3://bucket/cifar10` is short for
+one). Nothing here reads anything.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+WEB = ("http", "https")
+KINDS = "a folder, file:, http://, https://, s3:// or pipe:COMMAND"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the files of a data set are read.
+
+    patience: seconds for which a read that fails is tried again. cache: the folder for what comes over the
+    network (None: below the user's cache folder); cache_bytes: the most that is kept there of a data set.
+    commands: whether the user allowed that `pipe:` and `s3:` start programs.
+    """
+
+    patience: float = 0.0
+    cache: str | None = None
+    cache_bytes: int = 50_000_000_000
+    commands: bool = False
+
+
+ONCE = Access()  # a read that fails is not tried again
+
+
+def local_folder(root) -> Path | None:
+    """The folder that a root names; None for one that lies elsewhere."""
+    text = str(root)
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    if text.startswith("file:"):
+        return Path(text.removeprefix("file:"))
+    return None if _scheme(text) else Path(root)
+
+
+def command_of(root: str) -> list[str] | None:
+    """The words of a root's command, `{}` in them for a file's name; None for a root that has none."""
+    if root.startswith("s3://"):
+        return ["aws", "s3", "cp", f"{root.rstrip('/')}/{{}}", "-"]
+    return shlex.split(root.removeprefix("pipe:")) if root.startswith("pipe:") else None
+
+
+def cache_folder(access: Access, fingerprint: str) -> Path:
+    """Where the files of a data set that lies elsewhere are kept on this machine."""
+    above = access.cache
+    if above is None:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax"
+    return Path(above).expanduser() / fingerprint[:16]
+
+
+def check_root(root: str) -> str:
+    """The root itself. Raises ValueError, one line without any secret in it, where it is none."""
+    scheme = _scheme(root)
+    if scheme == "pipe":
+        try:
+            words = command_of(root)
+        except ValueError as error:
+            raise ValueError(f"the command after pipe: cannot be split into words ({error})") from None
+        if not any("{}" in word for word in words):
+            raise ValueError("expected {} in the command after pipe:, which a file's name takes the place of")
+        for word in words:
+            if "://" in word:
+                _check_address(word[re.search(r"\w*://", word).start() :])
+    elif scheme in (*WEB, "s3"):
+        _check_address(root)
+        if not urlsplit(root).hostname:
+            raise ValueError(f"expected {scheme}://HOST/FOLDER")
+    elif scheme == "file":
+        if root.startswith("file://") and urlsplit(root).netloc not in ("", "localhost"):
+            raise ValueError("expected file:FOLDER or file:///FOLDER, a folder of this machine")
+    elif scheme:
+        raise ValueError(f"expected {KINDS}, got {scheme}:")
+    return root
+
+
+def scrubbed(text: str) -> str:
+    """A line of someone else's, for messages: one line, cut, without the secrets that addresses may hold."""
+    text = re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))
+    return re.sub(r"\?[^\s'\")]*", "?...", text)[:200]
+
+
+def _scheme(root: str) -> str | None:
+    found = re.match(r"(pipe|file)(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://)", root)
+    return found[0] if found else None
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)  # raises ValueError for half an IPv6 address
+    if "@" in parts.netloc:
+        raise ValueError(
+            "an address must hold no user and password, which a run's folder would keep; "
+            "put them in ~/.netrc (machine HOST login USER password PASSWORD)"
+        )
+    if parts.query or parts.fragment or "?" in address:
+        raise ValueError(
+            "an address must hold no query (?...), which may be a secret and a run's folder would keep; "
+            "serve the folder at a plain address, with credentials in ~/.netrc"
+        )
+    try:
+        usable = parts.port != 0  # raises ValueError for what is no number, or too high
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("expected a port from 1 to 65535 in the address")

@@ -1,0 +1,104 @@
+"""Fetches a file by a program that writes it to its standard output. No shell takes part."""
+
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from data_pipelines.access import scrubbed
+from data_pipelines.errors import UserError
+from data_pipelines.patience import Interrupted, Trouble
+from data_pipelines.transfer import CHUNK, TIMEOUT, Stream
+
+LAST_WORDS = 4096  # bytes of standard error that are kept
+
+
+class Command:
+    """The files that a command gives.
+
+    Args:
+        root: as the user wrote it, for messages.
+        words: the program and its arguments; `{}` in them stands for a file's name.
+    """
+
+    advice = "run the command by hand to see what is wrong with it"
+
+    def __init__(self, root: str, words: list[str]):
+        self.root, self.words = root, words
+
+    def address(self, name: str) -> str:
+        """What is run, for messages."""
+        return " ".join(word.replace("{}", name) for word in self.words)
+
+    @contextmanager
+    def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
+        """The whole file, whatever `start` is: a command cannot begin in the middle."""
+        try:
+            process = subprocess.Popen(
+                [word.replace("{}", name) for word in self.words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,  # so that whatever it starts ends with it
+            )
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            raise UserError(
+                f"data.root={self.root}: {self.words[0]} cannot be started ({error.strerror}); install it, "
+                "or give its path"
+            ) from None
+        try:
+            with _Output(process, self.address(name), stop) as output:
+                yield Stream(0, None, output.read)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+
+
+class _Output:
+    """Reads what a process writes, and keeps its last words."""
+
+    def __init__(self, process: subprocess.Popen, address: str, stop: threading.Event):
+        self.process, self.address, self.stop = process, address, stop
+        self.said = b""
+        self.waiting = selectors.DefaultSelector()
+        for pipe in (process.stdout, process.stderr):
+            self.waiting.register(pipe, selectors.EVENT_READ)
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.waiting.close()
+
+    def read(self) -> bytes:
+        """The next bytes, none where it has ended well. Raises Trouble or Interrupted."""
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            if self.stop.is_set():
+                raise Interrupted
+            for key, _ in self.waiting.select(0.1):
+                block = os.read(key.fd, CHUNK)
+                if not block:
+                    self.waiting.unregister(key.fileobj)
+                elif key.fileobj is self.process.stderr:
+                    self.said = (self.said + block)[-LAST_WORDS:]
+                else:
+                    return block
+            if not self.waiting.get_map() and (status := self.process.poll()) is not None:
+                if status:
+                    raise self._trouble(f"failed with status {status}")
+                return b""
+        raise self._trouble(f"wrote nothing for {TIMEOUT:g} s")
+
+    def _trouble(self, what: str) -> Trouble:
+        lines = self.said.decode("utf-8", "replace").strip().splitlines()
+        last = f": {scrubbed(lines[-1])}" if lines else ""
+        return Trouble(f"`{self.address}`", f" {what}{last}", Command.advice)

@@ -1,0 +1,51 @@
+"""A checkpoint that is written beside the next steps."""
+
+import threading
+
+import pytest
+
+from data_pipelines.errors import UserError
+from trainer.runtime.saving import Saving
+
+
+def test_steps_go_on_while_a_write_is_under_way():
+    begun, may_end, written = threading.Event(), threading.Event(), []
+
+    def write():
+        begun.set()
+        may_end.wait(30)
+        written.append("checkpoint")
+
+    saving = Saving(pytest.fail)
+    saving.start(write)
+    assert begun.wait(30)  # it runs, and this thread is not held up by it
+    assert saving.under_way
+    assert not written
+    may_end.set()
+    saving.wait()
+    assert written == ["checkpoint"]
+    assert not saving.under_way
+
+
+def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
+    alarm = threading.Event()
+
+    def write():
+        raise UserError("cannot write: no room")
+
+    saving = Saving(alarm.set)
+    saving.start(write)
+    assert alarm.wait(30)
+    with pytest.raises(UserError, match="no room"):
+        saving.wait()
+    saving.wait()
+    saving.start(lambda: None)  # a later one is another matter
+    saving.wait()
+
+
+def test_where_training_has_failed_already_an_error_is_only_told():
+    told = []
+    saving = Saving(lambda: None)
+    saving.start(lambda: 1 / 0)
+    saving.abandon(told.append)
+    assert told == ["warning: the last checkpoint was not saved: division by zero"]

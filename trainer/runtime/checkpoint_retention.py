@@ -1,0 +1,60 @@
+"""Which checkpoints of a folder stay, and how others go: by a rename first, so that none is half there."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.runtime.checkpoint_loading import visible
+from trainer.runtime.files import cannot_write, flush
+
+
+def staying(saved: Iterable[int], keep: int, keep_every: int = 0) -> set[int]:
+    """Of checkpoints at these numbers of images, those that stay.
+
+    They are the newest `keep`, and with `keep_every` = M > 0, of each interval [kM, (k + 1)M), k >= 1, the
+    first. What was the first once stays the first, so the rule asks for no memory and holds over restarts.
+    """
+    saved = sorted(saved)
+    first: dict[int, int] = {}
+    for images in saved if keep_every else ():
+        first.setdefault(images // keep_every, images)
+    first.pop(0, None)
+    return set(saved[-keep:]) | set(first.values())
+
+
+def beyond(folder: Path, images: int, keep: int, keep_every: int = 0) -> list[Path]:
+    """The checkpoints that do not stay, fewest images first, where that at `images` is the newest whole one.
+
+    Later ones are not counted and not among them: they are damaged, or the run would go on from them.
+    """
+    saved = {number: path for number, path in visible(folder) if number <= images}
+    stay = staying(saved, keep, keep_every)
+    return [path for number, path in saved.items() if number not in stay]
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint: at once for whoever looks, its files after that. Raises OSError."""
+    hidden = path.with_name(f".{path.name}.removing")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    flush(path.parent)
+    shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next start
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What saves and removals of dead processes left behind; of a run that is saving, that save too."""
+    hidden = sorted(Path(folder).glob(".images-*"))
+    return [path for path in hidden if path.suffix in (".partial", ".removing")]
+
+
+def clean(folder: Path) -> None:
+    """Removes the leftovers. Rank 0, before any rank saves. Raises UserError where they resist."""
+    for path in leftovers(folder):
+        try:
+            if path.is_symlink():  # of a checkpoint that was linked here: what it points to is not ours
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise cannot_write(folder, error) from error

@@ -1,0 +1,67 @@
+"""A checkpoint written beside the next steps: one at a time, and never an error that nobody hears of."""
+
+import threading
+from collections.abc import Callable
+
+PATIENCE = 10.0  # seconds for a checkpoint that is being written when training has failed
+
+
+class Saving:
+    """One write in a thread of its own.
+
+    Args:
+        alarm: called from that thread when a write fails, so that training can stop soon; the error itself
+            comes out of `wait`.
+    """
+
+    def __init__(self, alarm: Callable[[], None]):
+        self._alarm = alarm
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether `wait` has not been called since the last `start`."""
+        return self._thread is not None
+
+    def start(self, write: Callable[[], object]) -> None:
+        """Begins a write; the one before must have been waited for."""
+        assert not self.under_way
+        self._thread = threading.Thread(target=self._run, args=(write,), name="saving", daemon=True)
+        self._thread.start()
+
+    def _run(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except BaseException as error:
+            self._error = error
+            self._alarm()
+
+    def wait(self) -> None:
+        """Waits for the write that was begun, if one was.
+
+        Raises:
+            UserError: it cannot be written.
+            RuntimeError: another rank's part did not come in time.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def abandon(self, say: Callable[[str], None]) -> None:
+        """Waits a little, where training has failed already: what went wrong here is only told.
+
+        Other ranks' parts may never come.
+        """
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+            if self._thread.is_alive():
+                say("warning: the last checkpoint was not saved: other ranks did not write their parts")
+                return
+        try:
+            self.wait()
+        except Exception as error:
+            say(f"warning: the last checkpoint was not saved: {error}")
