@@ -171,10 +171,17 @@ def load_encoder(path: Path | str) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             options = json.loads(file.metadata()["encoder"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: no exported encoder ({error}); expected export/encoder.safetensors"
-        ) from None
-    encoder = build_encoder(options).to(next(iter(weights.values())).dtype)
-    encoder.load_state_dict(weights)
+        encoder = build_encoder(options).to(next(iter(weights.values())).dtype)
+        encoder.load_state_dict(weights)
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path}: no exported encoder ({why}); expected export/encoder.safetensors") from None
     return encoder.eval().requires_grad_(False)

@@ -24,6 +24,7 @@ from trainer.recipe_optimizers import Lacking
 from trainer.recipe_yaml import (
     COMMAND_LINE,
     DEFAULT,
+    LARGEST,
     Given,
     defaults,
     first_given,
@@ -95,7 +96,7 @@ class _Check:
                 if key in tree or child.default is not ...
             }
         if isinstance(tree, Given) and isinstance(tree.value, float):
-            if what.type is int and tree.value.is_integer():
+            if what.type is int and tree.value.is_integer() and abs(tree.value) < LARGEST:
                 return replace(tree, value=int(tree.value))  # 5e7 images are as whole as 50000000
             if what.type is float and not math.isfinite(tree.value):  # pydantic takes them for numbers
                 self.values.append(f"{tree.where}: {at[:-1]}: expected {what.words()}, got {tree.raw}")

@@ -4,6 +4,7 @@ PyYAML reads YAML 1.1, where `1e-3` is text, `on` is true, `1:30` is ninety and 
 booleans and nulls are those of the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/, section 10.3.2).
 """
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,9 @@ import yaml
 from data_pipelines.errors import UserError
 
 COMMAND_LINE, DEFAULT = "command line", "default"
+MOST_VALUES = 10_000  # of a recipe, aliases written out: a few lines of them can stand for billions
+LARGEST = 2**63  # of whole numbers: seeds and counts are of 64 bits
+LONGEST_NUMBER = 400  # characters
 
 NULL, BOOL, INT, FLOAT, STR = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")
@@ -82,7 +86,8 @@ CoreDumper.add_representer(str, _represent_text)
 def parse(text: str, origin: str, lines: bool = True):
     """YAML text -> dicts and lists with `Given` at the leaves, or None when the text holds nothing.
 
-    Raises UserError for what is not YAML, and for tags, duplicate keys and an anchor inside itself.
+    Raises UserError for what is not YAML, and for tags, duplicate keys, an anchor inside itself, and what is
+    too deep, too long or, its aliases written out, too large for a recipe.
     """
     try:
         loader = CoreLoader(text)
@@ -96,10 +101,14 @@ def parse(text: str, origin: str, lines: bool = True):
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if lines and mark else ""
         raise UserError(f"{origin}{line}: not valid YAML: {error.problem or error.context}") from None
-    return None if node is None else _tree(node, origin, lines, ())
+    except RecursionError:
+        raise UserError(f"{origin}: not a recipe: lists or sections nested hundreds deep") from None
+    return None if node is None else _tree(node, origin, lines, (), itertools.count(1))
 
 
-def _tree(node, origin: str, lines: bool, above: tuple):
+def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.count[int]"):
+    if next(counter) > MOST_VALUES:
+        raise UserError(f"{origin}: more than {MOST_VALUES:,} values, its aliases (*) written out")
     here = f"{origin}, line {node.start_mark.line + 1}" if lines else origin
     if node in above:
         raise UserError(
@@ -109,10 +118,17 @@ def _tree(node, origin: str, lines: bool, above: tuple):
     if isinstance(node, yaml.SequenceNode) and not node.value:
         return Given([], origin, line)  # a leaf, for an empty list has no items to say where it came from
     if isinstance(node, yaml.ScalarNode):
-        return Given(_scalar(node.tag, node.value), origin, line, node.value)
+        if node.tag in (INT, FLOAT) and len(node.value) > LONGEST_NUMBER:
+            raise UserError(f"{here}: a number of {len(node.value):,} characters")
+        value = _scalar(node.tag, node.value)
+        if node.tag == INT and abs(value) >= LARGEST:
+            raise UserError(
+                f"{here}: {node.value} is too large; whole numbers are below 2 to the power of 63"
+            )
+        return Given(value, origin, line, node.value)
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
-        return [_tree(item, origin, lines, above) for item in node.value]
+        return [_tree(item, origin, lines, above, counter) for item in node.value]
     section = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -120,7 +136,7 @@ def _tree(node, origin: str, lines: bool, above: tuple):
         if key.value in section:
             line = f", line {key.start_mark.line + 1}" if lines else ""
             raise UserError(f"{origin}{line}: duplicate key '{key.value}'; give it once in a section")
-        section[key.value] = _tree(value, origin, lines, above)
+        section[key.value] = _tree(value, origin, lines, above, counter)
     return section
 
 
