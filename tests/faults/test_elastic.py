@@ -1,0 +1,26 @@
+"""A run killed and continued on other numbers of ranks, and under other engines."""
+
+import pytest
+from kinds_of_faults import Start, assert_close, elastic
+from tiny_runs import IMAGES, RECIPES
+
+pytestmark = pytest.mark.slow
+
+# Rounding grows with the length of the steps: these keep it below what is promised.
+WIDE = ("precision=float64", "optimizer.lr=3e-4")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_four_ranks_then_two_then_one_then_two(stand, recipe):
+    starts = [Start(4, "ddp", 576, 3), Start(2, "ddp", 1088, 1), Start(1, "ddp", 1472), Start(2, "ddp", None)]
+    calm, run = elastic(stand, recipe, starts, *WIDE)
+    assert_close(calm.run, run, until=IMAGES, tolerance=1e-8)
+
+
+def test_the_engine_changes_with_the_ranks(stand):
+    """To 1e-8 as far as the engines compute in float64; ZeRO keeps its weights in float32."""
+    exact = 1088
+    starts = [Start(4, "ddp", 576, 1), Start(2, "fsdp2", exact, 0), Start(4, "zero2", None)]
+    calm, run = elastic(stand, "hybrid", starts, *WIDE)
+    assert_close(calm.run, run, until=exact, tolerance=1e-8)
+    assert_close(calm.run, run, until=IMAGES - 1, tolerance=1e-2)

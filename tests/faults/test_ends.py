@@ -1,0 +1,51 @@
+"""How runs end otherwise than they should: told to stop, without room on the disk, hung, not finite."""
+
+import signal
+
+import pytest
+from kinds_of_faults import (
+    NotHere,
+    dead_in_a_save,
+    disk_full_in_a_save,
+    disk_full_to_the_last_byte,
+    hung_rank,
+    not_finite,
+    told_to_stop,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("rank", [None, 1], ids=["all ranks", "one rank"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal(stand, number, rank):
+    told_to_stop(stand, lambda ranks, _: ranks.signal(number, rank))
+
+
+def test_the_stop_file(stand):
+    def touch(_, run):
+        (run / "stop").touch()
+
+    told_to_stop(stand, touch)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("happens", [disk_full_in_a_save, disk_full_to_the_last_byte])
+def test_a_full_disk(stand, happens, world):
+    try:
+        happens(stand, world)
+    except NotHere as why:
+        pytest.skip(str(why))
+
+
+def test_numbers_that_are_not_finite(stand):
+    not_finite(stand)
+
+
+def test_the_others_end_when_a_rank_dies_in_a_save(stand):
+    dead_in_a_save(stand)
+
+
+@pytest.mark.parametrize("where", ["step", "log"])
+def test_a_hung_rank_is_named_by_the_others(stand, where):
+    hung_rank(stand, where)

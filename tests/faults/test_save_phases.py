@@ -1,0 +1,85 @@
+"""SIGKILL in every phase of a save, twenty times each: no start from a broken checkpoint, none is lost.
+
+Most of the kills meet a process that does nothing but save; every phase also meets the real training.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fault_hooks import PHASES, REMOVED, dying, follow_saves
+from kinds_of_faults import killed_in_every_phase, meets
+from tiny_runs import complain
+
+from trainer.runtime import checkpoint
+from trainer.runtime.checkpoint_files import folder_name, verify
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+KEEP = 2
+
+# ---- a process that saves ------------------------------------------------------------------------
+
+
+def state(images: int) -> dict[str, torch.Tensor]:
+    """Five tensors that tell of which save they are."""
+    return {f"weights {n}": torch.arange(1000.0).view(100, 10) + images + n for n in range(5)}
+
+
+def save_on(folder: Path, rank: int, world: int, start: int, before=lambda: None) -> None:
+    """A rank of a run that saves again and again."""
+    before()
+    for images in range(start + 10, start + 100, 10):
+        share = checkpoint.snapshot(state(images), rank, world)
+        checkpoint.write(share, folder, images, {}, f"from-{start}", KEEP, timeout=0.3)
+
+
+def fork(work) -> int:
+    process = os.fork()
+    if process == 0:
+        with suppress(Exception):
+            work()
+        os._exit(0)
+    return process
+
+
+def ended(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_twenty_kills_of_what_only_saves(tmp_path, phase):
+    """Each is of one or of two processes, of either rank, in the first, second or third save of a start."""
+    reached = 0
+    for kill in range(KILLS):
+        world = 1 + kill % 2
+        victim = kill // 2 % world if meets(1, phase) else 0
+        time = 3 if phase in REMOVED and not reached else 1 + kill % 3
+        checkpoint.clean(tmp_path)
+        works = [partial(save_on, tmp_path, rank, world, reached) for rank in range(world)]
+        works[victim] = partial(works[victim], partial(follow_saves, dying(phase, time)))
+        processes = [fork(work) for work in works]
+        assert ended(processes[victim]) == -signal.SIGKILL
+        for process in set(processes) - {processes[victim]}:
+            os.kill(process, signal.SIGKILL)
+            ended(process)
+        for images in checkpoint.kept(tmp_path):
+            verify(tmp_path / folder_name(images))
+        found = checkpoint.newest(tmp_path, complain)
+        assert found or not reached
+        if found:
+            assert found.images >= reached
+            loaded = checkpoint.load(found)
+            assert all(torch.equal(loaded[name], t) for name, t in state(found.images).items())
+            reached = found.images
+    assert reached
+
+
+@pytest.mark.parametrize(("recipe", "world"), [("dim_complete", 1), ("moco", 2)])
+def test_the_training_killed_in_every_phase(stand, recipe, world):
+    killed_in_every_phase(stand, recipe, world)
