@@ -226,7 +226,7 @@ def test_an_address_that_does_not_answer_is_one_line_and_sync_delivers_later(out
     journal.close()
 
     Journal(outputs / "other" / "journal.jsonl").close()
-    assert main(["sync", str(outputs), "--uri", uri]) == 1
+    assert main(["sync", str(outputs), "--uri", uri.replace("user:secret@", "")]) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert "Connection refused" in out[0]

@@ -2,18 +2,15 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 from tracking_runs import (
-    ENVIRONMENT,
     Console,
+    Server,
     follow,
     free_port,
     journal_points,
@@ -23,38 +20,6 @@ from tracking_runs import (
 )
 
 from trainer.runtime.journal import Journal
-
-
-class Server:
-    """A real MLflow server on loopback, that can be stopped and started again at the same address."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "kept")]
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
-            )
-        wait_until(self.answers, 120)
-
-    def answers(self):
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=2).status == 200
-        except OSError:
-            return False
-
-    def stop(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

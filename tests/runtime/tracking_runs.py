@@ -1,13 +1,20 @@
-"""What the tests of tracking share: a follower, and the points in a journal and in MLflow, to be compared."""
+"""What the tests of tracking share: a follower, a server, and the points in a journal and in MLflow."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 
 from trainer.runtime.journal import read
 from trainer.runtime.tracking import Follower
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SERVING = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+}  # three more processes, for evaluating language models
 
 
 class Console(list):
@@ -61,3 +68,40 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+class Server:
+    """A real MLflow server on loopback, that can be stopped and started again at the same address."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "kept")]
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env=ENVIRONMENT | SERVING,
+                start_new_session=True,
+            )
+        wait_until(self.answers, 120)
+
+    def answers(self):
+        try:
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=2).status == 200
+        except OSError:
+            return False
+
+    def stop(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

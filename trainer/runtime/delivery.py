@@ -1,8 +1,8 @@
 """One run's journal to one MLflow: in order, once each.
 
-What has been delivered where stands in the run's delivered.json, replaced after each batch. A process that
-dies between a batch and that file sends the batch again, which changes nothing: time stamps come from the
-journal, and MLflow's SQL stores keep one of two equal points.
+What has been delivered where stands in the run's delivered.json, replaced after each batch that MLflow was
+seen to have. A process that dies between a batch and that file sends the batch again, which changes nothing:
+time stamps come from the journal, and MLflow's SQL stores keep one of two equal points.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Delivery:
         self._lock = None
         self._client = None
         self._run_id = None
-        self._offset = 0
+        self.offset = 0  # bytes of the journal that have arrived
 
     def deliver(self) -> None:
         """Sends everything that is in the journal and not yet in MLflow.
@@ -49,9 +49,11 @@ class Delivery:
                 self._connect()
             # What MLflow has must outlive a power cut here too, or a replay would send it with another time.
             flush(self.journal)
-            for records, end in _batches(read(self.journal, self._offset)):
+            for records, end in _batches(read(self.journal, self.offset)):
                 self._send(records)
-                self._offset = end
+                if records[-1]["kind"] == "end":
+                    mlflow_store.remove_twins(self._client, self._run_id, self._id)
+                self.offset = end
                 self._save()
         except Exception:
             self._client = None
@@ -60,9 +62,9 @@ class Delivery:
     def waiting(self) -> int:
         """Bytes of the journal that have not been delivered."""
         if self._client is None:
-            self._offset = self._known(self._first()).get("offset", 0)
+            self.offset = self._known(self._first()).get("offset", 0)
         try:
-            return max(0, self.journal.stat().st_size - self._offset)
+            return max(0, self.journal.stat().st_size - self.offset)
         except FileNotFoundError:
             return 0
 
@@ -104,11 +106,11 @@ class Delivery:
                 client, experiment, first["value"], self.run_name, first["time"]
             )
             offset = 0
-        self._client, self._run_id, self._offset, self._id = client, run_id, offset, first["value"]
+        self._client, self._run_id, self.offset, self._id = client, run_id, offset, first["value"]
         self._save()
 
     def _save(self) -> None:
-        entry = {"journal": self._id, "run_id": self._run_id, "offset": self._offset}
+        entry = {"journal": self._id, "run_id": self._run_id, "offset": self.offset}
         replace_text(self._state, json.dumps({**delivered(self.folder), self.address: entry}, indent=1))
 
     def _send(self, records: list[dict]) -> None:
@@ -122,8 +124,17 @@ class Delivery:
                 self._send(records[: len(records) // 2])
                 self._send(records[len(records) // 2 :])
                 return
-            # Is it the record? Only if a harmless write passes now; else the store or the run is gone.
-            self._client.set_tag(self._run_id, "journal.id", self._id)
+            # Is it the record? Only if a harmless write passes now and the record is refused again; else the
+            # store or the run is gone, or was away for a moment.
+            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
+            self._send_again(records)
+
+    def _send_again(self, records: list[dict]) -> None:
+        try:
+            mlflow_store.send(self._client, self._run_id, self.folder, records)
+        except Exception as error:
+            if mlflow_store.is_outage(error):
+                raise
             record = records[0]
             self.report(
                 f"warning: MLflow at {self.address} refused the {record['kind']} {record['name']!r} at "

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from data_pipelines.errors import UserError
-from trainer.recipe import Tracking
+from trainer.recipe import NO_SECRETS, Tracking
 from trainer.runtime import mlflow_store
 from trainer.runtime.delivery import Delivery
 
@@ -27,19 +27,24 @@ TRIES_AT_CLOSE = 3
 def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
     """MLflow's address for a recipe's `tracking.uri`: None is the SQLite file of `outputs`, "none" is None.
 
-    Raises UserError for an address that is neither http(s) nor a SQLite file.
+    Raises UserError for an address that is neither http(s) nor a SQLite file, or holds a password.
     """
     if recipe_uri == "none":
         return None
     if recipe_uri is None:
         return f"sqlite:///{Path(outputs).resolve() / 'mlflow.db'}"
-    parts = urlsplit(recipe_uri)
+    try:
+        parts = urlsplit(recipe_uri)
+    except ValueError:  # such as http://[
+        parts = urlsplit("")
     if parts.scheme in ("http", "https") and parts.netloc:
+        if "@" in recipe_uri:
+            raise UserError(f"tracking.uri: {NO_SECRETS}")
         return recipe_uri.rstrip("/")
     if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
         return f"sqlite:///{Path(recipe_uri.removeprefix('sqlite:///')).resolve()}"
     raise UserError(
-        f"tracking.uri: '{mlflow_store.without_secrets(recipe_uri)}' is no address of MLflow; expected null "
+        f"tracking.uri: '{recipe_uri.rpartition('@')[2]}' is no address of MLflow; expected null "
         "(a SQLite file beside the runs), none, http://HOST:PORT or sqlite:///FILE"
     )
 
@@ -102,7 +107,7 @@ class Follower:
     def _follow(self) -> None:
         failures = failures_at_close = 0
         while True:
-            closing = self._closing.is_set()
+            closing, before = self._closing.is_set(), self._delivery.offset
             try:
                 self._delivery.deliver()
                 failures = 0
@@ -111,7 +116,8 @@ class Follower:
                     self._complete = True
                     break
             except Exception as error:
-                failures += 1
+                # Where some of it arrived, the rest is not kept waiting for longer and longer.
+                failures = failures + 1 if self._delivery.offset == before else 1
                 failures_at_close += closing
                 # A first failure may be a connection that the server had closed, or a locked file: try again.
                 if failures > 1:
