@@ -155,7 +155,7 @@ class Pretrain(Section):
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     step_timeout: Annotated[float, Field(ge=0)] = (
-        600  # seconds for a stage of a step on several ranks; 0: any
+        600  # seconds, beside data.patience, for a stage of a step; 0: any
     )
     profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 

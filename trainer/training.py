@@ -87,6 +87,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.images)
         self.engine.zero_grad()
+        self.finished("zero_grad", self.images)
         parts = []
         for micro in range(self.recipe.accumulate):
             batch = next(self.loader)

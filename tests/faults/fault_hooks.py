@@ -33,7 +33,7 @@ def install(
         die: {"rank", "phase", "time"}: SIGKILL to itself when that rank comes to the phase of a save for the
             time-th time; {"rank", "images"}: before the step after so many images.
         hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), or logs
-            one ("log"), after so many images.
+            one ("log"), after so many images; "data": its loader gives it nothing more, and it lives.
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
         slow: seconds that every step takes longer.
@@ -50,8 +50,19 @@ def install(
             follow_saves(dying(die["phase"], die["time"]))
         else:
             before("step", die["images"], lambda training: kill_self())
-    if hang and hang["rank"] == rank:
+    if hang and hang["rank"] == rank and hang["where"] == "data":
+        before("step", hang["images"], lambda training: setattr(training, "loader", Silent()))
+    elif hang and hang["rank"] == rank:
         before(hang["where"], hang["images"], lambda training: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+class Silent:
+    """A loader that never gives a batch."""
+
+    waited = 0.0
+
+    def __next__(self):
+        time.sleep(3600)
 
 
 def kill_self() -> None:

@@ -22,7 +22,7 @@ from trainer.runtime.checkpoint_files import folder_name
 BOUND = 30.0  # seconds, of which a step and a save of a tiny run take a tenth of one
 KILLED = -signal.SIGKILL
 # Of a step, as the watchdog names them.
-STAGES = ("data", "forward", "backward", "clip", "step", "after_step")
+STAGES = ("zero_grad", "data", "forward", "backward", "clip", "step", "after_step")
 
 # ---- kills in a save -------------------------------------------------------------------------------
 
@@ -253,11 +253,12 @@ def not_finite(stand: Stand) -> None:
 
 
 def hung_rank(stand: Stand, where: str) -> None:
-    """One of four ranks stops without dying: all others name it and end; then the run continues."""
+    """One of four ranks stops, or waits for data for ever: all others name it and end; then the run continues."""
     recipe, world, hung = "hybrid", 4, 2
     calm, outputs = stand.calm(recipe, world), stand.fresh()
     hang = {"rank": hung, "images": 2 * SAVE_EVERY + BATCH, "where": where}
-    ranks, run = stand.start(outputs, recipe, world, "step_timeout=5", hang=hang), outputs / "run"
+    ranks = stand.start(outputs, recipe, world, "step_timeout=5", "data.patience=0", hang=hang)
+    run = outputs / "run"
     deadline = time.monotonic() + PATIENCE
     others = set(range(world)) - {hung}
     while not all(ranks.statuses()[rank] for rank in others):

@@ -46,6 +46,6 @@ def test_the_others_end_when_a_rank_dies_in_a_save(stand):
     dead_in_a_save(stand)
 
 
-@pytest.mark.parametrize("where", ["step", "log"])
+@pytest.mark.parametrize("where", ["step", "log", "data"])
 def test_a_hung_rank_is_named_by_the_others(stand, where):
     hung_rank(stand, where)

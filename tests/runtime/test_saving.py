@@ -47,5 +47,14 @@ def test_where_training_has_failed_already_an_error_is_only_told():
     told = []
     saving = Saving(lambda: None)
     saving.start(lambda: 1 / 0)
-    saving.abandon(told.append)
+    saving.abandon(told.append, None)
     assert told == ["warning: the last checkpoint was not saved: division by zero"]
+
+
+def test_what_is_still_being_written_then_is_given_up():
+    told, end = [], threading.Event()
+    saving = Saving(pytest.fail)
+    saving.start(lambda: end.wait(30))
+    saving.abandon(told.append, 0.1)
+    end.set()
+    assert told == ["warning: the last checkpoint was still being written after 0.1 s: given up"]

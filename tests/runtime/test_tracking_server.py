@@ -60,6 +60,7 @@ def test_a_server_that_comes_late_and_goes_away(server, tmp_path):
     wait_until(lambda: len(console) == 3)
     server.start()
     train(1)
+    wait_until(lambda: len(console) == 4)
     journal.metrics({"nan": math.nan, "up": math.inf}, images)
     (run / "encoder.safetensors").write_bytes(b"weights")
     journal.write("artifact", "encoder", "encoder.safetensors", images)
@@ -72,8 +73,8 @@ def test_a_server_that_comes_late_and_goes_away(server, tmp_path):
         "no tracking since",
         "tracking again",
         "no tracking since",
-        "refused the artifact 'gone'",
         "tracking again",
+        "refused the artifact 'gone'",
     )
     assert all(words in line for words, line in zip(told, console, strict=True)), console
 

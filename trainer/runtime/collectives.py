@@ -156,19 +156,23 @@ def on_all(function: Callable) -> list:
     """Runs a function on every rank; every rank gets all values, small objects, in the order of the ranks.
 
     Raises:
-        SharedError: on every rank, the first UserError that one of them met.
+        SharedError: on every rank, the UserErrors that were met. Where a rank met something else, that is
+            raised there, and this on the others.
     """
-    value = mistake = None
+    value = mistake = met = None
     try:
         value = function()
     except UserError as error:
         mistake = str(error)
+    except Exception as error:  # told before it goes its way: the others would wait for this rank
+        met, mistake = error, f"rank {rank()}: {error!r}"
     found = [(value, mistake)] * world()
     if world() > 1:
         dist.all_gather_object(found, (value, mistake), group=_cpu_group)
-    for _, mistake in found:
-        if mistake is not None:
-            raise SharedError(mistake)
+    if met is not None:
+        raise met
+    if mistakes := dict.fromkeys(mistake for _, mistake in found if mistake is not None):
+        raise SharedError("; ".join(mistakes))
     return [value for value, _ in found]
 
 

@@ -3,10 +3,12 @@
 import ctypes
 import importlib.util
 import os
+import platform
 import signal
 import sys
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -33,6 +35,19 @@ class Place:
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    def description(self) -> dict:
+        """What world.json keeps: on what the run ran last."""
+        import torch
+
+        return {
+            "processes": self.world,
+            "threads": self.threads,
+            "engine": self.engine,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
 
 
 def set_environment() -> None:
@@ -191,7 +206,7 @@ def start(precision: str) -> Place:
     threads = set_threads()
 
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from trainer.runtime import collectives
 
@@ -200,7 +215,9 @@ def start(precision: str) -> Place:
     # accelerate knows no other name for it yet.
     warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp])
+    # The watchdog ends a step that hangs, and says who. Where rank 0 measures alone, the others wait long.
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp, waiting])
     if accelerator.num_processes != world:
         raise UserError(f"{world} processes were started but accelerate sees {accelerator.num_processes}")
     kind = accelerator.distributed_type.value.lower()

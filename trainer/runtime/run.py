@@ -18,6 +18,7 @@ from trainer.runtime.saving import Saving
 from trainer.runtime.signals import StopVote
 from trainer.runtime.tracking import Follower, uri_for
 
+ABANDONED = 20.0  # seconds for a checkpoint of several ranks that is being written when training has failed
 DYING = 20.0  # seconds for a process that was told to stop, and saves, to leave the folder to the next
 
 
@@ -59,6 +60,11 @@ class Run:
         """The checkpoint to go on from, if it is of this recipe and these images."""
         found = checkpoint.newest(self.folder.checkpoints, self.warn)
         if found is None:
+            if checkpoint.kept(self.folder.checkpoints):
+                raise UserError(
+                    f"none of the checkpoints in {self.folder.checkpoints} can be used (see the warnings); "
+                    "look at the disk and try again, or remove that folder and journal.jsonl to start anew"
+                )
             return None
         changed = differences(found.manifest["fingerprint"], self.loaded.fingerprint())
         if found.manifest["data"] != self.data:
@@ -111,18 +117,15 @@ class Run:
 
     def fail(self, why: str) -> None:
         """Leaves the file that says what ended the run."""
-        if self.place.main:
-            with suppress(UserError):  # a full disk may be what is told
+        with suppress(UserError, OSError):  # a full disk may be what is told
+            if not (self.folder.path / "failed").exists():  # else another rank's, which failed before
                 self.folder.mark("failed", self.images, why.partition("\n")[0])
 
     def hang(self, who: str) -> None:
         """The last words of a process that the watchdog ends."""
-        line = (
-            f"error: rank {self.place.rank}: {who}; {self.last_checkpoint()}, the same command continues it"
-        )
-        print(line, file=sys.stderr, flush=True)
         self.fail(who)
         if self.journal:
+            print(f"{self.last_checkpoint()}; the same command continues it", file=sys.stderr, flush=True)
             self.journal.write("end", "end", "FAILED", self.images)
 
     def save(self, held: dict[str, state.Held], images: int) -> None:
@@ -169,15 +172,16 @@ class Run:
 
     def end(self, status: str) -> None:
         """Journals how it ended (FINISHED, KILLED or FAILED) and delivers what MLflow does not have yet."""
-        self.saving.abandon(self.progress.say)
+        self.vote.heed_no_more()
+        self.saving.abandon(self.progress.say, None if self.place.world == 1 else ABANDONED)
         self.progress.close()
-        self.vote.close()
         if self.journal:
             try:
                 self.journal.write("end", "end", status, self.images)
             except UserError:
                 if status != "FAILED":  # else what failed is told, and may be this
                     raise
-            if self.follower:
-                self.follower.close()
+            if self.follower:  # a launcher kills what is left 30 s after a rank has failed
+                self.follower.close(10.0 if status == "FAILED" else 30.0)
             self.journal.close()
+        self.vote.close()

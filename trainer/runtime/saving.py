@@ -3,8 +3,6 @@
 import threading
 from collections.abc import Callable
 
-PATIENCE = 10.0  # seconds for a checkpoint that is being written when training has failed
-
 
 class Saving:
     """One write in a thread of its own.
@@ -51,15 +49,15 @@ class Saving:
         if error is not None:
             raise error
 
-    def abandon(self, say: Callable[[str], None]) -> None:
-        """Waits a little, where training has failed already: what went wrong here is only told.
+    def abandon(self, say: Callable[[str], None], patience: float | None) -> None:
+        """Waits so many seconds, where training has failed already: what went wrong here is only told.
 
-        Other ranks' parts may never come.
+        None waits to the end. Of several ranks, others' parts may never come.
         """
         if self._thread is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(patience)
             if self._thread.is_alive():
-                say("warning: the last checkpoint was not saved: other ranks did not write their parts")
+                say(f"warning: the last checkpoint was still being written after {patience:g} s: given up")
                 return
         try:
             self.wait()

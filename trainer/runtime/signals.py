@@ -51,14 +51,19 @@ class StopVote:
         """Asks for a stop where the file is there; a network's file system is not asked at every step."""
         if self._file and time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            if self._file.exists():
-                self.ask(f"the file {self._file}")
+            with suppress(OSError):  # a network's file system may be away for a moment
+                if self._file.exists():
+                    self.ask(f"the file {self._file}")
 
     def stop_at_once(self) -> None:
         """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
         self._at_once = True
         if self.received:
             raise Stopped
+
+    def heed_no_more(self) -> None:
+        """From now on a request to stop changes nothing: what is left to do is little."""
+        self._at_once = False
 
     def agreed(self) -> bool:
         """Whether some rank had been told to stop at the step before; every rank asks at every step."""

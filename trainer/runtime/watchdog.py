@@ -8,6 +8,7 @@ last; where no stage ends for too long, each rank reads what the others have tol
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,19 +16,22 @@ from collections.abc import Callable
 from trainer.runtime import collectives
 
 STATUS = 3  # of a process that this ends
+FIRST = 6  # in the first step kernels are chosen and connections made
+LAST_WORDS = 5.0  # seconds for `tell`
 
 
 class Watchdog:
     """Watches the steps of a run on several ranks; on one process it does nothing.
 
     Args:
-        limit: seconds that a stage of a step may take, from the second step on; 0: any time.
-        tell: takes the line that names the ranks that hang, before the process ends with status 3.
+        limit: seconds that a stage of a step may take, of the first step FIRST times as many; 0: any time.
+        tell: takes the line that names the ranks that hang, once it was printed and before the process ends
+            with status 3; it may hang itself, on the same disk for example.
     """
 
     def __init__(self, limit: float, tell: Callable[[str], None]):
         self.limit, self._tell = limit, tell
-        self._at = (0, 0, "start", False)  # stages finished, images, the last stage, whether it may be timed
+        self._at = (0, 0, "start", False)  # stages finished, images, the last stage, whether within a step
         self._since, self._armed, self._beats = time.monotonic(), False, 0
         self._closing = threading.Event()
         self._thread = None
@@ -42,10 +46,10 @@ class Watchdog:
 
         All ranks finish the same stages in the same order; how many tells who is behind.
         """
-        self._at, self._since = (self._at[0] + 1, images, stage, self._armed), time.monotonic()
+        self._at, self._since = (self._at[0] + 1, images, stage, True), time.monotonic()
 
     def rest(self) -> None:
-        """The step is over; logging, saving and measuring may take their time."""
+        """The step is over and logged; saving and measuring may take their time."""
         self._at, self._armed = (*self._at[:3], False), True
 
     def close(self) -> None:
@@ -57,12 +61,20 @@ class Watchdog:
         while not self._closing.wait(self._beat):
             self._publish()
             at, waited = self._at, time.monotonic() - self._since
-            if at[3] and waited > self.limit:
+            if at[3] and waited > (self.limit if self._armed else FIRST * self.limit):
                 behind = self._behind()
                 if behind is not None and at == self._at:
-                    self._tell(f"no stage of a step has ended for {waited:.0f} s: {behind}")
-                    time.sleep(2 * self._beat)  # the first that ends makes the launcher end the others
-                    os._exit(STATUS)
+                    self._end(f"no stage of a step has ended for {waited:.0f} s: {behind}")
+
+    def _end(self, line: str) -> None:
+        try:
+            print(f"error: rank {collectives.rank()}: {line}", file=sys.stderr, flush=True)
+            last = threading.Thread(target=self._tell, args=(line,), daemon=True)
+            last.start()
+            last.join(LAST_WORDS)
+            time.sleep(2 * self._beat)  # the first that ends makes the launcher end the others
+        finally:
+            os._exit(STATUS)
 
     def _publish(self) -> None:
         self._beats += 1

@@ -5,7 +5,6 @@ augmentations, what is logged, measured and saved) is a function of the recipe a
 same command continues a run that was killed, as if nothing had happened.
 """
 
-import platform
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +47,9 @@ def run(loaded: Loaded, place: Place) -> int:
         return 0
     dataset = open_data(recipe.data, loaded.commands)
     collectives.on_first(lambda: check(recipe, place, dataset))
-    outward = Run(loaded, place, dataset.fingerprint, describe_world(place))
-    watchdog, training = Watchdog(recipe.step_timeout, outward.hang), None
+    outward = Run(loaded, place, dataset.fingerprint, place.description())
+    limit = recipe.step_timeout and recipe.step_timeout + recipe.data.patience
+    watchdog, training = Watchdog(limit, outward.hang), None
     try:
         training = Training(
             *(recipe, place, dataset, outward.load(), outward.images, outward.warn),
@@ -65,9 +65,10 @@ def run(loaded: Loaded, place: Place) -> int:
         finish(training, outward)
         outward.end("FINISHED")
     except Stopped:
+        why = outward.vote.received or "another rank was told"
         if place.main:
-            folder.mark("stopped", outward.images, outward.vote.received)
-        outward.progress.say(f"told to stop ({outward.vote.received}): {outward.last_checkpoint()}")
+            folder.mark("stopped", outward.images, why)
+        outward.progress.say(f"told to stop ({why}): {outward.last_checkpoint()}")
         outward.progress.say("the same command continues it")
         outward.end("KILLED")
         return 1
@@ -114,18 +115,6 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
             f"{len(dataset.classes)} classes; give that number"
         )
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
-
-
-def describe_world(place: Place) -> dict:
-    """What world.json keeps: on what the run ran last."""
-    return {
-        "processes": place.world,
-        "threads": place.threads,
-        "engine": place.engine,
-        "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def facts(loaded: Loaded, training: Training) -> dict[str, object]:
