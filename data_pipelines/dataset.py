@@ -30,6 +30,7 @@ FORMAT = 1
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4"), ("label", "<i8")])
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/\d{6,}\.tar")
+_NO_SIGN_OF_A_SHELL = re.compile(r"[A-Za-z0-9_.+=@,/-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COMPRESSIONS = {
     b"\x1f\x8b": ("gzip", "gzip -dc"),
@@ -168,6 +169,12 @@ def _unfit(shard: Shard, by_command: bool) -> str | None:
         return (
             f"lies at {path[:80]!r} of the machine that indexed it; have the tars beside the data set's "
             "folder and index them again, for a path from there"
+        )
+    # A command may hand the name to a shell of its own, as `ssh host cat {}` does.
+    if by_command and not _NO_SIGN_OF_A_SHELL.fullmatch(path):
+        return (
+            f"lies at {path[:80]!r}, where a command may have letters, digits and _.+=@,/- alone; "
+            "rename the tar and index it again"
         )
     return None
 

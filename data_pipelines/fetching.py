@@ -78,8 +78,8 @@ class Fetcher:
     def _run(self, stop: threading.Event) -> None:
         while True:
             with self._changed:
-                while not stop.is_set() and (file := self._next()) is None:
-                    self._changed.wait(self._pause())
+                while not stop.is_set() and (file := self._next(now := time.monotonic())) is None:
+                    self._changed.wait(self._pause(now))
                 if stop.is_set():
                     return
                 keep = self._keep(file)
@@ -107,17 +107,17 @@ class Fetcher:
         if done and (future := self._asked.pop(file, None)):
             future.set_exception(mistake) if mistake else future.set_result(None)
 
-    def _next(self) -> File | None:
+    def _next(self, now: float) -> File | None:
         """What to fetch: of what was announced the first, but before that what came unannounced."""
-        announced, now = [*self._now, *self._soon], time.monotonic()
+        announced = [*self._now, *self._soon]
         for file in [*(file for file in self._asked if file not in announced), *announced]:
             if self._resting.get(file, now) <= now and (file in self._asked or not self.cache.has(file)):
                 return file
         return None
 
-    def _pause(self) -> float | None:
-        """Seconds until a file has rested; None where there is none to wait for."""
-        pauses = [until - time.monotonic() for until in self._resting.values()]
+    def _pause(self, now: float) -> float | None:
+        """Seconds until a file has rested that had not at `now`, when `_next` looked; None where all have."""
+        pauses = [until - now for until in self._resting.values()]
         return min((pause for pause in pauses if pause > 0), default=None)
 
     def _keep(self, file: File) -> list[set[str]]:

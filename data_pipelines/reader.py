@@ -26,6 +26,7 @@ from data_pipelines.shard_cache import File, ShardCache, check_room, index_of, t
 OPEN_SHARDS = 64  # file handles, and parts of indices, kept; a plan's window is 16 shards by default
 INDEX_ROWS = 16_384  # of an index are read at once, 460 kB: a shard may hold millions of images
 TAR_BLOCK = 512
+ROUNDS = 20  # that a file may be gone from the cache again before it was opened
 
 
 class Reader:
@@ -162,7 +163,7 @@ class Reader:
 
     def _load_index(self, shard: int, part: int, patience: Patience) -> np.ndarray:
         """Part number `part` of a shard's index, of `INDEX_ROWS` rows. Raises Trouble."""
-        path, images = self.root / index_name(self.names[shard]), self.shards[shard]
+        path, images = self._index_path(shard), self.shards[shard]
         size = min(INDEX_ROWS, images - part * INDEX_ROWS) * INDEX.itemsize
         try:
             with open(self._open(path, index_of, shard, patience), "rb") as file:
@@ -207,11 +208,14 @@ class Reader:
 
     def _open(self, path: Path, file: Callable[[Shard], File], shard: int, patience: Patience) -> int:
         """A handle; of what lies elsewhere, once it is in the cache. Raises OSError, and as `Fetcher.get`."""
-        while self._fetcher:
+        if self._fetcher is None:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        for _ in range(ROUNDS):
             self._fetcher.get(file(self._shards[shard]), patience)
             with suppress(FileNotFoundError):  # others share the cache, and make room in it
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        advice = "raise data.cache_bytes, or give each run its own data.cache"
+        raise Trouble(str(path), " is removed again and again by those who share the cache", advice)
 
     def _keep(self, shard: int, handle: int) -> None:
         if (other := self._handles.pop(shard, None)) is not None:
@@ -225,6 +229,13 @@ class Reader:
         with self._lock:
             if (handle := self._handles.pop(shard, None)) is not None:
                 os.close(handle)
+
+    def _index_path(self, shard: int) -> Path:
+        # The cache knows where it is: each machine may have it elsewhere than rank 0, which made `root`.
+        held = self._shards[shard]
+        return (
+            self._fetcher.cache.path(index_of(held)) if self._fetcher else self.root / index_name(held.name)
+        )
 
     def _path(self, shard: int) -> Path:
         held = self._shards[shard]

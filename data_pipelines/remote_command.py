@@ -1,9 +1,12 @@
 """Fetches a file by a program that writes it to its standard output. No shell takes part."""
 
+import errno
 import os
 import selectors
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,21 @@ from data_pipelines.patience import Interrupted, Trouble
 from data_pipelines.transfer import CHUNK, TIMEOUT, Stream
 
 LAST_WORDS = 4096  # bytes of standard error that are kept
+MAY_PASS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what hinders a program's start
+# Becomes the program, after it has asked Linux to be killed when the thread that started it ends (1 is
+# PR_SET_PDEATHSIG): no program outlives a trainer that was killed. A preexec_fn, which could ask as well,
+# must not be used beside other threads.
+_BOUND = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+if os.getppid() == int(sys.argv[1]):
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"cannot be started ({error.strerror})")
+"""
 
 
 class Command:
@@ -37,19 +55,27 @@ class Command:
     @contextmanager
     def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
         """The whole file, whatever `start` is: a command cannot begin in the middle."""
+        words = [word.replace("{}", name) for word in self.words]
         try:
+            if shutil.which(words[0]) is None:
+                raise FileNotFoundError(errno.ENOENT, "no such program, or it may not be run")
+            bound = [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid())]
             process = subprocess.Popen(
-                [word.replace("{}", name) for word in self.words],
+                [*bound, *words] if sys.platform == "linux" else words,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,  # so that whatever it starts ends with it
             )
-        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        except (OSError, ValueError) as error:  # ValueError: of a word that holds a zero byte
+            why = f"cannot be started ({getattr(error, 'strerror', None) or error})"
+            if getattr(error, "errno", None) in MAY_PASS:
+                raise Trouble(
+                    f"`{self.address(name)}`", f" {why}", "free memory, processes or files"
+                ) from None
             raise UserError(
-                f"data.root={self.root}: {self.words[0]} cannot be started ({error.strerror}); install it, "
-                "or give its path"
+                f"data.root={self.root}: {words[0]} {why}; install it, or give its path"
             ) from None
         try:
             with _Output(process, self.address(name), stop) as output:
@@ -92,11 +118,21 @@ class _Output:
                     self.said = (self.said + block)[-LAST_WORDS:]
                 else:
                     return block
-            if not self.waiting.get_map() and (status := self.process.poll()) is not None:
+            # Its standard error may stay open: ssh leaves it to the connection that it keeps for the next.
+            reading = [key.fileobj for key in self.waiting.get_map().values()]
+            if self.process.stdout not in reading and (status := self.process.poll()) is not None:
+                if self.process.stderr in reading:
+                    self._hear_out()
                 if status:
                     raise self._trouble(f"failed with status {status}")
                 return b""
         raise self._trouble(f"wrote nothing for {TIMEOUT:g} s")
+
+    def _hear_out(self) -> None:
+        """The last words of a process that has ended: more than a pipe holds is read at once."""
+        os.set_blocking(self.process.stderr.fileno(), False)
+        with suppress(BlockingIOError):
+            self.said = (self.said + os.read(self.process.stderr.fileno(), CHUNK))[-LAST_WORDS:]
 
     def _trouble(self, what: str) -> Trouble:
         lines = self.said.decode("utf-8", "replace").strip().splitlines()

@@ -1,6 +1,7 @@
 """The files of a data set that a web server has."""
 
 import http.client
+import ipaddress
 import netrc
 import ssl
 import threading
@@ -35,7 +36,7 @@ class Web:
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
-            _Redirects(),
+            _Redirects(self.root),
         ):
             self._opener.add_handler(handler)
         self._opener.addheaders = [("User-Agent", "hybrid-infomax")]
@@ -47,7 +48,7 @@ class Web:
     def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
         """A file's bytes from `start` on, or from its beginning where the server knows no ranges."""
         address = self.address(name)
-        with self._asked(address, start) as response:
+        with self._asked(address, start, first=name == "dataset.json") as response:
             begins, total = 0, None
             if response.status == 206:
                 begins, total = _range(response)
@@ -61,8 +62,9 @@ class Web:
                 length = total - begins
             yield Stream(begins, length, lambda: self._read(address, response))
 
-    def _asked(self, address: str, start: int) -> http.client.HTTPResponse:
-        request = _request(address)
+    def _asked(self, address: str, start: int, first: bool) -> http.client.HTTPResponse:
+        """The answer. A refusal of the first file is the user's mistake; later it may be the server's."""
+        request = _request(address, self.root)
         if start:
             request.add_header("Range", f"bytes={start}-")
         try:
@@ -72,12 +74,16 @@ class Web:
             status = error.code
             what = f" cannot be fetched ({status} {http.client.responses.get(status, 'unknown')})"
             if status == 416 and start:  # nothing lies there: what is here does not fit
-                return self._asked(address, 0)
+                return self._asked(address, 0, first)
             if status >= 500 or status in AGAIN:
                 raise Trouble(address, what, self.advice) from None
-            raise UserError(f"{address}{what}; {_refusal(status, address)}") from None
+            raise _refused(first, address, what, self._refusal(status)) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(address, getattr(error, "reason", error)) from None
+        except ValueError as error:  # no host can have such a name, or it redirects to what is no address
+            what = f" cannot be fetched ({scrubbed(str(error))})"
+            advice = "check data.root, and where the server redirects to"
+            raise _refused(first, address, what, advice) from None
 
     def _read(self, address: str, response: http.client.HTTPResponse) -> bytes:
         try:
@@ -96,9 +102,24 @@ class Web:
         text = scrubbed(getattr(why, "strerror", None) or str(why)) or type(why).__name__
         return Trouble(address, f" cannot be fetched ({text})", self.advice)
 
+    def _refusal(self, status: int) -> str:
+        """What to do about it."""
+        if status in (401, 403):
+            if not _private(self.root):
+                return "the password of ~/.netrc is never sent over http: give data.root as https://"
+            host = urlsplit(self.root).hostname
+            line = f"machine {host} login USER password PASSWORD"
+            return f"give the right to read it, with a line in ~/.netrc: {line}"
+        if status in (404, 410):
+            return "check data.root: it is the folder that holds dataset.json"
+        return "check data.root, and what the server says in its log"
+
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https, never from https to http; credentials go to their own host alone."""
+    """Follows to http and https, never from https to http; credentials go to the root's server alone."""
+
+    def __init__(self, root: str):
+        self.root = root
 
     def redirect_request(self, request, fp, code, message, headers, url):
         scheme = urlsplit(url).scheme
@@ -107,14 +128,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{request.full_url.partition('?')[0]} redirects to {scheme}:, expected https; "
                 "give the address it should be fetched from"
             )
-        followed = _request(url)
+        followed = _request(url, self.root)
         if wanted := request.get_header("Range"):
             followed.add_header("Range", wanted)
         return followed
 
 
-def _request(address: str) -> urllib.request.Request:
+def _request(address: str, root: str) -> urllib.request.Request:
+    """With the user's credentials, where it goes to the server of `root`, and nobody can listen."""
     request = urllib.request.Request(address, headers={"Accept-Encoding": "identity"})
+    if _server(address) != _server(root) or not _private(root):
+        return request
     try:
         held = netrc.netrc().hosts.get(urlsplit(address).hostname)  # not `default`, which means any host
     except FileNotFoundError:
@@ -129,6 +153,26 @@ def _request(address: str) -> urllib.request.Request:
     return request
 
 
+def _refused(first: bool, address: str, what: str, advice: str) -> Trouble | UserError:
+    return UserError(f"{address}{what}; {advice}") if first else Trouble(address, what, advice)
+
+
+def _server(address: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _private(address: str) -> bool:
+    """Whether what is sent there is encrypted, or stays on this machine."""
+    parts = urlsplit(address)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        return False
+
+
 def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """`Content-Range: bytes 5-9/10` -> (5, 10); (-1, None) for what is not understood."""
     unit, _, rest = response.headers.get("Content-Range", "").strip().partition(" ")
@@ -137,14 +181,3 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     if unit != "bytes" or not first.isdecimal():
         return -1, None
     return int(first), int(total) if total.isdecimal() else None
-
-
-def _refusal(status: int, address: str) -> str:
-    if status in (401, 403):
-        host = urlsplit(address).hostname
-        return (
-            f"give the right to read it, with a line in ~/.netrc: machine {host} login USER password PASSWORD"
-        )
-    if status in (404, 410):
-        return "check data.root: it is the folder that holds dataset.json"
-    return "check data.root, and what the server says in its log"

@@ -1,16 +1,21 @@
 """A folder of bounded size for the files of a data set that lies elsewhere.
 
-CACHE/dataset.json  train/000000.npy  train/000000.tar  tars/<digest>.tar  whole, their digests were checked
-CACHE/train/000001.tar.part                                                on its way, locked by who brings it
-CACHE/.lock                                                                held while room is made
+CACHE/dataset.json  indices/<digest>.npy  tars/<digest>.tar   whole, their digests were checked
+CACHE/tars/<digest>.tar.part                                  on its way, locked by who brings it
+CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
+CACHE/.lock                                                   held while room is made
 
 Any number of processes share it. A file has its name only once it is whole, one process fetches it while the
 others wait, and who dies leaves no lock behind. Files that are removed may still be open: they are read on.
 """
 
+import errno
 import fcntl
 import os
+import re
 import threading
+import time
+import uuid
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,11 +25,14 @@ from typing import BinaryIO
 from data_pipelines.access import cache_folder
 from data_pipelines.dataset import Dataset, Shard, describe, index_name
 from data_pipelines.errors import UserError
-from data_pipelines.patience import Trouble
+from data_pipelines.patience import Interrupted, Trouble
 from data_pipelines.remote import source_of
-from data_pipelines.transfer import download
+from data_pipelines.transfer import TIMEOUT, download
 
 PART = ".part"
+_OF_A_PART = re.compile(r"(\.[0-9a-f]{32})?\.part$")
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without them: some Lustre mounts
+QUIET = 2 * TIMEOUT  # seconds: who holds a lock, or has not written a byte, for so long is taken to hang
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,13 @@ class File:
 
 
 def index_of(shard: Shard) -> File:
-    name = index_name(shard.name)
-    return File(name, name, shard.index_bytes, shard.index_sha256)
+    name = f"indices/{shard.index_sha256}.npy"
+    return File(name, index_name(shard.name), shard.index_bytes, shard.index_sha256)
 
 
 def tar_of(shard: Shard) -> File:
-    """Several shards may share a tar that was there before: it is kept once."""
-    name = f"tars/{shard.sha256}.tar" if shard.path else shard.name
-    return File(name, shard.path or shard.name, shard.bytes, shard.sha256)
+    """By its digest, as several shards, and data sets that split the same shards otherwise, may share it."""
+    return File(f"tars/{shard.sha256}.tar", shard.path or shard.name, shard.bytes, shard.sha256)
 
 
 class Full(Exception):
@@ -104,15 +111,19 @@ class ShardCache:
         try:
             if self.has(file):
                 return True
-            part = self._claim(file, keep)
+            part = self._claim(file, keep, stop)
             if part is None:
-                return False
+                return self.has(file)
             with part:
-                if not self.has(file):
-                    download(self.source, file.at, part, file.bytes, file.sha256, stop)
-                    part.flush()
-                    os.fsync(part.fileno())
-                    os.replace(self._part(file), self.path(file))
+                try:
+                    if not self.has(file):
+                        download(self.source, file.at, part, file.bytes, file.sha256, stop)
+                        part.flush()
+                        os.fsync(part.fileno())
+                        os.replace(part.name, self.path(file))
+                finally:  # nobody goes on with what is of no use, or cannot be locked
+                    if self.has(file) or Path(part.name) != self._part(file):
+                        Path(part.name).unlink(missing_ok=True)
             return True
         except OSError as error:
             what = f" cannot be written ({error.strerror})"
@@ -129,25 +140,31 @@ class ShardCache:
     def _part(self, file: File) -> Path:
         return self.folder / (file.name + PART)
 
-    def _claim(self, file: File, keep: list[set[str]]) -> BinaryIO | None:
-        """The file's beginnings, open and locked; None where another has them."""
+    def _claim(self, file: File, keep: list[set[str]], stop: threading.Event) -> BinaryIO | None:
+        """The file's beginnings, open and locked; None where another has them, or has just finished."""
         path = self._part(file)
-        with self._alone():
+        with self._alone(stop):
+            if self.has(file):
+                return None
             if not path.exists():
                 self._make_room(file, keep)
             path.parent.mkdir(exist_ok=True)
-            part = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+            part = _begun(path)
+            locked = _locked(part)
             # Who holds the lock may have finished, and renamed it, in this moment.
-            if _locked(part) and _same(part, path):
+            if locked and _same(part, path):
                 return part
         part.close()
-        return None
+        if locked is not None:
+            return None
+        path.unlink(missing_ok=True)
+        return _begun(path.with_name(f"{path.stem}.{uuid.uuid4().hex}{PART}"))
 
     def _make_room(self, file: File, keep: list[set[str]]) -> None:
         """Removes files until this one fits. What is on its way counts in its full length."""
         found = sorted(self._files())
         free = self.bound - sum(size for _, size, _ in found) - file.bytes
-        ours = [(size, name, name.removesuffix(PART)) for _, size, name in found]
+        ours = [(size, name, _OF_A_PART.sub("", name)) for _, size, name in found]
         ours = [entry for entry in ours if entry[2] in self._sizes]
         for kept in keep:
             spare = [(size, name) for size, name, whole in ours if whole not in kept]
@@ -169,32 +186,54 @@ class ShardCache:
                 path = Path(place, name)
                 with suppress(FileNotFoundError):
                     status, inside = path.stat(), path.relative_to(self.folder).as_posix()
-                    whole = self._sizes.get(inside.removesuffix(PART), 0) if inside.endswith(PART) else 0
+                    whole = self._sizes.get(_OF_A_PART.sub("", inside), 0) if inside.endswith(PART) else 0
                     yield status.st_mtime_ns, max(whole, status.st_size), inside
 
     def _remove(self, name: str) -> bool:
         path = self.folder / name
-        if not name.endswith(PART):
-            path.unlink(missing_ok=True)
-            return True
-        with suppress(FileNotFoundError), open(path, "r+b") as part:
-            if not _locked(part):
-                return False  # somebody fetches it
-            path.unlink()
-        return True
+        try:
+            if not name.endswith(PART):
+                path.unlink()
+                return True
+            with open(path, "r+b") as part:
+                locked = _locked(part)
+                if locked is None:
+                    locked = time.time() - os.fstat(part.fileno()).st_mtime > QUIET
+                if locked:  # else somebody fetches it
+                    path.unlink()
+                return locked
+        except FileNotFoundError:  # a part: it is whole now, and takes as much room
+            return False
 
     @contextmanager
-    def _alone(self):
-        with open(self.folder / ".lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def _alone(self, stop: threading.Event):
+        self.folder.mkdir(parents=True, exist_ok=True)  # whoever empties caches may have removed it
+        path, end = self.folder / ".lock", time.monotonic() + QUIET
+        with open(path, "a") as lock:
+            while _locked(lock) is False:
+                if stop.wait(0.01):
+                    raise Interrupted
+                if time.monotonic() > end:
+                    what, advice = f" has been locked for {QUIET:g} s", "see which process hangs there"
+                    raise Trouble(str(path), what, advice)
             yield
 
 
-def _locked(file: BinaryIO) -> bool:
+def _begun(path: Path) -> BinaryIO:
+    """A file open for reading and writing, made where there is none; what it holds stays."""
+    return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+
+
+def _locked(file: BinaryIO) -> bool | None:
+    """Whether the file could be locked, not waiting for it; None where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
     return True
 
 

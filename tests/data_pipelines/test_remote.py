@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ranged_server import RangedServer, serving
-from tiny_dataset import pictures, write_dataset
+from tiny_dataset import samples, write_samples
 
 from data_pipelines import dataset as dataset_module
 from data_pipelines import remote_web
 from data_pipelines.access import Access
-from data_pipelines.dataset import Dataset, load_dataset
+from data_pipelines.dataset import Dataset, Split, describe, load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.reader import Reader
+from data_pipelines.shard_cache import index_of, tar_of
 
 SHARD = "train/000001.tar"
 
@@ -26,7 +27,7 @@ SHARD = "train/000001.tar"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Dataset:
     """40 pictures in 8 shards."""
-    return write_dataset(tmp_path_factory.mktemp("served"), pictures(40, 8, 8), 5)
+    return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(40)}, 5)
 
 
 @pytest.fixture
@@ -71,7 +72,8 @@ def test_the_same_bytes_as_from_the_folder(data, server, tmp_path, capsys):
     assert len(names) == len(set(names)) == 1 + 2 * 8  # once each, the second time from the cache
     for split in data.splits.values():
         for shard in split.shards:
-            assert (remote.root / shard.name).read_bytes() == (data.root / shard.name).read_bytes()
+            for file in (index_of(shard), tar_of(shard)):
+                assert (remote.root / file.name).read_bytes() == (data.root / file.at).read_bytes()
     assert not leftovers(tmp_path)
     assert capsys.readouterr().err == ""
     assert contents(load_dataset(f"file:{data.root}")) == contents(load_dataset(f"file://{data.root}"))
@@ -154,11 +156,18 @@ def test_patience_is_counted_from_the_last_byte_that_came(data, server, tmp_path
 
 
 @pytest.mark.parametrize(("status", "advice"), [(404, "check data.root"), (403, "~/.netrc"), (410, "check")])
-def test_what_the_server_will_not_give_is_said_at_once(server, tmp_path, status, advice):
-    server.spoil(SHARD, "status", status, times=1000)
+def test_what_the_server_will_not_give(data, server, tmp_path, status, advice):
+    """It is said at once when a run starts, and waited for when it runs."""
+    server.spoil("dataset.json", "status", status)
     began = time.monotonic()
     said = refusal(server.address, tmp_path, patience=60)
     assert time.monotonic() - began < 10
+    assert said.startswith(f"{server.address}/dataset.json cannot be fetched ({status} ")
+    assert advice in said
+    server.spoil(SHARD, "status", status, times=2)
+    assert contents(opened(server.address, tmp_path / "cache")) == contents(data)
+    server.spoil(SHARD, "status", status, times=1000)
+    said = refusal(server.address, tmp_path / "other", patience=0.3)
     assert said.startswith(f"{server.address}/{SHARD} cannot be fetched ({status} ")
     assert advice in said
 
@@ -197,14 +206,34 @@ def test_credentials_of_netrc_go_to_their_own_host_alone(data, tmp_path, monkeyp
         assert contents(opened(near.address, tmp_path / "direct")) == contents(data)
         near.moved = far.address.replace("127.0.0.1", "localhost")
         assert contents(opened(near.address, tmp_path / "moved")) == contents(data)
+        near.moved = far.address  # another server of the same machine
+        assert contents(opened(near.address, tmp_path / "beside")) == contents(data)
         assert {asked.authorization for asked in near.asked} == {near.secret}
         assert {asked.authorization for asked in far.asked} == {None}
-        assert len(far.asked) == 17
+        assert len(far.asked) == 2 * 17
         near.secret, near.moved = "Basic other", None
         said = refusal(near.address, tmp_path / "refused")
     assert "401 Unauthorized" in said
     assert "machine 127.0.0.1 login" in said
     assert "hush" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("http://far.example/data", False),
+        ("http://10.0.0.1/data", False),
+        ("https://far.example/data", True),
+        ("http://127.0.0.1:8000/data", True),
+        ("http://[::1]/data", True),
+    ],
+)
+def test_no_password_is_sent_where_others_can_listen(tmp_path, monkeypatch, address, sent):
+    hosts = ("far.example", "10.0.0.1", "127.0.0.1", "::1")
+    netrc(monkeypatch, tmp_path, "".join(f"machine {host} login me password hush\n" for host in hosts))
+    request = remote_web._request(f"{address}/dataset.json", address)
+    assert request.has_header("Authorization") == sent
+    assert ("never sent over http:" in remote_web.Web(address)._refusal(401)) != sent
 
 
 def test_a_broken_netrc_is_named_without_what_is_in_it(server, tmp_path, monkeypatch):
@@ -218,8 +247,8 @@ def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys
     with serving(data.root) as far:
         server.moved = far.address
         far.spoil("dataset.json", "status", 503)
-        far.spoil(SHARD, "status", 403)
-        said = refusal(server.address, tmp_path) + capsys.readouterr().err
+        far.spoil(SHARD, "status", 403, times=1000)
+        said = refusal(server.address, tmp_path, patience=0.5) + capsys.readouterr().err
     assert f"{server.address}/{SHARD} cannot be fetched (403 Forbidden)" in said
     assert "hush" not in said
     assert far.address not in said
@@ -230,11 +259,19 @@ def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys
     [
         ("file:///etc", "cannot be fetched (302 Found)"),
         ("ftp://127.0.0.1", "redirects to ftp:, expected https"),
+        ("http://[", "cannot be fetched ("),
+        ("http://a..b", "cannot be fetched ("),
     ],
 )
 def test_no_redirect_leads_out_of_the_web(server, tmp_path, moved, said):
     server.moved = moved
     assert f"{server.address}/dataset.json {said}" in refusal(server.address, tmp_path)
+
+
+def test_a_host_that_cannot_be(tmp_path):
+    assert refusal("http://a..b/data", tmp_path).startswith(
+        "http://a..b/data/dataset.json cannot be fetched ("
+    )
 
 
 def certificate(folder: Path):
@@ -352,7 +389,8 @@ def test_a_description_leads_nowhere_else(data, tmp_path, key, value):
 def test_more_than_was_said_is_never_written(data, tmp_path, kind):
     """What dataset.json says is too short for the real file."""
     root = Path(shutil.copytree(data.root, tmp_path / "data"))
-    part, sizes, stop = Path(SHARD).name + ".part", [], threading.Event()
+    sizes, stop = [], threading.Event()
+    part = tar_of(data.splits["train"].shards[1]).name.rpartition("/")[2] + ".part"
 
     def watch() -> None:
         while not stop.is_set():
@@ -380,6 +418,31 @@ def test_tars_beside_the_folder_are_found_from_there(data, tmp_path):
         server.root = tmp_path / "served"
         assert contents(opened(f"{server.address}/data", tmp_path / "cache")) == contents(data)
         assert "tars/a b.tar" in server.names()
+
+
+def test_data_sets_that_split_the_same_shards_otherwise_share_a_cache(tmp_path):
+    """Their fingerprints are equal, and so are the lengths of files that differ."""
+    held = samples(8)
+    first = write_samples(tmp_path / "a", {"train": held[:4], "test": held[4:]}, 2)
+    shards = [shard for split in first.splits.values() for shard in split.shards]
+    moved = [replace(shard, name=f"test/{number:06d}.tar") for number, shard in enumerate(shards[1:])]
+    for split in ("train", "test"):
+        (tmp_path / "b" / split).mkdir(parents=True)
+    for old, new in zip(shards, [shards[0], *moved], strict=True):
+        for suffix in (".tar", ".npy"):
+            shutil.copy(
+                (tmp_path / "a" / old.name).with_suffix(suffix),
+                (tmp_path / "b" / new.name).with_suffix(suffix),
+            )
+    regrouped = {"train": Split(2, (shards[0],)), "test": Split(6, tuple(moved))}
+    (tmp_path / "b/dataset.json").write_text(describe(replace(first, splits=regrouped)))
+    with serving(tmp_path) as server:
+        for name in ("a", "b"):
+            found = opened(f"{server.address}/{name}", tmp_path / "cache")
+            reader, expected = Reader(found, "test"), Reader(load_dataset(tmp_path / name), "test")
+            ids = np.arange(expected.images)
+            assert [i.tobytes() for i in reader.read(ids)] == [i.tobytes() for i in expected.read(ids)]
+            reader.close()
 
 
 def test_a_page_that_is_no_description(data, server, tmp_path):

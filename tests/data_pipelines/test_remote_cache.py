@@ -1,27 +1,33 @@
 """The cache: never larger than it may be, filled in the plan's order, shared by processes, closed at once."""
 
+import errno
 import fcntl
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ranged_server import serving
-from tiny_dataset import pictures, write_dataset
+from tiny_dataset import samples, write_samples
 
-from data_pipelines import fetching
+from data_pipelines import fetching, shard_cache
 from data_pipelines.access import Access
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Images, Loader, in_order
+from data_pipelines.patience import Interrupted, Trouble
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
+from data_pipelines.shard_cache import ShardCache, index_of, tar_of
 from data_pipelines.spec import Normalize, View
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +38,7 @@ WINDOW, BATCH, EPOCHS = 3, 8, 3
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Dataset:
     """84 pictures in 12 shards: 4 windows an epoch."""
-    return write_dataset(tmp_path_factory.mktemp("served"), pictures(84, 8, 8), 7)
+    return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(84)}, 7)
 
 
 @pytest.fixture
@@ -159,7 +165,7 @@ def test_an_evaluation_fetches_ahead_as_well(data, server, tmp_path):
 READ = """
 import sys
 import numpy as np
-from data_pipelines import fetching
+from data_pipelines import fetching, shard_cache
 from data_pipelines.access import Access
 from data_pipelines.dataset import load_dataset
 from data_pipelines.reader import Reader
@@ -206,7 +212,8 @@ def test_what_a_killed_process_had_fetched_is_gone_on_with(data, server, tmp_pat
 def test_a_process_that_hangs_at_a_file_is_told_of(data, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fetching, "TIMEOUT", 0.2)
     dataset = opened(server.address, tmp_path, patience=0.5)
-    reader, part = Reader(dataset, "train"), dataset.root / "train/000000.tar.part"
+    reader, first = Reader(dataset, "train"), data.splits["train"].shards[0]
+    part = dataset.root / f"{tar_of(first).name}.part"
     part.parent.mkdir()
     with open(part, "wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -224,10 +231,10 @@ def test_a_process_that_hangs_at_a_file_is_told_of(data, server, tmp_path, monke
 def test_what_was_damaged_in_the_cache_is_fetched_again(data, server, tmp_path):
     dataset = opened(server.address, tmp_path)
     before = batches(dataset)
-    for number, path in enumerate(sorted(dataset.root.glob("train/*"))):
+    for number, path in enumerate(sorted(dataset.root.glob("*/*"))):
         with open(path, "r+b") as file:
             file.truncate(number)
-    (dataset.root / "train/000003.tar").unlink()
+    (dataset.root / tar_of(data.splits["train"].shards[3]).name).unlink()
     (dataset.root / "notes.txt").write_text("not ours")
     assert batches(dataset) == before
     assert (dataset.root / "notes.txt").read_text() == "not ours"
@@ -238,6 +245,75 @@ def test_a_cache_that_cannot_be_written_is_said(data, server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); .* data\.cache"):
         Reader(opened(server.address, tmp_path / "file"), "train")
+
+
+def test_each_machine_has_a_cache_of_its_own(data, server, tmp_path):
+    """The folder that rank 0 told the others is not theirs."""
+    dataset = replace(opened(server.address, tmp_path / "mine"), root=tmp_path / "that of rank 0")
+    assert batches(dataset) == batches(data)
+    assert not dataset.root.exists()
+
+
+def test_a_file_that_is_gone_again_and_again_is_told(data, server, tmp_path, monkeypatch):
+    reader = Reader(opened(server.address, tmp_path, patience=0.0), "train")
+    monkeypatch.setattr(reader._fetcher, "get", lambda *_: None)
+    with pytest.raises(UserError, match="is removed again and again"):
+        reader.read(np.arange(3))
+    reader.close()
+
+
+def test_a_cache_that_is_removed_while_it_is_read_is_filled_again(data, server, tmp_path):
+    reader = Reader(opened(server.address, tmp_path, patience=0.0), "train")
+    shutil.rmtree(tmp_path)
+    assert len(reader.read(np.arange(10))) == 10
+    reader.close()
+
+
+def test_a_cache_on_a_file_system_without_locks(data, server, tmp_path, monkeypatch):
+    def flock(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert batches(opened(server.address, tmp_path, cache_bytes=needed(data))) == batches(data)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_whoever_hangs_with_the_cache_locked_is_told_of(data, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_cache, "QUIET", 0.3)
+    cache, shard = ShardCache(opened(server.address, tmp_path)), data.splits["train"].shards[0]
+    with open(cache.folder / ".lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Trouble, match=r"\.lock has been locked for 0\.3 s"):
+            cache.bring(tar_of(shard), [set()], threading.Event())
+        stop = threading.Event()
+        stop.set()
+        with pytest.raises(Interrupted):
+            cache.bring(index_of(shard), [set()], stop)
+    assert cache.bring(tar_of(shard), [set()], threading.Event())
+
+
+def test_what_another_has_just_finished_leaves_no_beginning_behind(data, server, tmp_path, monkeypatch):
+    cache, file = ShardCache(opened(server.address, tmp_path)), tar_of(data.splits["train"].shards[0])
+    make_room = cache._make_room
+
+    def finished_meanwhile(file, keep) -> None:
+        cache.path(file).parent.mkdir()
+        shutil.copy(data.root / file.at, cache.path(file))
+        make_room(file, keep)
+
+    monkeypatch.setattr(cache, "_make_room", finished_meanwhile)
+    assert cache.bring(file, [set()], threading.Event())
+    assert server.names(".tar") == []
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_nobody_waits_without_limit_for_a_file_that_rests(data, server, tmp_path):
+    fetcher = fetching.Fetcher(ShardCache(opened(server.address, tmp_path)))
+    file = tar_of(data.splits["train"].shards[0])
+    fetcher._asked[file], fetcher._resting[file] = Future(), 100.0
+    assert fetcher._next(99.9) is None
+    assert fetcher._pause(99.9) == pytest.approx(0.1)  # whatever the clock says by now
+    assert fetcher._next(100.0) == file
 
 
 def test_the_cache_is_in_the_users_cache_folder_by_default(data, server, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Data sets that a command gives: with permission, without a shell, and as patient as any other."""
 
+import errno
+import json
 import os
 import shlex
 import subprocess
@@ -16,7 +18,7 @@ from data_pipelines import remote_command
 from data_pipelines.access import Access
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
-from data_pipelines.patience import Interrupted
+from data_pipelines.patience import Interrupted, Trouble
 from data_pipelines.reader import Reader
 
 
@@ -91,6 +93,17 @@ def test_a_name_with_signs_of_a_shell_is_refused_before_anything_is_run(data, tm
     assert {path.name for path in tmp_path.iterdir()} == {"dataset.json"}
 
 
+@pytest.mark.parametrize("path", ["x;touch here;.tar", "a b.tar", "$(touch here).tar", "~/x.tar", "a\\b.tar"])
+def test_a_tar_with_signs_of_a_shell_in_its_path_is_refused(data, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    description = json.loads((data.root / "dataset.json").read_text())
+    description["splits"]["train"]["shards"][1]["path"] = path
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="rename the tar and index it again"):
+        opened(f"pipe:sh -c 'cat {tmp_path}/{{}}'", tmp_path / "cache")
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset.json"}
+
+
 @pytest.mark.parametrize(
     "failing",
     [
@@ -138,8 +151,67 @@ def test_a_command_that_always_fails_is_named_with_its_last_words(data, tmp_path
 
 
 def test_a_program_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"no-such-program cannot be started \(No such file.* install it"):
+    with pytest.raises(UserError, match=r"no-such-program cannot be started \(no such program.* install it"):
         opened("pipe:no-such-program {}", tmp_path)
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.E2BIG, UserError), (errno.EAGAIN, Trouble)])
+def test_a_program_that_the_system_does_not_start(monkeypatch, number, error):
+    def refuse(*_, **__) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    command = remote_command.Command("pipe:cat {}", ["cat", "{}"])
+    with pytest.raises(error, match=f"cannot be started \\({os.strerror(number)}"):
+        command.open("dataset.json", 0, threading.Event()).__enter__()
+
+
+def test_a_file_that_is_no_program(tmp_path):
+    (tmp_path / "no program").write_bytes(b"\x7fELF")
+    (tmp_path / "no program").chmod(0o755)
+    with pytest.raises(UserError, match=r"status 1: cannot be started \(Exec format error\)"):
+        opened(f"pipe:'{tmp_path}/no program' {{}}", tmp_path, patience=0.0)
+
+
+def test_a_command_is_over_when_it_ends_whoever_keeps_its_standard_error(data, tmp_path, monkeypatch):
+    """As ssh with ControlPersist does."""
+    monkeypatch.setattr(remote_command, "TIMEOUT", 2.0)
+    left = "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)"
+    body = f"""
+import subprocess
+{left}
+sys.stdout.buffer.write(open({str(data.root)!r} + '/' + name, 'rb').read())
+"""
+    assert contents(opened(script(tmp_path, body), tmp_path / "cache", patience=0.0)) == contents(data)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux ends a program with the thread that started it"
+)
+def test_no_command_outlives_a_trainer_that_is_killed(tmp_path):
+    root = script(
+        tmp_path, f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    code = f"""
+from data_pipelines.access import Access
+from data_pipelines.dataset import load_dataset
+load_dataset({root!r}, access=Access(commands=True))
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2])
+    while not (tmp_path / "started").exists() or not (number := (tmp_path / "started").read_text()):
+        time.sleep(0.01)
+    trainer.kill()
+    trainer.wait()
+    end = time.monotonic() + 5
+    while running(number):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def running(number: str) -> bool:
+    """Whether there is a process of this number that has not ended (nobody may be there to bury it)."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", number], capture_output=True, text=True).stdout
+    return state.strip()[:1] not in ("", "Z")
 
 
 def test_s3_is_short_for_the_aws_command(data, tmp_path, monkeypatch):

@@ -40,6 +40,11 @@ def write_dataset(root: Path, images: np.ndarray, per_shard: int) -> Dataset:
     return write_samples(root, {"train": samples}, per_shard)
 
 
+def samples(n: int) -> list[tuple[bytes, int, int, int]]:
+    """Small ones for `write_samples`; each has a label of its own, so no two indices are equal."""
+    return [(png(image), 8, 8, i) for i, image in enumerate(pictures(n, 8, 8))]
+
+
 def write_samples(root: Path, samples: dict[str, list], per_shard: int) -> Dataset:
     """A data set of any splits; a sample is its encoded image, the height and width to expect, its label."""
     splits = {}

@@ -253,7 +253,7 @@ def not_finite(stand: Stand) -> None:
 
 
 def hung_rank(stand: Stand, where: str) -> None:
-    """One of four ranks stops, or waits for data for ever: all others name it and end; then the run continues."""
+    """One of four ranks stops, or waits for data for ever: all others name it and end; the run continues."""
     recipe, world, hung = "hybrid", 4, 2
     calm, outputs = stand.calm(recipe, world), stand.fresh()
     hang = {"rank": hung, "images": 2 * SAVE_EVERY + BATCH, "where": where}

@@ -138,12 +138,15 @@ def test_wrong_answers_for_a_while(server, proxy, run):
     assert_delivered(server.uri, "test_wrong_answers_for_a_while", training.folder)
 
 
-@pytest.mark.parametrize("mode", ["page", "empty"])
+@pytest.mark.parametrize("mode", ["page", "empty", "error"])
 def test_a_login_page_in_place_of_the_artifacts(server, proxy, run, tmp_path, capsys, mode):
     proxy.mode, proxy.only = mode, "mlflow-artifacts"
     training = run(proxy.uri, images=SHORT)
     text = training.end()
     assert text.count("is not wholly in MLflow") == 1
+    assert "cannot store the artifact" in text
+    assert training.delivered == [(training.folder / "journal.jsonl").stat().st_size]  # nothing else waits
+    assert main(["sync", str(tmp_path)]) == 1
     proxy.release()
     assert main(["sync", str(tmp_path)]) == 0
     capsys.readouterr()

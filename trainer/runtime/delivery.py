@@ -15,6 +15,7 @@ from trainer.runtime.files import flush, replace_text
 from trainer.runtime.journal import close_locked, open_locked, read
 
 BATCH = {"metric": 500, "parameter": 100}  # MLflow's log_batch takes 1,000 metrics and 100 parameters
+TRIES = 3  # to send an artifact again where everything else can be sent
 
 
 class Delivery:
@@ -35,23 +36,28 @@ class Delivery:
         self._client = None
         self._run_id = None
         self.offset = 0  # bytes of the journal that have arrived
+        self.aside: list[dict] = []  # artifacts before it that have not
 
     def deliver(self) -> None:
         """Sends everything that is in the journal and not yet in MLflow.
 
-        A record that MLflow refuses while it takes others is reported and passed over. Raises any other
-        error, after which the next call connects anew and goes on behind the last batch that arrived.
+        A record that MLflow refuses while it takes others is reported and passed over; an artifact that it
+        cannot store, as its store of files is away, is reported, set aside, and tried again by the next
+        connection and at the run's end. Raises any other error, after which the next call connects anew and
+        goes on behind the last batch that arrived.
         """
         if not self.waiting():
             return
         try:
             if self._client is None:
                 self._connect()
+                self._send_aside()
             # What MLflow has must outlive a power cut here too, or a replay would send it with another time.
             flush(self.journal)
             for records, end in _batches(read(self.journal, self.offset)):
                 self._send(records)
                 if records[-1]["kind"] == "end":
+                    self._send_aside()
                     mlflow_store.remove_twins(self._client, self._run_id, self._id)
                 self.offset = end
                 self._save()
@@ -61,10 +67,13 @@ class Delivery:
 
     def waiting(self) -> int:
         """Bytes of the journal that have not been delivered."""
+        aside = 0
         if self._client is None:
-            self.offset = self._known(self._first()).get("offset", 0)
+            known = self._known(self._first())
+            self.offset, self.aside = known.get("offset", 0), known.get("aside", [])
+            aside = sum(len(json.dumps(record)) + 1 for record in self.aside)
         try:
-            return max(0, self.journal.stat().st_size - self.offset)
+            return max(0, self.journal.stat().st_size - self.offset) + aside
         except FileNotFoundError:
             return 0
 
@@ -99,18 +108,19 @@ class Delivery:
         artifacts = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" if sqlite else None
         client = mlflow_store.connect(self.uri, artifacts)
         known = self._known(first)
-        run_id, offset = known.get("run_id"), known.get("offset", 0)
+        run_id, offset, aside = known.get("run_id"), known.get("offset", 0), known.get("aside", [])
         if run_id is None or not mlflow_store.is_active(client, run_id):
             experiment = mlflow_store.experiment_id(client, self.experiment, artifacts)
             run_id = mlflow_store.find_or_create_run(
                 client, experiment, first["value"], self.run_name, first["time"]
             )
-            offset = 0
-        self._client, self._run_id, self.offset, self._id = client, run_id, offset, first["value"]
+            offset, aside = 0, []
+        self._client, self._run_id, self._id = client, run_id, first["value"]
+        self.offset, self.aside = offset, aside
         self._save()
 
     def _save(self) -> None:
-        entry = {"journal": self._id, "run_id": self._run_id, "offset": self.offset}
+        entry = {"journal": self._id, "run_id": self._run_id, "offset": self.offset, "aside": self.aside}
         replace_text(self._state, json.dumps({**delivered(self.folder), self.address: entry}, indent=1))
 
     def _send(self, records: list[dict]) -> None:
@@ -118,7 +128,10 @@ class Delivery:
             mlflow_store.send(self._client, self._run_id, self.folder, records)
         except Exception as error:
             if mlflow_store.is_outage(error):
-                raise
+                if records[0]["kind"] != "artifact":
+                    raise
+                self._try_artifact(records)
+                return
             # One bad record makes MLflow refuse a batch: halve it until the bad one stands alone.
             if len(records) > 1:
                 self._send(records[: len(records) // 2])
@@ -128,6 +141,32 @@ class Delivery:
             # store or the run is gone, or was away for a moment.
             mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
             self._send_again(records)
+
+    def _try_artifact(self, records: list[dict]) -> None:
+        """Sends one artifact that failed; where only artifacts fail, they must not hold up the rest."""
+        for tries_left in reversed(range(TRIES)):
+            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})  # else MLflow is away
+            try:
+                return self._send_again(records)
+            except Exception as error:
+                if tries_left:
+                    continue
+                self.aside.append(records[0])
+                self.report(
+                    f"warning: MLflow at {self.address} cannot store the artifact {records[0]['name']!r} at "
+                    f"{records[0]['images']} images ({mlflow_store.reason(error)}); everything else is "
+                    "delivered, and this is tried again later"
+                )
+
+    def _send_aside(self) -> None:
+        waiting, self.aside = self.aside, []
+        for number, record in enumerate(waiting):
+            self._send([record])
+            if self.aside:  # the others will hardly pass now; next time they are first
+                self.aside = [*waiting[number + 1 :], *self.aside]
+                break
+        if waiting:
+            self._save()
 
     def _send_again(self, records: list[dict]) -> None:
         try:
@@ -143,7 +182,7 @@ class Delivery:
 
 
 def delivered(run_folder: Path) -> dict:
-    """The run's delivered.json: address -> {journal, run_id, offset in bytes}; empty where there is none."""
+    """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is."""
     try:
         return json.loads((Path(run_folder) / "delivered.json").read_text())
     except (FileNotFoundError, ValueError):

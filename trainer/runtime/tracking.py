@@ -113,7 +113,7 @@ class Follower:
                 failures = 0
                 self._answered()
                 if closing:
-                    self._complete = True
+                    self._complete = not self._delivery.aside
                     break
             except Exception as error:
                 # Where some of it arrived, the rest is not kept waiting for longer and longer.
@@ -192,6 +192,9 @@ def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
         return False
     finally:
         delivery.close()
+    if delivery.aside:
+        print(f"{run}: delivered to {delivery.address}, but not {len(delivery.aside)} of its artifacts")
+        return False
     print(f"{run}: {size} bytes of its journal delivered to {delivery.address}")
     return True
 
