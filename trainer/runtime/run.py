@@ -160,7 +160,13 @@ class Run:
             UserError: on every rank, where one could not write.
         """
         if self.saving.under_way:
-            collectives.on_all(self.saving.wait)
+            try:
+                collectives.on_all(self.saving.wait)
+            except UserError:
+                if self.place.main:  # a rank may have begun its part after another had removed the rest
+                    with suppress(UserError):
+                        checkpoint.clean(self.folder.checkpoints)
+                raise
             self.saved = self.images
 
     def last_checkpoint(self) -> str:
