@@ -77,7 +77,7 @@ class Endurance:
             assert time.monotonic() < deadline, self.output.read_text()
             with suppress(psutil.NoSuchProcess):
                 self.samples.append(self._sample())
-            time.sleep(0.3)
+            time.sleep(0.05)
         assert self.process.returncode == 0, self.output.read_text()
 
     def _sample(self) -> Sample:
@@ -99,7 +99,7 @@ class Endurance:
     def around(self, step: int) -> list[Sample]:
         """The samples from `step` on, for a twentieth of the run."""
         found = [s for s in self.samples if step <= s.steps < step + self.steps // 20]
-        assert len(found) >= 5
+        assert len(found) >= 3
         return found
 
     def left_behind(self) -> list[str]:
