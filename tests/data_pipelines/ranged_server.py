@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from data_pipelines.access import Access
+from data_pipelines.dataset import Dataset, load_dataset
+
 PIECE = 4096  # bytes sent at a time
 
 
@@ -78,6 +81,11 @@ def serving(root: Path, **options) -> Iterator[RangedServer]:
         yield server
     finally:
         server.close()
+
+
+def opened(address: str, cache: Path, **access) -> Dataset:
+    """The data set at an address, read through a cache with 20 s of patience."""
+    return load_dataset(address, access=Access(**({"patience": 20.0, "cache": str(cache)} | access)))
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranged_server import RangedServer, serving
+from ranged_server import RangedServer, opened, serving
 from tiny_dataset import samples, write_samples
 
 from data_pipelines import dataset as dataset_module
@@ -28,16 +28,6 @@ SHARD = "train/000001.tar"
 def data(tmp_path_factory) -> Dataset:
     """40 pictures in 8 shards."""
     return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(40)}, 5)
-
-
-@pytest.fixture
-def server(data):
-    with serving(data.root) as server:
-        yield server
-
-
-def opened(address: str, cache: Path, **access) -> Dataset:
-    return load_dataset(address, access=Access(**({"patience": 20.0, "cache": str(cache)} | access)))
 
 
 def contents(dataset: Dataset) -> tuple[list[bytes], bytes]:

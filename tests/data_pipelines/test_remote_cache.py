@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranged_server import serving
+from ranged_server import opened
 from tiny_dataset import samples, write_samples
 
 from data_pipelines import fetching, shard_cache
-from data_pipelines.access import Access
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Images, Loader, in_order
@@ -39,16 +38,6 @@ WINDOW, BATCH, EPOCHS = 3, 8, 3
 def data(tmp_path_factory) -> Dataset:
     """84 pictures in 12 shards: 4 windows an epoch."""
     return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(84)}, 7)
-
-
-@pytest.fixture
-def server(data):
-    with serving(data.root) as server:
-        yield server
-
-
-def opened(address: str, cache: Path, **access) -> Dataset:
-    return load_dataset(address, access=Access(**({"patience": 20.0, "cache": str(cache)} | access)))
 
 
 def needed(data: Dataset, window: int = WINDOW) -> int:
