@@ -66,6 +66,11 @@ SURVIVED = [
         ["test_ends.py::test_a_full_disk"],
     ),
     (
+        "a rank that dies by itself",
+        "the others say so in one line, and end",
+        ["test_ends.py::test_a_rank_that_loses_another_says_so_in_one_line"],
+    ),
+    (
         "a rank that hangs",
         "every other rank names it and its last finished stage, and ends; continues bit for bit",
         ["test_ends.py::test_a_hung_rank_is_named_by_the_others"],
@@ -76,9 +81,11 @@ SURVIVED = [
         ["test_ends.py::test_numbers_that_are_not_finite"],
     ),
     (
-        "shards that vanish or are cut short, and come back; a network that is slow, breaks off, is down",
+        "a read that fails once; shards that vanish or are cut short, and come back; a network that is slow, "
+        "breaks off, is down",
         "reads wait and are tried again; ends bit for bit",
         [
+            "test_shard_faults.py::test_a_read_that_fails_once_changes_nothing",
             "test_shard_faults.py::test_shards_that_come_back_change_nothing",
             "test_shard_faults.py::test_a_run_over_a_bad_network_is_the_same_run",
         ],

@@ -26,6 +26,10 @@ processes_per_node() {
 train() {
   local folder=$1 status=0 restarts=${SLURM_RESTART_COUNT:-0}
   shift
+  if ((restarts > 0)) && [[ -e $folder/stop ]]; then    # a first start is somebody's word against an old file
+    say "not started again: the stop file was made while the job was waiting; submit it again to continue: $folder"
+    return 0
+  fi
   rm -f "$folder/stopped"     # the last start's: a training that fails before its own must not look stopped
 
   # A signal for the step reaches all of its processes. It would kill the launcher, and with the launcher ends the

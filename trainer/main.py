@@ -75,6 +75,13 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0" or not everyone:
             print(f"error: {mistake}", file=sys.stderr)
         status = 2
+    except RuntimeError as error:
+        from trainer.runtime import collectives
+
+        if not (line := collectives.lost(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         status = 130
     launch.leave(status)

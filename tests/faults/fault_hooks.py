@@ -1,6 +1,7 @@
 """What tests make happen inside a rank, by wrapping real functions: it notes where it is, or dies there."""
 
 import builtins
+import errno
 import io
 import json
 import os
@@ -26,6 +27,7 @@ def install(
     record: bool = False,
     nan: int | None = None,
     slow: float = 0.0,
+    misread: dict | None = None,
 ) -> None:
     """Prepares this process, before it runs main.py.
 
@@ -37,6 +39,7 @@ def install(
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
         slow: seconds that every step takes longer.
+        misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
     """
     note_stages(logs / f"stage-{rank}")
     if record:
@@ -45,6 +48,8 @@ def install(
         before("step", nan, make_nan)
     if slow:
         before("step", None, lambda training: time.sleep(slow))
+    if misread and misread["rank"] == rank:
+        before("step", misread["images"], lambda training: fail_a_read())
     if die and die["rank"] == rank:
         if "phase" in die:
             follow_saves(dying(die["phase"], die["time"]))
@@ -147,6 +152,16 @@ def make_nan(training) -> None:
 
     with torch.no_grad():
         next(iter(training.objective.parameters()))[0] = float("nan")
+
+
+def fail_a_read() -> None:
+    real = os.pread
+
+    def failing(*_):
+        os.pread = real
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    os.pread = failing
 
 
 def record_ids(path: Path) -> None:

@@ -235,6 +235,17 @@ def dead_in_a_save(stand: Stand) -> None:
     tiny_runs.assert_undisturbed(calm.run, outputs / "run")
 
 
+def lost_rank(stand: Stand, engine: str) -> None:
+    """A rank dies in the midst of training: the other says so in one line, without a traceback."""
+    outputs = stand.fresh()
+    die = {"rank": 1, "images": SAVE_EVERY + BATCH}
+    ranks = stand.start(outputs, "hybrid", 2, engine=engine, die=die)
+    assert ranks.wait(PATIENCE, alone=True) == [1, KILLED], ranks.text()
+    (line,) = errors(ranks.text(0))
+    assert line.startswith("error: rank 0: another rank has gone (")
+    assert (outputs / "run" / "failed").read_text().splitlines()[1] == line.removeprefix("error: ")
+
+
 def not_finite(stand: Stand) -> None:
     """A weight becomes NaN: one line; no checkpoint holds it; from the last one the run continues."""
     recipe, world = "dim_complete", 2

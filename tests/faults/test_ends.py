@@ -9,6 +9,7 @@ from kinds_of_faults import (
     disk_full_in_a_save,
     disk_full_to_the_last_byte,
     hung_rank,
+    lost_rank,
     not_finite,
     told_to_stop,
 )
@@ -44,6 +45,11 @@ def test_numbers_that_are_not_finite(stand):
 
 def test_the_others_end_when_a_rank_dies_in_a_save(stand):
     dead_in_a_save(stand)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_a_rank_that_loses_another_says_so_in_one_line(stand, engine):
+    lost_rank(stand, engine)
 
 
 @pytest.mark.parametrize("where", ["step", "log", "data"])

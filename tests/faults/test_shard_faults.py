@@ -100,6 +100,21 @@ def test_shards_that_come_back_change_nothing(shards, copied, world, damage):
 
 
 @pytest.mark.parametrize("world", [1, 2])
+def test_a_read_that_fails_once_changes_nothing(shards, world):
+    outputs, rank = shards.fresh(), world - 1
+    misread = {"rank": rank, "images": HALFWAY}
+    ranks = shards.finish(outputs, RECIPE, world, WINDOW, misread=misread)
+    told = re.findall(
+        r"^warning: .*/train/\d+\.tar cannot be read \(Input/output error\); trying again for 60 s$",
+        ranks.text(rank),
+        re.M,
+    )
+    assert len(told) == 1, ranks.text()
+    assert ranks.text().count("trying again") == ranks.text().count("can be read again, after") == 1
+    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
+
+
+@pytest.mark.parametrize("world", [1, 2])
 def test_shards_that_stay_away_end_the_run_and_are_gone_on_with(shards, copied, world):
     outputs, away = shards.fresh(), copied / "away"
     ranks = start_and_damage(

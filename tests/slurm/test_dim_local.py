@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_runs import continued_once, is_training
+from small_runs import continued_once, is_training, journal
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,19 @@ def test_preemption(slurm, submit, training, tmp_path):
     slurm("sbatch", *urgent)
     continued_once(run, job)
     assert "task 0: Terminated" not in job.text, job.text  # the launcher left the signal to the training
+
+
+def test_a_stop_file_made_while_the_job_waits_to_start_again(slurm, submit, training, tmp_path):
+    run = tmp_path / "outputs" / "quickstart"
+    job = submit("images=15360", *training)
+    job.until(lambda: is_training(run))
+    slurm("scancel", "--signal=USR1", job.id)
+    job.until(lambda: job.told("JobState") == "PENDING")
+    (run / "stop").touch()
+    assert job.end() == "COMPLETED", job.text
+    assert "not started again: the stop file" in job.text
+    assert not journal(run, "resumed")
+    assert not (run / "done").exists()
 
 
 def test_a_mistake_ends_the_job(slurm, submit, tmp_path):

@@ -4,6 +4,7 @@ Tensors of the training step travel over the engine's group (NCCL on GPUs); what
 the run travels over a gloo group on the CPU, which waits for hours where rank 0 probes or writes.
 """
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -117,6 +118,16 @@ def on_device(index: np.ndarray, device: torch.device) -> Tensor:
 def store() -> "dist.Store":
     """The store that the ranks met at: the launcher's, or rank 0's where there is none."""
     return dist.distributed_c10d._get_default_store()
+
+
+def lost(error: BaseException) -> str | None:
+    """A line where an error is that another rank has gone, which may come out of any library; else None."""
+    if not isinstance(error, dist.DistError) and not (
+        "gloo" in str(error) and isinstance(error, RuntimeError)
+    ):
+        return None
+    said = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
+    return f"rank {rank()}: another rank has gone ({said}); its own last line says why"
 
 
 def barrier() -> None:

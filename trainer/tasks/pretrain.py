@@ -73,7 +73,7 @@ def run(loaded: Loaded, place: Place) -> int:
         outward.end("KILLED")
         return 1
     except BaseException as error:
-        outward.fail(str(error) if isinstance(error, UserError) else repr(error))
+        outward.fail(collectives.lost(error) or (str(error) if isinstance(error, UserError) else repr(error)))
         outward.end("FAILED")
         raise
     finally:
