@@ -27,6 +27,7 @@ def install(
     record: bool = False,
     nan: int | None = None,
     slow: float = 0.0,
+    linger: float = 0.0,
     misread: dict | None = None,
 ) -> None:
     """Prepares this process, before it runs main.py.
@@ -34,11 +35,13 @@ def install(
     Args:
         die: {"rank", "phase", "time"}: SIGKILL to itself when that rank comes to the phase of a save for the
             time-th time; {"rank", "images"}: before the step after so many images.
-        hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), or logs
+        hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), measures
+            ("watch"), saves ("save"), comes to the final evaluation ("finish") or logs
             one ("log"), after so many images; "data": its loader gives it nothing more, and it lives.
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
         slow: seconds that every step takes longer.
+        linger: seconds that the page of views, the first picture of the end, takes longer to draw.
         misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
     """
     note_stages(logs / f"stage-{rank}")
@@ -48,6 +51,8 @@ def install(
         before("step", nan, make_nan)
     if slow:
         before("step", None, lambda training: time.sleep(slow))
+    if linger:
+        linger_over_views(linger)
     if misread and misread["rank"] == rank:
         before("step", misread["images"], lambda training: fail_a_read())
     if die and die["rank"] == rank:
@@ -136,7 +141,7 @@ def before(what: str, images: int | None, act: Callable) -> None:
     from trainer.tasks import pretrain
     from trainer.training import Training
 
-    owner = {"step": Training, "log": pretrain}[what]
+    owner = Training if what == "step" else pretrain
     inner = getattr(owner, what)
 
     def acting(training, *arguments):
@@ -152,6 +157,18 @@ def make_nan(training) -> None:
 
     with torch.no_grad():
         next(iter(training.objective.parameters()))[0] = float("nan")
+
+
+def linger_over_views(seconds: float) -> None:
+    from trainer.evaluation import figures_images
+
+    inner = figures_images.views
+
+    def slow(*arguments):
+        time.sleep(seconds)
+        inner(*arguments)
+
+    figures_images.views = slow
 
 
 def fail_a_read() -> None:

@@ -14,7 +14,7 @@ from fault_hooks import PART, PHASES
 from fault_stand import PATIENCE, Calm, Stand
 from forked_ranks import Ranks
 from random_kills import arrived
-from tiny_runs import BATCH, CLOCKS, IMAGES, SAVE_EVERY, figures, newest, weights
+from tiny_runs import BATCH, CLOCKS, EVALUATE_EVERY, IMAGES, SAVE_EVERY, figures, newest, weights
 
 from trainer.runtime import checkpoint
 from trainer.runtime.checkpoint_files import folder_name
@@ -137,6 +137,33 @@ def told_to_stop(stand: Stand, tell: Callable[[Ranks, Path], object]) -> None:
     stand.finish(outputs, recipe, world)
     assert tiny_runs.resumed(run) == [images]
     assert not (run / "stopped").exists()
+    tiny_runs.assert_undisturbed(calm.run, run)
+
+
+def told_to_stop_at_the_end(stand: Stand, world: int, rank: int | None, *more: str, **hooks: object) -> None:
+    """The same in the final evaluation, when all is saved: nobody measures on, and nothing has failed."""
+    recipe = "moco"
+    calm, outputs = stand.calm(recipe, world), stand.fresh()
+    ranks, run = stand.start(outputs, recipe, world, *more, **hooks), outputs / "run"
+    deadline = time.monotonic() + PATIENCE
+    while {ranks.stage(number)[0] for number in range(world)} != {"finish"}:
+        assert ranks.running(), ranks.text()
+        assert time.monotonic() < deadline, ranks.text()
+        time.sleep(0.02)
+    time.sleep(2)
+    assert ranks.running(), ranks.text()
+    ranks.signal(signal.SIGTERM, rank)
+    while rank is not None and ranks.statuses()[rank] is None:
+        assert time.monotonic() < deadline, ranks.text()
+        time.sleep(0.02)
+    ranks.signal(signal.SIGTERM)  # as the launcher does to those that are left
+    assert ranks.wait(BOUND, alone=True) == [1] * world, ranks.text()
+    assert (run / "stopped").read_text().startswith(f"{IMAGES}\n")
+    assert not (run / "failed").exists()
+    assert not (run / "done").exists()
+    assert errors(ranks.text()) == []
+    assert "was not drawn" not in ranks.text()
+    stand.finish(outputs, recipe, world)
     tiny_runs.assert_undisturbed(calm.run, run)
 
 
@@ -267,7 +294,8 @@ def hung_rank(stand: Stand, where: str) -> None:
     """One of four ranks stops, or waits for data for ever: all others name it and end; the run continues."""
     recipe, world, hung = "hybrid", 4, 2
     calm, outputs = stand.calm(recipe, world), stand.fresh()
-    hang = {"rank": hung, "images": 2 * SAVE_EVERY + BATCH, "where": where}
+    places = {"watch": EVALUATE_EVERY, "save": 2 * SAVE_EVERY, "finish": IMAGES}
+    hang = {"rank": hung, "images": places.get(where, 2 * SAVE_EVERY + BATCH), "where": where}
     ranks = stand.start(outputs, recipe, world, "step_timeout=5", "data.patience=0", hang=hang)
     run = outputs / "run"
     deadline = time.monotonic() + PATIENCE

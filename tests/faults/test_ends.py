@@ -12,6 +12,7 @@ from kinds_of_faults import (
     lost_rank,
     not_finite,
     told_to_stop,
+    told_to_stop_at_the_end,
 )
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,19 @@ def test_the_stop_file(stand):
         (run / "stop").touch()
 
     told_to_stop(stand, touch)
+
+
+# Many epochs of a probe on each rank.
+LONG = ["evaluate.at_end=true", "evaluate.controls=false", "evaluate.mlp.epochs=100000"]
+
+
+@pytest.mark.parametrize("rank", [None, 1], ids=["all ranks", "one rank"])
+def test_a_signal_in_the_final_evaluation(stand, rank):
+    told_to_stop_at_the_end(stand, 2, rank, *LONG)
+
+
+def test_a_signal_while_a_picture_is_drawn(stand):
+    told_to_stop_at_the_end(stand, 1, None, linger=60)
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -52,6 +66,6 @@ def test_a_rank_that_loses_another_says_so_in_one_line(stand, engine):
     lost_rank(stand, engine)
 
 
-@pytest.mark.parametrize("where", ["step", "log", "data"])
+@pytest.mark.parametrize("where", ["step", "log", "data", "watch", "save", "finish"])
 def test_a_hung_rank_is_named_by_the_others(stand, where):
     hung_rank(stand, where)

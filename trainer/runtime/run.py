@@ -118,7 +118,8 @@ class Run:
     def fail(self, why: str) -> None:
         """Leaves the file that says what ended the run."""
         with suppress(UserError, OSError):  # a full disk may be what is told
-            if not (self.folder.path / "failed").exists():  # else another rank's, which failed before
+            ended = (self.folder.path / name for name in ("failed", "stopped"))  # by another rank, before
+            if not any(path.exists() for path in ended):
                 self.folder.mark("failed", self.images, why.partition("\n")[0])
 
     def hang(self, who: str) -> None:

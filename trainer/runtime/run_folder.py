@@ -2,6 +2,7 @@
 
 import json
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipelines.errors import UserError
@@ -60,6 +61,11 @@ class RunFolder:
         """Leaves the file `done`, `stopped` or `failed`; a stop file is obeyed with that."""
         replace_text(self.path / name, f"{images}\n{why}\n" if why else f"{images}\n")
         self.stop.unlink(missing_ok=True)
+
+    def tell_stopped(self, images: int, why: str) -> None:
+        """Any rank that was told to stop, before it leaves the others: `stopped`, if it is not there yet."""
+        with suppress(OSError), open(self.path / "stopped", "x") as file:
+            file.write(f"{images}\n{why}\n")
 
     def is_done(self, images: int) -> bool:
         """Whether a run of so many images is finished here; a longer one goes on from it."""

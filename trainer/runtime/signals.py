@@ -14,8 +14,8 @@ LOOK = 1.0  # seconds between two looks for the file
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """Told to stop where everything is saved already."""
+class Stopped(BaseException):
+    """Told to stop where all is saved. No Exception: what makes light of those must end as well."""
 
 
 class StopVote:
@@ -40,7 +40,7 @@ class StopVote:
         if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
         first, self.received = self.received is None, signal.Signals(number).name
-        if self._at_once and first:
+        if self._at_once and (first or again):  # again: what was raised may have got lost in a callback
             raise Stopped
 
     def ask(self, why: str) -> None:
@@ -57,6 +57,7 @@ class StopVote:
 
     def stop_at_once(self) -> None:
         """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
+        self._look()
         self._at_once = True
         if self.received:
             raise Stopped

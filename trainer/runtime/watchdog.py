@@ -18,6 +18,7 @@ from trainer.runtime import collectives
 STATUS = 3  # of a process that this ends
 FIRST = 6  # in the first step kernels are chosen and connections made
 LAST_WORDS = 5.0  # seconds for `tell`
+LEFT = -1  # beats of a rank that has closed its watchdog
 
 
 class Watchdog:
@@ -49,19 +50,22 @@ class Watchdog:
         self._at, self._since = (self._at[0] + 1, images, stage, True), time.monotonic()
 
     def rest(self) -> None:
-        """The step is over and logged; saving and measuring may take their time."""
+        """The step is over and logged; saving and measuring may take their time, while all ranks answer."""
         self._at, self._armed = (*self._at[:3], False), True
 
     def close(self) -> None:
+        """This rank needs no watch any more, and will not answer."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+            self._beats = LEFT
+            self._publish()
 
     def _run(self) -> None:
         while not self._closing.wait(self._beat):
             self._publish()
             at, waited = self._at, time.monotonic() - self._since
-            if at[3] and waited > (self.limit if self._armed else FIRST * self.limit):
+            if waited > (self.limit if self._armed else FIRST * self.limit):
                 behind = self._behind()
                 if behind is not None and at == self._at:
                     self._end(f"no stage of a step has ended for {waited:.0f} s: {behind}")
@@ -77,7 +81,7 @@ class Watchdog:
             os._exit(STATUS)
 
     def _publish(self) -> None:
-        self._beats += 1
+        self._beats += self._beats != LEFT
         with contextlib.suppress(Exception):  # the store goes with the launcher
             self._store.set(f"watchdog/{collectives.rank()}", json.dumps([self._beats, *self._at]))
 
@@ -85,10 +89,11 @@ class Watchdog:
         """Who keeps the others waiting; None where it is a rank that saves or measures, and lives."""
         before = self._told()
         for _ in range(3):
-            time.sleep(self._beat)
+            if self._closing.wait(self._beat):
+                return None
             self._publish()
         now = self._told()
-        silent = [rank for rank in now if now[rank][0] == before[rank][0]]
+        silent = [rank for rank in now if now[rank][0] == before[rank][0] != LEFT]
         if collectives.rank() in silent:
             return "the store of the launcher, or of rank 0, does not answer"
         if silent:
@@ -96,6 +101,8 @@ class Watchdog:
                 f"rank {rank} does not answer and {place(now[rank])} when last heard of" for rank in silent
             ]
             return ", ".join(told)
+        if not self._at[3]:
+            return None
         least = min(state[1] for state in now.values())
         slow = [rank for rank in now if now[rank][1] == least]
         if not all(now[rank][4] for rank in slow):

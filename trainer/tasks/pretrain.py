@@ -39,7 +39,7 @@ def run(loaded: Loaded, place: Place) -> int:
     recipe = loaded.recipe
     folder = RunFolder.of(loaded)
     total = whole_batches(recipe.images, recipe.batch)
-    if folder.is_done(total):
+    if collectives.share(folder.is_done(total)):
         folder.check(loaded)
         if place.main:
             print(f"{folder.path} is finished; run=NAME starts another")
@@ -63,16 +63,14 @@ def run(loaded: Loaded, place: Place) -> int:
         train(training, outward, watchdog)
         outward.vote.stop_at_once()
         finish(training, outward)
+        if not place.main:  # it waits where no signal is heard, and has nothing to stop
+            outward.vote.heed_no_more()
+        collectives.barrier()  # while the watchdog looks
         outward.end("FINISHED")
-    except Stopped:
-        why = outward.vote.received or "another rank was told"
-        if place.main:
-            folder.mark("stopped", outward.images, why)
-        outward.progress.say(f"told to stop ({why}): {outward.last_checkpoint()}")
-        outward.progress.say("the same command continues it")
-        outward.end("KILLED")
-        return 1
     except BaseException as error:
+        # A rank that is told to stop in the final evaluation leaves without asking the others.
+        if isinstance(error, Stopped) or (collectives.lost(error) and (folder.path / "stopped").exists()):
+            return stopped(outward)
         outward.fail(collectives.lost(error) or (str(error) if isinstance(error, UserError) else repr(error)))
         outward.end("FAILED")
         raise
@@ -84,6 +82,20 @@ def run(loaded: Loaded, place: Place) -> int:
         folder.mark("done", total)
         print(report.summary(folder, recipe))
     return 0
+
+
+def stopped(run: Run) -> int:
+    """Ends a run that was told to stop, and has saved; the process's exit status."""
+    run.vote.heed_no_more()
+    why = run.vote.received or "another rank was told"
+    if run.place.main:
+        run.folder.mark("stopped", run.images, why)
+    elif run.vote.received:
+        run.folder.tell_stopped(run.images, why)
+    run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
+    run.progress.say("the same command continues it")
+    run.end("KILLED")
+    return 1
 
 
 def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
@@ -121,6 +133,8 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
     """Tags of the MLflow run."""
     return {
         "recipe": loaded.name,
+        "mlflow.source.name": f"trainer/main.py recipe={loaded.name}",  # the page's column "Source"
+        "mlflow.source.type": "LOCAL",
         "task": loaded.recipe.task,
         "dataset": training.reader.dataset.name,
         "train images": training.reader.images,
@@ -149,6 +163,11 @@ def train(training: Training, run: Run, watchdog: Watchdog) -> None:
             save(training, run)
             run.drain()
             raise Stopped from None
+        except UserError:  # a shard that stays away: several ranks cannot leave a step together, and save
+            if training.place.world == 1:
+                save(training, run)
+                run.drain()
+            raise
         now = training.images
         if profiler:
             profiler.step()
