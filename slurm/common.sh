@@ -28,7 +28,7 @@ train() {
   shift
   if ((restarts > 0)) && [[ -e $folder/stop ]]; then    # a first start is somebody's word against an old file
     say "not started again: the stop file was made while the job was waiting; submit it again to continue: $folder"
-    return 0
+    return 1      # as below: what waits with afterok must not start
   fi
   rm -f "$folder/stopped"     # the last start's: a training that fails before its own must not look stopped
 
@@ -46,6 +46,7 @@ train() {
     return $((status == 0 ? 1 : status))      # what waits with afterok must not start
   elif grep -q "^the file" "$folder/stopped"; then
     say "stopped at a checkpoint by a stop file; submit it again to continue: $folder"
+    return 1
   elif ((restarts >= ${MAX_RESTARTS:-20})); then
     say "stopped at a checkpoint after $restarts restarts, the most allowed; submit it again to continue: $folder"
     return 1

@@ -50,7 +50,7 @@ def test_a_stop_file_made_while_the_job_waits_to_start_again(slurm, submit, trai
     slurm("scancel", "--signal=USR1", job.id)
     job.until(lambda: job.told("JobState") == "PENDING")
     (run / "stop").touch()
-    assert job.end() == "COMPLETED", job.text
+    assert job.end() == "FAILED", job.text  # what waits for it with afterok must not start
     assert "not started again: the stop file" in job.text
     assert not journal(run, "resumed")
     assert not (run / "done").exists()
