@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
+from data_pipelines.shards import make
 from trainer.assembly import load_encoder
 from trainer.recipe_loading import RECIPES, load
 from trainer.runtime.journal import read
@@ -154,6 +155,16 @@ def test_the_same_command_prints_the_results_again(capsys, finished):
     assert "is finished; run=NAME starts another" in done.out
     assert done.out.splitlines()[-8:] == before.out.splitlines()[-8:]
     assert {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.is_file()} == files
+
+
+def test_a_finished_run_is_of_its_data_set_while_there_is_one(capsys, finished, tmp_path):
+    _, arguments, _ = finished
+    (root,) = [word for word in arguments if word.startswith("data.root=")]
+    words = [word for word in arguments if word != root]
+    other = make("digits", tmp_path / "other", images_per_shard=400, workers=1, progress=False).root
+    line = mistake(script(capsys, *words, f"data.root={other}"))
+    assert f"the data set in {other} is not the one it was trained on; start another with run=NAME" in line
+    assert script(capsys, *words, f"data.root={tmp_path}/gone").status == 0
 
 
 def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):

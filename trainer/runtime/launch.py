@@ -16,7 +16,8 @@ import yaml
 
 from data_pipelines.errors import UserError
 
-LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "torchrun"}
+OURS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "accelerate.commands.launch"}
+LAUNCHERS = OURS | {"torchrun"}
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
@@ -90,18 +91,30 @@ def end_with(launcher: psutil.Process | None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def processes_asked_for(words: list[str]) -> int | None:
-    """What a launcher's command line, or the configuration file it names, says of the number of processes."""
-    options = {}
+def asked_for(words: list[str]) -> dict[str, object]:
+    """The options of an `accelerate launch`: its words over the file that they name, or accelerate's own."""
+    options: dict[str, object] = {}
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         following = words[number + 1] if number + 1 < len(words) else ""
-        options.setdefault(name.replace("-", "_"), value if equals else following)
-    if asked := options.get("__num_processes"):
-        return int(asked)
-    if file := options.get("__config_file"):
-        return (yaml.safe_load(Path(file).read_text()) or {}).get("num_processes")
-    return None
+        if name.startswith("--"):
+            options.setdefault(name[2:].replace("-", "_"), value if equals else following)
+    file = Path(options.get("config_file") or default_file())
+    return (yaml.safe_load(file.read_text()) or {} if file.exists() else {}) | options
+
+
+def default_file() -> Path:
+    """Where `accelerate config` leaves what holds when no file is named."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
+    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
+
+
+def accelerate_asks() -> dict[str, object]:
+    """What the `accelerate launch` that started this process was asked for; nothing where none did."""
+    process = launcher()
+    words = process.cmdline() if process else []
+    return asked_for(words) if OURS.intersection(Path(word).name for word in words[:3]) else {}
 
 
 def check_world() -> int:
@@ -112,9 +125,8 @@ def check_world() -> int:
             --num_processes 2` without a configuration file silently starts one process.)
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    process = launcher()
-    asked = processes_asked_for(process.cmdline()) if process else None
-    if asked and "torchrun" not in " ".join(process.cmdline()[:3]) and asked != world:
+    asked = int(accelerate_asks().get("num_processes") or world)
+    if asked != world:
         raise UserError(
             f"accelerate launch was asked for {asked} processes but started {world}; "
             f"use: accelerate launch --config_file recipes/launch/ddp.yaml --num_processes {asked} ..."
@@ -151,7 +163,8 @@ def asked_engine() -> str:
     """The engine that the launch file asks for.
 
     Raises:
-        UserError: it is none of those in recipes/launch, or DeepSpeed is asked for and not installed.
+        UserError: it is none of those in recipes/launch, the launcher made another of it, or DeepSpeed is
+            asked for and not installed.
     """
     asked = os.environ.get
     if asked("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -179,6 +192,13 @@ def asked_engine() -> str:
                 "expected FSDP 2 without it: recipes/launch/fsdp2.yaml"
             )
         return "fsdp2"
+    said = accelerate_asks()
+    for name, kind in (("use_deepspeed", "DEEPSPEED"), ("use_fsdp", "FSDP")):
+        if name in said or said.get("distributed_type") == kind:
+            raise UserError(
+                f"accelerate launch was asked for {kind} but starts the ranks without it, as --cpu and "
+                "use_cpu: true make it do; leave them out: where no GPU is, the CPU is used by itself"
+            )
     return "ddp" if int(asked("WORLD_SIZE", "1")) > 1 else "single process"
 
 

@@ -19,9 +19,13 @@ def queue_bytes(recipe: Pretrain) -> int:
     return options.queue.keys * options.head.width * storage.itemsize
 
 
-def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device) -> Iterator[str]:
+def notes(
+    recipe: Pretrain, images: int | None, world: int, device: torch.device, engine: str = ""
+) -> Iterator[str]:
     """Lines about a run of `recipe` on `world` ranks and a split of so many images (None: not known)."""
     yield recipe.optimizer.describe_rate(recipe.batch)
+    if recipe.precision == "float64" and engine.startswith("zero"):
+        yield "warning: DeepSpeed keeps weights and moments in float32; under ddp and fsdp2 all is float64"
     if recipe.schedule.warmup >= recipe.images:
         yield (
             f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
@@ -36,6 +40,8 @@ def notes(recipe: Pretrain, images: int | None, world: int, device: torch.device
     options = contrastive(recipe.objective)
     if not isinstance(options, MocoObjective):
         return
+    if options.shuffle and recipe.encoder.norm != "batch":
+        yield f"key views are not shuffled: encoder.norm={recipe.encoder.norm} mixes no images"
     keys, width = options.queue.keys, options.head.width
     yield (
         f"queue of {keys:,} keys, {keys // world:,} a rank ({queue_bytes(recipe) / world / 1e6:,.1f} MB), "

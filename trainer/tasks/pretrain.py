@@ -30,7 +30,7 @@ from trainer.runtime.watchdog import Watchdog
 from trainer.schedules import due, learning_rate, whole_batches
 from trainer.tasks import evaluate, report
 from trainer.tasks.notes import notes
-from trainer.tasks.opening import open_data
+from trainer.tasks.opening import check_finished, open_data
 from trainer.training import Training
 
 
@@ -41,6 +41,7 @@ def run(loaded: Loaded, place: Place) -> int:
     total = whole_batches(recipe.images, recipe.batch)
     if collectives.share(folder.is_done(total)):
         folder.check(loaded)
+        collectives.on_first(lambda: check_finished(folder, recipe.data, loaded.commands))
         if place.main:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(report.summary(folder, recipe))
@@ -58,7 +59,7 @@ def run(loaded: Loaded, place: Place) -> int:
         )
         training.finished = watchdog.finished
         outward.begin(facts(loaded, training))
-        for line in notes(recipe, training.reader.images, place.world, place.device):
+        for line in notes(recipe, training.reader.images, place.world, place.device, place.engine):
             outward.progress.say(line)
         train(training, outward, watchdog)
         outward.vote.stop_at_once()
@@ -223,6 +224,7 @@ def check_finite(training: Training, run: Run) -> None:
     UserError: a loss since the start was not finite; nothing of it was saved.
     """
     if not training.all_finite():
+        run.drain()  # the checkpoint that is being written is named
         raise SharedError(
             f"the loss or a weight is not finite (seen at {training.images:,} images) and was not saved; "
             f"{run.last_checkpoint()}. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
