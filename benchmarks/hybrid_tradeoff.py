@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.errors import UserError
 from trainer.evaluation.figures import DPI, GRID, INK, PALE, bare, save
-from trainer.recipe_loading import load_saved
+from trainer.recipe_loading import differences, load_saved
 
 COLUMNS = {  # title -> (key in results.json, decimals, factor to its unit)
     "linear y, %": ("probe/linear/y", 1, 100),
@@ -51,15 +51,17 @@ def read(folders: list[Path]) -> Rows:
     """The runs and their controls; in the order autoencoder, contrastive, hybrids by omega.
 
     Raises:
-        UserError: a folder is no evaluated run, or its encoder has no latent.
+        UserError: a folder is no evaluated run, its encoder has no latent, or runs that differ in more than the
+            seed, or do not differ at all, would make one row.
     """
     rows: Rows = {}
-    told = set()
+    told, meanings = set(), {}
     for folder in folders:
         for name in ("recipe.yaml", "results.json"):
             if not (folder / name).exists():
                 raise UserError(f"{folder}: {name} is missing; give folders of runs that were evaluated")
-        recipe = load_saved(folder / "recipe.yaml").recipe
+        loaded = load_saved(folder / "recipe.yaml")
+        recipe = loaded.recipe
         results = json.loads((folder / "results.json").read_text())
         layout, objective = getattr(recipe.encoder, "layout", None), recipe.objective
         if layout is None:
@@ -67,6 +69,15 @@ def read(folders: list[Path]) -> Rows:
         kind = Kind(PIXELS if objective.kind == "autoencoder" else CONTRAST, layout)
         if objective.kind == "hybrid":
             kind = Kind(DETACHED if objective.detach_y else HYBRID, layout, objective.weighed()[0])
+        meaning = loaded.fingerprint() | {"images": recipe.images}
+        for other, known in meanings.setdefault(kind, {}).items():
+            changed = differences(known, meaning)
+            if [line.partition(":")[0] for line in changed] != ["seed"]:
+                why = "; ".join(changed[:5]) or "not at all"
+                raise UserError(
+                    f"{folder} and {other} make one row, but differ otherwise than by seed: {why}"
+                )
+        meanings[kind][folder] = meaning
         rows.setdefault(kind, []).append(results)
         for name, prefix in CONTROLS.items():
             found = {key.removeprefix(prefix): v for key, v in results.items() if key.startswith(prefix)}
