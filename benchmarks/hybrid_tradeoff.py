@@ -51,8 +51,8 @@ def read(folders: list[Path]) -> Rows:
     """The runs and their controls; in the order autoencoder, contrastive, hybrids by omega.
 
     Raises:
-        UserError: a folder is no evaluated run, its encoder has no latent, or runs that differ in more than the
-            seed, or do not differ at all, would make one row.
+        UserError: a folder is no evaluated run, its encoder has no latent, or runs that do not differ in
+            their seed alone would make one row.
     """
     rows: Rows = {}
     told, meanings = set(), {}
@@ -73,9 +73,9 @@ def read(folders: list[Path]) -> Rows:
         for other, known in meanings.setdefault(kind, {}).items():
             changed = differences(known, meaning)
             if [line.partition(":")[0] for line in changed] != ["seed"]:
-                why = "; ".join(changed[:5]) or "not at all"
                 raise UserError(
-                    f"{folder} and {other} make one row, but differ otherwise than by seed: {why}"
+                    f"{folder} and {other} would make one row, so they must differ in the seed alone; "
+                    f"they differ in: {'; '.join(changed[:5]) or 'nothing'}"
                 )
         meanings[kind][folder] = meaning
         rows.setdefault(kind, []).append(results)

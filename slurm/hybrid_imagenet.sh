@@ -36,6 +36,10 @@ processes=$((SLURM_JOB_NUM_NODES * $(processes_per_node)))
 if [[ ! -f recipes/launch/$engine.yaml ]]; then
   echo "error: ENGINE=$engine: no recipes/launch/$engine.yaml; there are: $(cd recipes/launch && echo *.yaml)" >&2
   exit 2
+elif [[ $engine == zero* ]] && ! python -c 'import importlib.util as u; assert u.find_spec("deepspeed")' 2> /dev/null
+then    # accelerate would say so in a traceback on every node
+  echo "error: ENGINE=$engine: DeepSpeed is not installed: pip install deepspeed, or ENGINE=ddp or fsdp2" >&2
+  exit 2
 elif ((processes < 2)); then
   echo "error: one process in all: ask for more --nodes or --gpus-per-node, or set PROCS_PER_NODE" >&2
   exit 2

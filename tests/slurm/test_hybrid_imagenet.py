@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 from daemons import Job
+from PIL import Image
 from safetensors.torch import load_file
 from small_runs import arguments, continued_once, is_training, journal
+from tiny_dataset import pictures
+
+from data_pipelines.shards import make
 
 SMALL = ["--cpus-per-task=2"]
 ONE_A_NODE = [*SMALL, "--gpus-per-node=1"]  # pretended: the processes see none and train on CPU
@@ -85,6 +89,40 @@ def test_a_lost_node(slurm, start, training, run, undisturbed):
     (resumed,) = journal(run, "resumed")
     assert resumed["images"] > 0
     assert weights(run) == undisturbed
+
+
+def photographs(folder: Path) -> Path:
+    """A data set of 160 drawn JPEGs of 80 x 72 pixels in two classes."""
+    for number, pixels in enumerate(pictures(160, 72, 80)):
+        path = folder / "jpegs" / f"class{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    made = make("folder", folder / "photographs", from_=folder / "jpegs", workers=1, progress=False)
+    return made.root
+
+
+def test_the_small_hybrid_on_two_nodes_under_zero2(start, tmp_path):
+    """What the script is for, on shards of photographs; after a stop file DDP goes on with it."""
+    data, run = photographs(tmp_path), tmp_path / "outputs" / "hybrid_imagenet_small"
+    words = [
+        "recipe=hybrid_imagenet_small",
+        f"data.root={data}",
+        "data.test=test",
+        f"outputs={tmp_path}/outputs",
+    ]
+    words += ["encoder.width=8", "images=1280", "schedule.warmup=64", "log.every=64", "save.every=640"]
+    words += ["evaluate.every=0", "evaluate.at_end=false", "tracking.uri=none"]
+    job = start(*ONE_A_NODE, "--export=ALL,ENGINE=zero2", *words)
+    job.until(lambda: is_training(run))
+    (run / "stop").touch()
+    assert job.end() == "FAILED", job.text  # it is not complete
+    assert "stopped at a checkpoint by a stop file; submit it again" in job.text
+    assert world(run) == (2, "zero2")
+    job = start(*ONE_A_NODE, *words)
+    assert job.end() == "COMPLETED", job.text
+    assert world(run) == (2, "ddp")
+    assert len(journal(run, "resumed")) == 1
+    assert (run / "done").exists()
 
 
 @pytest.mark.parametrize(
