@@ -9,12 +9,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 runs() { # a line each: name, recipe, what is changed of it; seed $1
-  local seed=$1 omega
+  local seed=$1 omega controls=false
+  [ "$seed" != 0 ] || controls=true    # of one seed: minutes each
   for layout in pooled map; do
     local suffix=_pooled_small
     [ "$layout" = map ] && suffix=_small
     echo "${layout}_contrastive_$seed contrastive_cifar10$suffix"
-    echo "${layout}_autoencoder_$seed autoencoder_cifar10$suffix evaluate.controls=true"
+    echo "${layout}_autoencoder_$seed autoencoder_cifar10$suffix evaluate.controls=$controls"
     local omegas="1 0.3 3 0.1"
     [ "$layout" = map ] && omegas="0.01 0.03 0.003 0.1"
     for omega in $omegas; do

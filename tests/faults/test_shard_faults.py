@@ -130,7 +130,7 @@ def test_shards_that_stay_away_end_the_run_and_are_gone_on_with(shards, copied, 
         )
     assert "Traceback" not in ranks.text()
     reached = newest(outputs / "run").images
-    assert reached + 256 >= HALFWAY
+    assert reached >= HALFWAY - SAVE_EVERY * (world > 1)  # one rank saves what it has, several cannot
     os.rename(away, copied / "train")
     assert f"resumed at {reached:,} images" in finish(shards, outputs, world, copied).text()
     assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
