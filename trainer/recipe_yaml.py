@@ -51,6 +51,14 @@ class Given:
         return self.origin if self.line is None else f"{self.origin}, line {self.line}"
 
 
+class Empty(dict):
+    """A section that holds nothing, not even a leaf that would tell where it was `given`."""
+
+    def __init__(self, given: Given):
+        super().__init__()
+        self.given = given
+
+
 class CoreLoader(yaml.SafeLoader):
     """Reads the YAML 1.2 core schema and refuses tags."""
 
@@ -117,6 +125,8 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
     line = node.start_mark.line + 1 if lines else None
     if isinstance(node, yaml.SequenceNode) and not node.value:
         return Given([], origin, line)  # a leaf, for an empty list has no items to say where it came from
+    if isinstance(node, yaml.MappingNode) and not node.value:
+        return Empty(Given({}, origin, line))
     if isinstance(node, yaml.ScalarNode):
         if node.tag in (INT, FLOAT) and len(node.value) > LONGEST_NUMBER:
             raise UserError(f"{here}: a number of {len(node.value):,} characters")
@@ -215,8 +225,8 @@ def first_given(tree) -> Given | None:
 
 
 def _leaves(tree):
-    if isinstance(tree, Given):
-        yield tree
+    if isinstance(tree, Given | Empty):
+        yield tree if isinstance(tree, Given) else tree.given
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _leaves(part)
 

@@ -56,6 +56,8 @@ def write(folder: Path, name: str, text: str) -> str:
         ("base: dim_local\nsave: 5\n", "save: expected a section with keys every, keep, keep_every, got 5"),
         ("base: dim_local\ndata: {views: []}\n", "data.views: expected a list of one or more sections"),
         ("base: dim_local\nevaluate: {base: x}\n", "evaluate.base: unknown key"),
+        ("base: dim_local\ndata:\n  views:\n    2: {}\n", "bad.yaml: data.views.2: the list data.views has"),
+        ("base: dim_local\nsaev: {}\n", "bad.yaml: saev: unknown key; did you mean 'save'?"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_file(tmp_path, text, told):
@@ -110,6 +112,8 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         ("data.views.0.flip=1.5", "data.views.0.flip: expected a number from 0 to 1, got 1.5"),
         ("data.views.0.flip=true", "data.views.0.flip: expected a number from 0 to 1, got true"),
         ("data.views.3.flip=1", "data.views.3: the list data.views has 1 item(s), counted from 0"),
+        ("data.views.2={}", "data.views.2: the list data.views has 1 item(s), counted from 0"),
+        ("data.zzz={}", "data.zzz: unknown key; expected root, source"),
         ("data.views.flip=1", "give a list, or address an item as data.views.0"),
         ("data.views.0.crop.scale={low: 2, high: 1}", "crop.scale: low (2.0) must not exceed high (1.0)"),
         ("data.views.0.crop={ratio: {low: 1}}", "data.views.0.crop.scale: missing, expected a section"),
