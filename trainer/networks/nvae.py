@@ -20,6 +20,9 @@ PLACES = 4  # a side, that a pooled y is the mean of
 class NvaeEncoder(nn.Module):
     """Images [n, 3, size, size] -> local map, z, w and y.
 
+    Batch-norm's momentum is torch's 0.1, where d2c has 0.05: here running statistics move once a step, by the
+    mean over all groups of the batch.
+
     Args:
         patch: pixels a side that the stem takes together; 1 as published, 2 is several times as cheap.
         width: channels behind the stem; each halving doubles them.
@@ -32,7 +35,8 @@ class NvaeEncoder(nn.Module):
             that double the side and those behind them widen half as much.
 
     Raises:
-        ValueError: the image cannot be halved that often, or the latent has no half.
+        ValueError: the image cannot be halved that often, the latent has no half, or the width is too small
+            to be halved.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class NvaeEncoder(nn.Module):
         """A fresh cell behind the local map [n, C, M, M], pooled to [n, width], and that width.
 
         Raises:
-            ValueError: the local map cannot be halved.
+            ValueError: the local map cannot be halved, or has but one channel.
         """
         if self.local_side % 2:
             raise ValueError(

@@ -61,12 +61,21 @@ class ResidualCell(nn.Module):
 
 
 class HalvingShortcut(nn.Module):
-    """Swish, then four 1x1 convolutions, one for each of the four pixels of a 2x2 square."""
+    """Swish, then four 1x1 convolutions, one for each of the four pixels of a 2x2 square.
+
+    Raises:
+        ValueError: `after` is less than a channel for each of them.
+    """
 
     OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
     def __init__(self, before: int, after: int):
         super().__init__()
+        if after < len(self.OFFSETS):  # a halving doubles channels, so it is the stem that has 1
+            raise ValueError(
+                f"encoder.width={before}: a halving would make {after} channels of a 2 x 2 square of pixels, "
+                "at least one a pixel is needed; give encoder.width=2 or more"
+            )
         quarter = after // 4
         widths = (quarter, quarter, quarter, after - 3 * quarter)
         self.convolutions = nn.ModuleList(nn.Conv2d(before, width, 1) for width in widths)
