@@ -8,6 +8,7 @@ stay near each other on disk, mixing spans a window, and a billion samples cost 
 one window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -141,15 +142,18 @@ def rank_slice(batch: int, rank: int, world: int, accumulate: int = 1, micro: in
     return slice(start, start + images)
 
 
-def check_division(batch: int, world: int, accumulate: int, unit: int, what: str) -> None:
+def check_division(
+    batch: int, world: int, accumulate: int, unit: int, what: str, others: Sequence[str] = ()
+) -> None:
     """Refuses a global batch that ranks and micro-batches cannot share out in whole units.
 
     Args:
         unit: images that must stay together: a group, or a block of groups.
         what: the recipe's name for it, for the message.
+        others: changes that work too, such as `groups.norm=8`.
 
     Raises:
-        UserError: naming the numbers of processes and the batch sizes that work.
+        UserError: naming these, and the numbers of processes and the batch sizes that work.
     """
     if batch % (world * accumulate * unit) == 0:
         return
@@ -157,9 +161,10 @@ def check_division(batch: int, world: int, accumulate: int, unit: int, what: str
     worlds = [str(w) for w in range(1, min(pieces, 1024) + 1) if pieces % w == 0]
     step = world * accumulate * unit
     near = sorted({max(step, batch // step * step), (batch // step + 1) * step})
-    ways = f"--num_processes {', '.join(worlds)} or " if worlds else ""
+    ways = [*others, *([f"--num_processes {', '.join(worlds)}"] if worlds else [])]
+    ways += [f"batch={size}" for size in near]
     split = f"{world} process{'es' if world > 1 else ''}" + (f" x accumulate={accumulate}" * (accumulate > 1))
     raise UserError(
         f"batch={batch} does not divide over {split} in whole units of {unit} images ({what}); "
-        f"what works: {ways}batch={' or batch='.join(map(str, near))}"
+        f"what works: {' or '.join(ways)}"
     )

@@ -10,6 +10,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.plan import Shuffle, check_division
+from data_pipelines.spec import View
 from trainer.networks.dim_alexnet import DimAlexNet, FoldedAlexNet
 from trainer.networks.dim_encoder import DimEncoder
 from trainer.networks.folded_resnet import FoldedResNet
@@ -21,6 +22,7 @@ from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
 from trainer.recipe import Pretrain
 from trainer.recipe_objectives import Contrast, DimObjective, MocoObjective, contrast_key, contrastive
+from trainer.recipe_yaml import flow
 
 ENCODERS = {
     "dim": DimEncoder,
@@ -30,7 +32,7 @@ ENCODERS = {
     "resnet": ResNet,
     "nvae": NvaeEncoder,
 }
-CLEAN = ": with reconstruct=clean the last is the clean one, an empty section"
+CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
 
@@ -45,6 +47,11 @@ def build_objective(recipe: Pretrain) -> nn.Module:
         raise UserError(
             f"groups.negatives={recipe.groups.negatives}: objective.kind={options.kind} takes none from the "
             "batch, as a dim objective does; leave that key out"
+        )
+    if recipe.encoder.norm == "batch" and recipe.groups.norm < 2:
+        raise UserError(
+            f"groups.norm={recipe.groups.norm}: a group needs at least 2 images, for encoder.norm=batch "
+            "takes statistics over it; 32 or 64 is usual, or set encoder.norm=group"
         )
     torch.manual_seed(recipe.seed)
     try:
@@ -64,11 +71,15 @@ def build_objective(recipe: Pretrain) -> nn.Module:
     except ValueError as error:
         text = str(error).replace("objective.queue.", f"{contrast_key(options)}queue.")
         raise UserError(text) from None
+    clean = getattr(options, "reconstruct", "view") == "clean"
     if len(recipe.data.views) != objective.VIEWS:
         raise UserError(
             f"data.views describes {len(recipe.data.views)} views; objective.kind={recipe.objective.kind} "
-            f"reads {objective.VIEWS}" + CLEAN * (getattr(options, "reconstruct", "view") == "clean")
+            f"reads {objective.VIEWS}" + CLEAN * clean
         )
+    if clean and recipe.data.views[-1] != View():
+        given = flow(recipe.data.views[-1].model_dump(exclude_defaults=True))
+        raise UserError(f"data.views.{objective.VIEWS - 1}: expected {{}}, got {given}{CLEAN}")
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
 
 
@@ -112,10 +123,16 @@ def check_shares(recipe: Pretrain, world: int) -> None:
         block = shuffle.group * shuffle.groups
         key = f"{contrast_key(recipe.objective)}shuffle"
         what = f"{key}={shuffle.groups} groups of groups.norm={shuffle.group}"
-        check_division(recipe.batch, 1, 1, block, what)
-        if recipe.accumulate > 1 or contrastive(recipe.objective).symmetric:
-            # Micro-batches of other ranks are not there to travel from; nor is the first view a key as well.
-            check_division(recipe.batch, world, recipe.accumulate, block, what)
+        # Micro-batches of other ranks are not there to travel from; nor is the first view a key as well.
+        inside = recipe.accumulate > 1 or contrastive(recipe.objective).symmetric
+        parts = world * recipe.accumulate
+        held = recipe.batch // (parts if inside else 1) // shuffle.group  # groups that blocks are made of
+        whole = recipe.batch % (parts * shuffle.group) == 0
+        fewer = [n for n in range(2, min(shuffle.groups, 1024)) if whole and held % n == 0]
+        ways = [f"{key}={fewer[-1]}"] if fewer else []
+        check_division(recipe.batch, 1, 1, block, what, ways)
+        if inside:
+            check_division(recipe.batch, world, recipe.accumulate, block, what, ways)
     check_division(recipe.batch, world, recipe.accumulate, group_unit(recipe), "groups")
 
 

@@ -88,7 +88,9 @@ def test_groups_of_negatives_may_be_smaller_than_groups_of_batch_norm():
     assert values["mi/local/ceiling"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize(("name", "group", "negatives"), [("norm", 1, 4), ("negatives", 4, 1)])
+@pytest.mark.parametrize(
+    ("name", "group", "negatives"), [("norm", 1, 1), ("norm", 1, None), ("negatives", 4, 1)]
+)
 def test_a_group_of_one_image_is_refused(name, group, negatives):
     with pytest.raises(ValueError, match=rf"groups\.{name}=1: a group needs at least 2 images"):
         tiny(group=group, negatives=negatives)

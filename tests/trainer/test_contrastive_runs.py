@@ -78,11 +78,32 @@ def test_the_decoder_sees_pixels_whatever_the_precision(train):
     [
         ([*MOCO, "objective.queue.keys=100"], ["objective.queue.keys=100", "64", "128"]),
         ([*SYMMETRIC, "objective.queue.keys=192"], ["queue.keys=192", "128 keys that a step adds", "256"]),
-        ([*MOCO, "objective.shuffle=16"], ["batch=64", "128 images", "objective.shuffle=16"]),
-        ([*MOCO, "accumulate=8"], ["batch=64", "accumulate=8", "objective.shuffle=2"]),
+        (
+            [*MOCO, "objective.shuffle=16"],
+            [
+                "batch=64",
+                "128 images",
+                "objective.shuffle=16",
+                "what works: objective.shuffle=8 or batch=128",
+            ],
+        ),
+        ([*MOCO, "accumulate=8"], ["batch=64", "accumulate=8", "objective.shuffle=2", "works: batch=128"]),
+        ([*MOCO, "objective.shuffle=8", "accumulate=2"], ["what works: objective.shuffle=4 or batch=128"]),
+        (
+            [*HYBRID, "objective.contrast.shuffle=8", "accumulate=4"],
+            ["works: objective.contrast.shuffle=2 or"],
+        ),
         ([*MOCO, "groups.negatives=8"], ["groups.negatives=8", "objective.kind=moco"]),
         ([*MOCO, f"data.views=[{VIEW}]"], ["data.views describes 1 views", "reads 2"]),
         ([*HYBRID, "objective.reconstruct=clean"], ["data.views describes 2 views", "reads 3"]),
+        (
+            [*HYBRID, "objective.reconstruct=clean", f"data.views=[{VIEW}, {VIEW}, {{flip: 0.5}}]"],
+            ["data.views.2: expected {}, got {flip: 0.5}", "reconstruct=clean", "an empty section"],
+        ),
+        *(
+            ([*overrides, "groups.norm=1"], ["groups.norm=1: a group needs at least 2 images", "norm=batch"])
+            for overrides in (MOCO, HYBRID, HYBRID_DIM, [*SMALL, "objective={kind: autoencoder}"])
+        ),
         ([*HYBRID, "encoder={kind: dim, channels: [8, 16]}"], ["encoder.kind=dim", "no decoder", "nvae"]),
         ([*HYBRID, "encoder.halvings=4"], ["data.size=16", "halved 4 times", "multiple of 32"]),
     ],

@@ -28,8 +28,8 @@ class Dim(nn.Module):
         negatives: images that are each other's negatives; None: all images of all ranks.
 
     Raises:
-        ValueError: a group of one image, which has neither a variance nor a negative; or negatives over all
-            images with batch-norm, whose statistics would tell positives from negatives.
+        ValueError: a group of one image, which has no negative; or negatives over all images with
+            batch-norm, whose statistics would tell positives from negatives.
     """
 
     VIEWS = 1
@@ -178,9 +178,10 @@ class Dim(nn.Module):
 
 def check_groups(norm: str, group: int, negatives: int | None) -> None:
     """Raises ValueError for groups that cannot work."""
-    for name, size in (("norm", group), ("negatives", negatives)):
-        if size is not None and size < 2:
-            raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
+    size = negatives or group  # where all images are negatives, an evaluation compares those of a group
+    name = "norm" if size == group else "negatives"
+    if size < 2:
+        raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
     if negatives is None and norm == "batch":
         raise ValueError(
             "groups.negatives=global with encoder.norm=batch: statistics of a group would tell its images "
