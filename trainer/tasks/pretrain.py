@@ -297,7 +297,7 @@ def finish(training: Training, run: Run) -> None:
             objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
         )
     elif not dataset.classes:
-        report.draw_unlabelled(training, objective, folder)
+        results = report.look_at_unlabelled(training, objective, folder, run.progress.say)
     if training.place.main:
         if results:
             folder.merge_results(results)

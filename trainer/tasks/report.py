@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from data_pipelines.loader import Images, ViewMaker, in_order
 from data_pipelines.reader import Reader
 from data_pipelines.spec import View
 from trainer import assembly
-from trainer.evaluation import figures, figures_images, figures_reconstruction, tsne
+from trainer.evaluation import figures, figures_images, figures_reconstruction, reconstruction, tsne
 from trainer.evaluation.features import Examples, gathered, subset
 from trainer.evaluation.knn import nearest
 from trainer.evaluation.reconstruction import LinearCodec, Sample, interpolated, squared_errors
@@ -88,8 +88,13 @@ def draw_views(training: Training, folder: RunFolder) -> None:
         figures_images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
 
 
-def draw_unlabelled(training: Training, objective: nn.Module, folder: RunFolder) -> None:
-    """The pictures of test images of data without classes, which no probe can measure; collective."""
+def look_at_unlabelled(
+    training: Training, objective: nn.Module, folder: RunFolder, say: Callable[[str], None]
+) -> dict[str, float]:
+    """The pictures of test images of data without classes, and the figures that need no label; collective.
+
+    Raises SharedError as `reconstruction.measure`.
+    """
     recipe, dataset, sets = training.recipe, training.reader.dataset, []
     readers = Reader(dataset, recipe.data.train), Reader(dataset, recipe.data.test)
 
@@ -103,11 +108,15 @@ def draw_unlabelled(training: Training, objective: nn.Module, folder: RunFolder)
         sets.append(found and Examples(*found, ids))
     if training.place.main:
         draw_test_images(folder, sets, readers, recipe, dataset)
-        codec = getattr(objective, "codec", None)
-        if codec is not None:
-            draw_reconstructions(folder, codec, None, readers[1], training.image_options, recipe.seed)
+    codec, results = getattr(objective, "codec", None), {}
+    if codec is not None:
+        images, seed = training.image_options, recipe.seed
+        results, linear = reconstruction.measure(codec, *readers, images, recipe.evaluate, seed, say)
+        if training.place.main:
+            draw_reconstructions(folder, codec, linear, readers[1], images, seed)
     for reader in readers:
         reader.close()
+    return results
 
 
 def draw_test_images(
@@ -213,7 +222,9 @@ def draw_curves(folder: RunFolder) -> None:
 
 
 def draw_accuracies(folder: RunFolder) -> None:
-    """The bars of results.json."""
+    """The bars of results.json, where it holds accuracies."""
+    if not figures.table(folder.results()):
+        return
     with drawing(folder, "accuracies.png") as path:
         figures.accuracies(path, folder.results())
 
