@@ -69,6 +69,7 @@ def test_images_without_classes_are_reconstructed_too(capsys, tmp_path):
     assert "was not drawn" not in done.err
     assert json.loads((tmp_path / "small" / "results.json").read_text()).keys() == KEYS
     assert "squared error an image, pixels in [0, 1]" in done.out
+    assert "accuracy, %" not in done.out
     drawn = {path.name for path in (tmp_path / "small" / "figures").iterdir()}
     assert {"reconstructions.png", "interpolations.png"} <= drawn
     assert "accuracies.png" not in drawn

@@ -174,9 +174,11 @@ def table(results: Mapping[str, float]) -> str:
     """The accuracies of `results` (the keys of results.json) in percent as plain text, '-' where none.
 
     Raw pixels are one feature: their figure stands in each row of its kind, whatever the encoder's feature.
-    A control that was not measured has no column.
+    A control that was not measured has no column. Empty where there is no accuracy at all.
     """
     rows = _measurements(results)
+    if not rows:
+        return ""
     shown = _columns(rows)
     lines = [["accuracy, %", *shown]]
     lines += [[label, *(_percent(cells.get(title)) for title in shown)] for label, cells in rows]
