@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torchvision_shapes import torchvision_shapes
 
 from data_pipelines.errors import UserError
 from trainer import assembly
@@ -22,41 +23,10 @@ def encoder(depth: int, *overrides: str):
     return assembly.build_encoder(assembly.encoder_options(recipe))
 
 
-def torchvision_names(depth: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes as torchvision's source defines them, without `fc`."""
-    wide = depth >= 50
-    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
-    shapes = {"conv1.weight": (64, 3, 7, 7)}
-
-    def norm(name: str, channels: int) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{name}.{part}"] = (channels,)
-        shapes[f"{name}.num_batches_tracked"] = ()
-
-    norm("bn1", 64)
-    before = 64
-    for number, count in enumerate(blocks):
-        planes, stage = 64 * 2**number, f"layer{number + 1}"
-        after = 4 * planes if wide else planes
-        for block in range(count):
-            at = f"{stage}.{block}"
-            kernels = [(planes, 1), (planes, 3), (after, 1)] if wide else [(planes, 3), (planes, 3)]
-            channels = before
-            for index, (out, kernel) in enumerate(kernels, 1):
-                shapes[f"{at}.conv{index}.weight"] = (out, channels, kernel, kernel)
-                norm(f"{at}.bn{index}", out)
-                channels = out
-            if block == 0 and (number > 0 or before != after):
-                shapes[f"{at}.downsample.0.weight"] = (after, before, 1, 1)
-                norm(f"{at}.downsample.1", after)
-            before = after
-    return shapes
-
-
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
 def test_resnets_have_torchvisions_names_and_shapes(depth):
     mine = {name: tuple(tensor.shape) for name, tensor in encoder(depth).state_dict().items()}
-    theirs = torchvision_names(depth)
+    theirs = torchvision_shapes(depth)
     parameters = {n: s for n, s in theirs.items() if "running" not in n and "num_batches" not in n}
     total, tensors = TORCHVISION[depth]
     assert sum(torch.Size(shape).numel() for shape in parameters.values()) == total

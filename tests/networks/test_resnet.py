@@ -3,25 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision_shapes import BLOCKS, torchvision_shapes
 
 from trainer.networks.resnet import ResNet
 
 SMALL = {"size": 32, "stem": "cifar", "width": 4, "local": "layer3", "y": 5, "group": 2}
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
-def names(depth: int) -> set[str]:
-    """The parameters and buffers of torchvision's ResNet without `fc`."""
-    norm = ("weight", "bias", "running_mean", "running_var")
-    found = {"conv1.weight"} | {f"bn1.{name}" for name in norm}
-    for layer, blocks in enumerate(BLOCKS[depth], 1):
-        for block in range(blocks):
-            at = f"layer{layer}.{block}"
-            for number in range(1, 4 if depth >= 50 else 3):
-                found |= {f"{at}.conv{number}.weight"} | {f"{at}.bn{number}.{name}" for name in norm}
-            if block == 0 and (layer > 1 or depth >= 50):
-                found |= {f"{at}.downsample.0.weight"} | {f"{at}.downsample.1.{name}" for name in norm}
-    return found
 
 
 @pytest.mark.parametrize(
@@ -30,7 +16,8 @@ def names(depth: int) -> set[str]:
 def test_names_and_numbers_of_parameters_are_torchvisions(depth, count):
     with torch.device("meta"):
         network = ResNet(size=224, depth=depth, stem="imagenet", width=64, local="layer3", y=64, group=32)
-    assert set(network.state_dict()) == names(depth) | {"y.weight", "y.bias"}
+    names = {name for name in torchvision_shapes(depth) if "num_batches" not in name}
+    assert set(network.state_dict()) == names | {"y.weight", "y.bias"}
     assert sum(p.numel() for n, p in network.named_parameters() if not n.startswith("y.")) == count
 
 
@@ -38,9 +25,9 @@ def test_weights_with_torchs_count_of_batches_load_strictly():
     torch.manual_seed(0)
     one, two = ResNet(depth=18, **SMALL), ResNet(depth=18, **SMALL)
     weights = dict(one.state_dict())
-    for name in names(18):
-        if name.endswith("running_mean"):
-            weights[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(7)
+    counts = [name for name in torchvision_shapes(18) if name.endswith("num_batches_tracked")]
+    assert len(counts) == 20
+    weights |= dict.fromkeys(counts, torch.tensor(7))
     two.load_state_dict(weights, strict=True)
     assert torch.equal(one.layer4[1].conv2.weight, two.layer4[1].conv2.weight)
     with pytest.raises(RuntimeError, match="Unexpected key"):
