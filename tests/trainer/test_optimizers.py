@@ -165,7 +165,8 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(chosen):
     train(model, optimizer, range(3, 6))
     again = network()
     resumed = build_optimizer(chosen, 1.0, again.parameters())
-    state.restore(saved, again, resumed)
+    state.restore_weights(again, saved)
+    state.restore_slots(saved, again, resumed)
     train(again, resumed, range(3, 6))
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -94,17 +94,6 @@ def restore_slots(
                 optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
-def restore(saved: Mapping[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a collected state back, bit for bit, where nothing is sharded.
-
-    Raises:
-        RuntimeError: names or shapes are not the objective's.
-    """
-    restore_weights(objective, saved)
-    restore_shards(objective, saved)
-    restore_slots(saved, objective, optimizer)
-
-
 def saved_slots(saved: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What was saved of an optimizer: parameter -> slot -> whole tensor."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
