@@ -2,15 +2,17 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from data_pipelines.errors import UserError
 from trainer.runtime import launch
-from trainer.runtime.engines import check_engine
+from trainer.runtime.engines import Ddp, check_engine
 
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
@@ -74,6 +76,30 @@ def test_an_engine_that_became_another_is_refused_in_one_line():
     ) as mistake:
         check_engine("ddp", isinstance(model, torch.nn.parallel.DistributedDataParallel), model)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"), [(ZERO | {STAGE: "2"}, "zero2"), (FSDP | {"FSDP_VERSION": "2"}, "fsdp2")]
+)
+def test_an_engine_of_several_ranks_in_a_single_process_is_refused(monkeypatch, said, engine):
+    """As where a program started by hand finds a launch file's environment, but no group of ranks."""
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "cpu" if name == "DS_ACCELERATOR" else "no")  # `start` sets them: undone
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(True)
+    with pytest.raises(UserError, match=f"asks for {engine}, but this is a single process; use ") as mistake:
+        launch.start("float32")
+    assert "recipes/launch/ddp.yaml" in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+    AcceleratorState._reset_state(True)
+
+
+def test_ddp_that_nothing_was_wrapped_for_is_refused():
+    """As by an accelerate that believes to be alone; the other engines' like: tests/distributed."""
+    alone = SimpleNamespace(accelerator=SimpleNamespace(prepare=lambda objective: objective))
+    with pytest.raises(UserError, match="asks for ddp, but Linear would run"):
+        Ddp(nn.Linear(1, 1), lambda parameters: torch.optim.SGD(parameters, lr=0.1), alone, {})
 
 
 def test_every_launch_file_is_of_its_engine():

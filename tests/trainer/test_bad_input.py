@@ -11,6 +11,7 @@ from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
 from data_pipelines.dataset import load_dataset
 from data_pipelines.reader import Reader
+from data_pipelines.shards import make
 from trainer.runtime.journal import read
 
 CIFAR = ["recipe=dim_local_small", "images=128", "evaluate.at_end=false", "tracking.uri=none"]
@@ -96,6 +97,18 @@ def test_a_recipe_changed_under_a_run_is_refused_naming_the_keys(capsys, made, o
         assert {name: left[name] for name in left if name in files} == left
     same = [*arguments, "log.every=256", "save.keep=1", "accumulate=2"]  # changes nothing of the meaning
     assert script(capsys, *same).status == 0
+
+
+def test_another_data_set_under_a_run_is_refused(capsys, made, tmp_path, outputs):
+    """Of the same images in other shards: they would come in another order."""
+    other = make("digits", to=tmp_path / "other", images_per_shard=300, workers=1, progress=False).root
+    assert script(capsys, *tiny(outputs, made)).status == 0
+    files = contents(outputs)
+    line = mistake(script(capsys, *tiny(outputs, other, "images=384")))
+    newest = outputs / "quickstart/checkpoints/images-000000000256"
+    why = f"the data set in {other} is not the one it was trained on"  # and only that: a run may be prolonged
+    assert line == f"{newest} is of another recipe ({why}); start another with run=NAME"
+    assert contents(outputs) == files
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -21,11 +21,19 @@ TWO = f"data.views=[{VIEW}, {VIEW}]"
 MOCO = [*SMALL, TWO, f"objective={{{CONTRAST}}}"]
 SYMMETRIC = [*SMALL, TWO, f"objective={{{CONTRAST}, symmetric: true}}"]
 HYBRID = [*SMALL, TWO, f"objective={{kind: hybrid, omega: 0.1, contrast: {{{CONTRAST}}}}}"]
+POOLED = ENCODER.replace("}", ", layout: pooled}")
+CLEAN = [  # what is decoded is a view of its own, and sends y no gradient
+    *HYBRID,
+    POOLED,
+    f"data.views=[{VIEW}, {VIEW}, {{}}]",
+    "objective.reconstruct=clean",
+    "objective.detach_y=true",
+]
 DIM = "{kind: dim, bound: infonce, critic: {kind: dot, units: 8, score: scaled}}"
 HYBRID_DIM = [*SMALL, f"objective={{kind: hybrid, omega: 0.1, contrast: {DIM}}}"]
 
 
-@pytest.mark.parametrize("overrides", [MOCO, SYMMETRIC, HYBRID, HYBRID_DIM])
+@pytest.mark.parametrize("overrides", [MOCO, SYMMETRIC, HYBRID, CLEAN, HYBRID_DIM])
 def test_accumulation_changes_neither_losses_nor_state(train, overrides):
     found = []
     for accumulate in (1, 2, 4):
@@ -41,7 +49,9 @@ def test_accumulation_changes_neither_losses_nor_state(train, overrides):
             assert (mine - theirs).abs().max() < 1e-9, name
 
 
-@pytest.mark.parametrize("overrides", [MOCO, SYMMETRIC, HYBRID, HYBRID_DIM, [*HYBRID, "precision=bf16"]])
+@pytest.mark.parametrize(
+    "overrides", [MOCO, SYMMETRIC, HYBRID, CLEAN, HYBRID_DIM, [*HYBRID, "precision=bf16"]]
+)
 def test_a_plain_step_never_waits_for_the_device(train, overrides):
     training, waits = train("quickstart", *overrides), Waits()
     training.step()
@@ -51,15 +61,36 @@ def test_a_plain_step_never_waits_for_the_device(train, overrides):
     assert waits.count == 0
 
 
-def test_what_the_loss_does_not_need_decays_under_every_engine(train):
-    """ZeRO has gradients of zero there, where torch has none: both must do the same."""
-    contrastive = [*SMALL[:3], ENCODER.replace("}", ", layout: pooled}"), *SMALL[4:], TWO, MOCO[-1]]
+def test_what_the_loss_does_not_need_decays_too(train):
+    """As under the engines of several ranks, which have gradients of zero there: tests/distributed."""
+    contrastive = [*MOCO, POOLED]
     training = train("quickstart", *contrastive, "optimizer={kind: adamw, lr: 0.1, weight_decay: 0.5}")
     w = training.objective.encoder.to_map.weight
     before = w.detach().clone()
     training.step()
     assert torch.allclose(w, 0.95 * before, atol=1e-6)
     assert "optimizer/exp_avg/encoder.to_map.weight" in training.state()
+
+
+def test_a_clean_view_is_decoded_from_its_own_pass_and_a_detached_y_stays_the_contrasts(train):
+    """A step of plain gradient descent is the gradient: omega must not show in that of y's own layers."""
+    after = {}
+    for omega in (0.001, 0.1):
+        sgd = ["optimizer={kind: sgd, lr: 1e-3, momentum: 0, clip: 0}", f"objective.omega={omega}"]
+        training = train("quickstart", *CLEAN, *sgd, "precision=float64")
+        loader, batch = training.loader, next(training.loader)
+        with torch.no_grad():
+            found = training.objective.features(batch.views[2])
+            made = training.objective.decoder(found["y"], found["w"])
+        wanted = (made - training.objective.codec.pixels(batch.views[2])).square().sum() / len(made)
+        training.loader = iter([batch])
+        assert training.step()["sse"].item() == pytest.approx(wanted.item(), rel=1e-12)
+        training.loader = loader
+        after[omega] = training.objective.encoder.state_dict()
+    little, much = after.values()
+    for name in ("to_vector.0.weight", "to_vector.1.bias", "to_vector.5.weight"):
+        assert torch.equal(little[name], much[name]), name
+    assert not torch.equal(little["to_map.weight"], much["to_map.weight"])  # makes w, which is not detached
 
 
 def test_the_decoder_sees_pixels_whatever_the_precision(train):
