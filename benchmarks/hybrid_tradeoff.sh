@@ -16,7 +16,7 @@ runs() { # a line each: name, recipe, what is changed of it; seed $1
     [ "$layout" = map ] && suffix=_small
     echo "${layout}_contrastive_$seed contrastive_cifar10$suffix"
     echo "${layout}_autoencoder_$seed autoencoder_cifar10$suffix evaluate.controls=$controls"
-    local omegas="1 0.3 3 0.1"
+    local omegas="0.1 0.03 0.3 1"
     [ "$layout" = map ] && omegas="0.01 0.03 0.003 0.1"
     for omega in $omegas; do
       echo "${layout}_hybrid_${omega}_$seed hybrid_cifar10$suffix objective.omega=$omega"

@@ -46,7 +46,12 @@ SURVIVED = [
         ["test_launcher_kills.py", "test_ends.py::test_the_others_end_when_a_rank_dies_in_a_save"],
     ),
     (
-        "SIGTERM or SIGUSR1, to one rank or to all; a stop file",
+        "SIGKILL in the final evaluation",
+        "the next start measures all of it; equal figures",
+        ["test_ends.py::test_a_kill_in_the_final_evaluation"],
+    ),
+    (
+        "SIGTERM or SIGUSR1, to one rank or to all, in training or in the final evaluation; a stop file",
         "saves within seconds, says so in `stopped`, continues bit for bit",
         ["test_ends.py::test_a_signal", "test_ends.py::test_the_stop_file"],
     ),

@@ -140,33 +140,6 @@ def told_to_stop(stand: Stand, tell: Callable[[Ranks, Path], object]) -> None:
     tiny_runs.assert_undisturbed(calm.run, run)
 
 
-def told_to_stop_at_the_end(stand: Stand, world: int, rank: int | None, *more: str, **hooks: object) -> None:
-    """The same in the final evaluation, when all is saved: nobody measures on, and nothing has failed."""
-    recipe = "moco"
-    calm, outputs = stand.calm(recipe, world), stand.fresh()
-    ranks, run = stand.start(outputs, recipe, world, *more, **hooks), outputs / "run"
-    deadline = time.monotonic() + PATIENCE
-    while {ranks.stage(number)[0] for number in range(world)} != {"finish"}:
-        assert ranks.running(), ranks.text()
-        assert time.monotonic() < deadline, ranks.text()
-        time.sleep(0.02)
-    time.sleep(2)
-    assert ranks.running(), ranks.text()
-    ranks.signal(signal.SIGTERM, rank)
-    while rank is not None and ranks.statuses()[rank] is None:
-        assert time.monotonic() < deadline, ranks.text()
-        time.sleep(0.02)
-    ranks.signal(signal.SIGTERM)  # as the launcher does to those that are left
-    assert ranks.wait(BOUND, alone=True) == [1] * world, ranks.text()
-    assert (run / "stopped").read_text().startswith(f"{IMAGES}\n")
-    assert not (run / "failed").exists()
-    assert not (run / "done").exists()
-    assert errors(ranks.text()) == []
-    assert "was not drawn" not in ranks.text()
-    stand.finish(outputs, recipe, world)
-    tiny_runs.assert_undisturbed(calm.run, run)
-
-
 # ---- a full disk, a hung rank, numbers that are none ------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from ends_of_runs import LONG, killed_at_the_end, told_to_stop_at_the_end
 from kinds_of_faults import (
     NotHere,
     dead_in_a_save,
@@ -12,7 +13,6 @@ from kinds_of_faults import (
     lost_rank,
     not_finite,
     told_to_stop,
-    told_to_stop_at_the_end,
 )
 
 pytestmark = pytest.mark.slow
@@ -31,10 +31,6 @@ def test_the_stop_file(stand):
     told_to_stop(stand, touch)
 
 
-# Many epochs of a probe on each rank.
-LONG = ["evaluate.at_end=true", "evaluate.controls=false", "evaluate.mlp.epochs=100000"]
-
-
 @pytest.mark.parametrize("rank", [None, 1], ids=["all ranks", "one rank"])
 def test_a_signal_in_the_final_evaluation(stand, rank):
     told_to_stop_at_the_end(stand, 2, rank, *LONG)
@@ -42,6 +38,11 @@ def test_a_signal_in_the_final_evaluation(stand, rank):
 
 def test_a_signal_while_a_picture_is_drawn(stand):
     told_to_stop_at_the_end(stand, 1, None, linger=60)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_kill_in_the_final_evaluation(stand, world):
+    killed_at_the_end(stand, world)
 
 
 @pytest.mark.parametrize("world", [1, 2])
