@@ -8,9 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_dim_on_ranks import COMPLETE
 from test_ranks import KEEP, STEPS, WORLDS, distance, launch, recipe
+
+from trainer.runtime import checkpoint
+from trainer.runtime.checkpoint_files import folder_name
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 EXACT = ("ddp", "fsdp2")  # ZeRO keeps a master copy in float32, also of float64
@@ -31,11 +35,17 @@ HYBRID = [
 ]
 OBJECTIVES = {"complete": COMPLETE, "moco": MOCO, "hybrid": HYBRID}  # overrides of `recipe`
 PAIRED = "hybrid"  # of which checkpoints go from every engine to every other
+UNREAD = [  # no loss reads w; a step of so large a rate shows that its layer decays nevertheless
+    *MOCO[:3],
+    HYBRID[3],
+    "optimizer={kind: adamw, lr: 0.1, weight_decay: 0.5}",
+    "schedule={kind: constant}",
+]
 
 
 def options(objective: str, data: Path, precision: str = "float32") -> list[str]:
     """A recipe; where a whole section is given, nothing of the base's section stays."""
-    chosen = OBJECTIVES[objective]
+    chosen = UNREAD if objective == "unread" else OBJECTIVES[objective]
     whole = tuple(word.split("=")[0] + "." for word in chosen if "={" in word)
     return [word for word in recipe(data, precision) if not word.startswith(whole)] + chosen
 
@@ -49,7 +59,8 @@ def engines(world: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory, digits):
-    """The folder, and on 2 ranks: each engine resumed, and started from the checkpoint of the one before."""
+    """The folder, and on 2 ranks: each engine resumed, started from the checkpoint of the one before, with a
+    layer that no loss reads, and made another engine."""
     folder = tmp_path_factory.mktemp("short")
     words = options("hybrid", digits.root)
     jobs = [
@@ -71,10 +82,16 @@ def short(tmp_path_factory, digits):
         {"name": f"resume {engine}", "engine": engine, "recipe": words, "do": ["resume"], "steps": 2}
         for engine in ENGINES[1:]
     ]
-    return launch(folder, 2, jobs)
+    unread = {"recipe": options("unread", digits.root), "do": ["free"], "steps": 2, "keep": [0, 1]}
+    jobs += [unread | {"name": f"unread {engine}", "engine": engine} for engine in ENGINES]
+    jobs += [
+        {"name": f"wrong {engine}", "engine": engine, "recipe": words, "do": ["wrong"]} for engine in ENGINES
+    ]
+    return folder, launch(folder, 2, jobs)
 
 
 def test_all_engines_take_the_same_steps(short):
+    _, short = short
     for engine in ENGINES[1:]:
         assert short[engine]["engine"] == engine
         assert short[engine]["ids"] == short["ddp"]["ids"]
@@ -83,6 +100,7 @@ def test_all_engines_take_the_same_steps(short):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_goes_on_from_the_checkpoint_of_another(short, engine):
+    _, short = short
     before, found = ENGINES[ENGINES.index(engine) - 1], short[f"after {engine}"]
     assert found["restored"] == [[], []]
     assert found["one step"][f"{before} 2"] == pytest.approx(short[before]["losses"][2], abs=1e-6, rel=1e-6)
@@ -90,8 +108,31 @@ def test_an_engine_goes_on_from_the_checkpoint_of_another(short, engine):
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_every_engine_resumes_bit_for_bit(short, engine):
+    _, short = short
     assert short[f"resume {engine}"]["tensors"] > 50
     assert short[f"resume {engine}"]["different"] == [[], []]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_the_loss_does_not_need_decays_under_every_engine(short, engine):
+    """ZeRO has gradients of zero there, where torch has none: all must do the same."""
+    folder, _ = short
+    before, after = (checkpoint.load(folder / f"unread {engine}" / folder_name(images)) for images in (0, 64))
+    weight = "encoder.to_map.weight"
+    assert before[f"model/{weight}"].abs().max() > 0.01
+    assert torch.allclose(after[f"model/{weight}"], 0.95 * before[f"model/{weight}"], atol=1e-6)
+    assert not after[f"optimizer/exp_avg/{weight}"].any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_its_library_made_another_is_refused_on_every_rank(short, engine):
+    _, found = short
+    told = found[f"wrong {engine}"]["told"]
+    assert len(told) == 2
+    for line in (line for rank in told for line in rank):
+        assert line.startswith(f"the launch file asks for {engine}, but ")
+        assert "constraints.txt" in line
+    assert [len(rank) for rank in told] == [1 + engine.startswith("zero")] * 2
 
 
 @pytest.fixture(scope="module")
@@ -207,46 +248,60 @@ def joined(ranks: list, what: int, view: int) -> list[int]:
 # ---- checkpoints from any engine to any other ----------------------------------------------------
 
 
+READS = [  # objective, engine that saves, engine that reads: every pair of one, of the others each its own
+    (objective, source, engine)
+    for objective in OBJECTIVES
+    for source in ENGINES
+    for engine in ENGINES
+    if objective == PAIRED or engine == source
+]
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory, digits):
-    """On 2 ranks every engine saves; on 1, 2 and 4 every engine takes a step from each of those."""
+    """On 2 ranks every engine saves; on 1, 2 and 4 each takes a step from what it is to read."""
     folder = tmp_path_factory.mktemp("pairs")
-    words = options(PAIRED, digits.root)
     writing = [
-        {"name": engine, "engine": engine, "recipe": words, "do": ["free"], "steps": 3, "keep": [2]}
+        {
+            "name": f"{objective} {engine}",
+            "engine": engine,
+            "recipe": options(objective, digits.root),
+            "do": ["free"],
+            "steps": 3,
+            "keep": [2],
+        }
+        for objective in OBJECTIVES
         for engine in ENGINES
     ]
     found = {"written": launch(folder, 2, writing)}
     for world in WORLDS:
         jobs = [
             {
-                "name": engine,
+                "name": f"{objective} to {engine}",
                 "engine": engine,
-                "recipe": words,
+                "recipe": options(objective, digits.root),
                 "do": ["one_step"],
-                "from": ENGINES,
+                "from": [f"{what} {source}" for what, source, to in READS if (what, to) == (objective, own)],
                 "at": [2],
             }
-            for engine in engines(world)
+            for objective in OBJECTIVES
+            for own, engine in zip(ENGINES, engines(world), strict=True)
         ]
-        found[world] = launch(
-            folder, world, [job | {"name": f"to {job['name']}"} for job in jobs], file="fsdp2"
-        )
+        found[world] = launch(folder, world, jobs, file="fsdp2")
     return folder, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("source", ENGINES)
-def test_a_checkpoint_of_any_engine_is_read_by_any_other(pairs, source, engine, world):
+@pytest.mark.parametrize(("objective", "source", "engine"), READS)
+def test_a_checkpoint_of_any_engine_is_read_by_any_other(pairs, objective, source, engine, world):
     folder, found = pairs
     engine = engines(world)[ENGINES.index(engine)]
-    taken = found[world][f"to {engine}"]
-    assert not [name for rank in taken["restored"] for name in rank if name.startswith(f"{source} ")]
-    written = found["written"][source]["losses"][2]
-    assert taken["one step"][f"{source} 2"] == pytest.approx(written, abs=1e-6, rel=1e-6)
-    files = [f"gradient to {name} {ranks} {source} 2" for name, ranks in ((source, 2), (engine, world))]
+    taken, name = found[world][f"{objective} to {engine}"], f"{objective} {source}"
+    assert not [what for rank in taken["restored"] for what in rank if what.startswith(f"{name} ")]
+    written = found["written"][name]["losses"][2]
+    assert taken["one step"][f"{name} 2"] == pytest.approx(written, abs=1e-6, rel=1e-6)
+    files = [f"gradient {objective} to {to} {ranks} {name} 2" for to, ranks in ((source, 2), (engine, world))]
     assert distance(*(load_file(folder / f"{file}.safetensors")["gradient"] for file in files)) < 1e-5
 
 

@@ -4,17 +4,20 @@ A job says which recipe, under which engine (the launch file's, or any other in 
 it; rank 0 writes what came out of all of them to results-NAME.json.
 """
 
+import copy
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from data_pipelines.dataset import load_dataset
+from data_pipelines.errors import UserError
 from trainer import recipe_loading
-from trainer.runtime import checkpoint, collectives, launch, state
+from trainer.runtime import checkpoint, collectives, engines_deepspeed, engines_fsdp, launch, state
 from trainer.runtime.checkpoint_files import Rows, folder_name, read_manifest
 from trainer.training import Training
 
@@ -92,6 +95,19 @@ class Job:
                     save_file({"gradient": found[0]}, self.folder / file)
         return {"one step": losses, "restored": everyones(different)}
 
+    def wrong(self) -> dict:
+        """What is said, on every rank, of each way in which the engine can become another one."""
+        told = []
+        for owner, name, other in wrappings(self.place):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(owner, name, other)
+                try:
+                    self.training()
+                    told.append("nothing")
+                except UserError as mistake:
+                    told.append(str(mistake))
+        return {"told": everyones(told)}
+
     def resume(self) -> dict:
         """Stops after every step, goes on, and compares bits with the run that was not disturbed."""
         training, saves, steps = self.training(), [], self.job["steps"]
@@ -150,6 +166,23 @@ def assert_engine(training: Training) -> None:
         assert stage == 3 or engine.optimizer.partition_gradients == (stage == 2)
         partitioned = [hasattr(p, "ds_tensor") for p in training.objective.parameters()]
         assert all(partitioned) if stage == 3 else not any(partitioned)
+
+
+def wrappings(place: launch.Place) -> list[tuple]:
+    """Functions that wrap an objective for an engine, each with one that makes something else of it."""
+    if place.engine == "ddp":
+        return [(place.accelerator, "prepare", lambda objective: objective)]
+    if place.engine == "fsdp2":
+        return [(engines_fsdp, "fully_shard", lambda unit, mesh: unit)]
+    made = engines_deepspeed.initialize
+
+    def other_stage(objective, optimizer, stage):
+        return made(objective, optimizer, 2 if stage == 1 else 1)
+
+    def other_optimizer(objective, optimizer, stage):
+        return made(objective, copy.copy(optimizer), stage)
+
+    return [(engines_deepspeed, "initialize", other) for other in (other_stage, other_optimizer)]
 
 
 def gradient(training: Training) -> torch.Tensor:
