@@ -14,6 +14,15 @@ from urllib.parse import unquote, urlsplit
 
 WEB = ("http", "https")
 KINDS = "a folder, file:, http://, https://, s3:// or pipe:COMMAND"
+# Where a secret may follow in a command. A name that goes on after these is another's: --token-file PATH,
+# PasswordAuthentication=no. UID:GID, as docker takes them, are no name and password.
+_SECRET = r"(token|passw(or)?d|passphrase|(?<![a-z])pass|secret|bearer|(api|access|account|auth)[_-]?key)"
+_BEFORE_SECRETS = re.compile(
+    rf"""({_SECRET}["']?\s*[=:]|(authorization|cookie)\s*[=:]|(?<!\S)--[\w-]*{_SECRET}\s|\bsshpass\s+-p"""
+    r"""|(?<!\S)(-[a-z]*u\s|-u|--(proxy-)?user|--auth)[\s=]*(?!\d+:\d+(\s|$))[^\s:,%]+[:,%]"""
+    r""")\s*["']?((bearer|basic|token)\s+)?["']?""",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,14 @@ def check_root(root: str) -> str:
         if not any("{}" in word for word in words):
             raise ValueError("expected {} in the command after pipe:, which a file's name takes the place of")
         for word in words:
-            if "://" in word:
-                _check_address(word[re.search(r"\w*://", word).start() :])
+            for found in re.finditer(r"\w*://", word):
+                _check_address(word[found.start() :])
+        if _holds_secret(" ".join(words)):
+            raise ValueError(
+                "the command after pipe: must hold no password, token or key, which a run's folder would "
+                "keep; put it in ~/.netrc, in the program's own configuration, or in an environment variable "
+                "that a script of your own reads"
+            )
     elif scheme in (*WEB, "s3"):
         _check_address(root)
         if not urlsplit(root).hostname:
@@ -93,6 +108,14 @@ def scrubbed(text: str) -> str:
 def _scheme(root: str) -> str | None:
     found = re.match(r"(pipe|file)(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://)", root)
     return found[0] if found else None
+
+
+def _holds_secret(command: str) -> bool:
+    """Whether a command seems to. What a shell that it starts has from its environment, $NAME, is none."""
+    return any(
+        command[found.end() : found.end() + 1].strip() not in ("", "$")
+        for found in _BEFORE_SECRETS.finditer(command)
+    )
 
 
 def _check_address(address: str) -> None:

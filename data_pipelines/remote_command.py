@@ -39,7 +39,7 @@ class Command:
     """The files that a command gives.
 
     Args:
-        root: as the user wrote it, for messages.
+        root: as the user wrote it; messages have its kind alone, as they reach logs and MLflow.
         words: the program and its arguments; `{}` in them stands for a file's name.
     """
 
@@ -49,8 +49,8 @@ class Command:
         self.root, self.words = root, words
 
     def address(self, name: str) -> str:
-        """What is run, for messages."""
-        return " ".join(word.replace("{}", name) for word in self.words)
+        """A file and what gives it, for messages: the command's other words may be nobody's business."""
+        return f"{name} (by `{self.words[0]}`)"
 
     @contextmanager
     def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
@@ -71,12 +71,9 @@ class Command:
         except (OSError, ValueError) as error:  # ValueError: of a word that holds a zero byte
             why = f"cannot be started ({getattr(error, 'strerror', None) or error})"
             if getattr(error, "errno", None) in MAY_PASS:
-                raise Trouble(
-                    f"`{self.address(name)}`", f" {why}", "free memory, processes or files"
-                ) from None
-            raise UserError(
-                f"data.root={self.root}: {words[0]} {why}; install it, or give its path"
-            ) from None
+                raise Trouble(self.address(name), f" {why}", "free memory, processes or files") from None
+            kind = self.root.partition(":")[0]
+            raise UserError(f"data.root={kind}:...: {words[0]} {why}; install it, or give its path") from None
         try:
             with _Output(process, self.address(name), stop) as output:
                 yield Stream(0, None, output.read)
@@ -137,4 +134,4 @@ class _Output:
     def _trouble(self, what: str) -> Trouble:
         lines = self.said.decode("utf-8", "replace").strip().splitlines()
         last = f": {scrubbed(lines[-1])}" if lines else ""
-        return Trouble(f"`{self.address}`", f" {what}{last}", Command.advice)
+        return Trouble(self.address, f" {what}{last}", Command.advice)

@@ -88,7 +88,7 @@ def test_a_name_is_never_an_option(tmp_path, split):
 def test_a_name_with_signs_of_a_shell_is_refused_before_anything_is_run(data, tmp_path, split):
     text = (data.root / "dataset.json").read_text().replace("train", split)
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UserError, match=r"dataset\.json is broken \(shard name"):
+    with pytest.raises(UserError, match=r"dataset\.json \(by `cat`\) is broken \(shard name"):
         opened(f"pipe:cat {tmp_path}/{{}}", tmp_path / "cache")
     assert {path.name for path in tmp_path.iterdir()} == {"dataset.json"}
 
@@ -134,7 +134,8 @@ else:
     assert len(said.splitlines()) == 2
     assert "hush" not in said
     if "no route" in failing:
-        assert "train/000002.tar` failed with status 7: no route https://host/x?..." in said
+        python = f"(by `{sys.executable}`)"
+        assert f"train/000002.tar {python} failed with status 7: no route https://host/x?..." in said
     if "sleep" in failing:
         assert "wrote nothing for 1 s" in said
 
@@ -148,6 +149,23 @@ def test_a_command_that_always_fails_is_named_with_its_last_words(data, tmp_path
     assert "failed with status 3: access denied, tried again for 0.3 s; run the command by hand" in str(
         error.value
     )
+
+
+def test_messages_name_the_program_and_the_file_alone(data, tmp_path, capsys):
+    """Whatever else stands in a command may be nobody's business."""
+    body = f"""
+if name != "dataset.json":
+    sys.exit(3)
+sys.stdout.buffer.write(open({str(data.root)!r} + "/" + name, "rb").read())
+"""
+    with pytest.raises(UserError) as error:
+        contents(opened(script(tmp_path, body) + " --private words", tmp_path / "cache", patience=0.3))
+    assert f"train/000000.npy (by `{sys.executable}`) failed with status 3" in str(error.value)
+    with pytest.raises(UserError) as absent:
+        opened("pipe:no-such-program {} --private words", tmp_path)
+    for line in (str(error.value), str(absent.value), capsys.readouterr().err):
+        assert "private" not in line
+        assert "give.py" not in line
 
 
 def test_a_program_that_is_not_there(tmp_path):
