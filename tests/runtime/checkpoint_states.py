@@ -1,5 +1,7 @@
 """A state of every kind of tensor, and the ways in which the checkpoint tests save, compare and damage it."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -60,6 +62,18 @@ def save(
 
 def refuse(message: str):
     raise AssertionError(f"unexpected warning: {message}")
+
+
+def keep_in_use(monkeypatch, name: str) -> None:
+    """Files of this name resist, as on NFS those that somebody has open."""
+    unlink = os.unlink
+
+    def unless_in_use(path, **options):
+        if os.path.basename(path) == name:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unless_in_use)
 
 
 def edit(path, change):

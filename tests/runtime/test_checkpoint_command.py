@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_states import edit, flip, refuse, save
+from checkpoint_states import edit, flip, keep_in_use, refuse, save
 from test_checkpoint import DAMAGE
 
 from trainer.recipe_loading import load
 from trainer.runtime.checkpoint import newest, snapshot
 from trainer.runtime.checkpoint_command import main
-from trainer.runtime.checkpoint_files import manifest_digest
+from trainer.runtime.checkpoint_files import manifest_digest, part_name
 from trainer.runtime.checkpoint_loading import kept
 from trainer.runtime.checkpoint_retention import staying
 from trainer.runtime.journal import Journal
@@ -135,16 +135,17 @@ def test_list_tells_each_and_where_the_next_start_continues(run, capsys, where):
     assert out[0].startswith(f"{run / 'checkpoints'}: 2 checkpoints, 0.0 MB")
     for line, images in zip(out[1:], (100, 200), strict=True):
         assert re.search(
-            rf"^  images-0*{images}  +0\.0 MB  \d{{4}}-\d\d-\d\d \d\d:\d\d +2 ranks  ddp +whole", line
+            rf"^  images-0*{images}  +0\.0 MB  \d{{4}}-\d\d-\d\d \d\d:\d\d +2 ranks  ddp +complete", line
         )
-    assert [line.endswith("whole; the next start continues from it") for line in out[1:]] == [False, True]
+    assert out[1].endswith("  complete, not read")
+    assert out[2].endswith("  complete, not read; the next start continues from it, if verify finds it whole")
 
 
 def test_list_is_cheap_and_verify_reads_every_byte(run, capsys):
     part = named(run / "checkpoints", 200) / "part-00001-of-00002.safetensors"
     edit(part, flip(-1))
     status, out, _ = told(capsys, "list", run)
-    assert (status, "whole" in out[2]) == (0, True)
+    assert (status, "  complete, not read; " in out[2]) == (0, True)
     status, out, _ = told(capsys, "verify", run)
     assert (status, len(out)) == (1, 2)
     assert out[0].startswith(f"{named(run / 'checkpoints', 100)}: whole, ")
@@ -155,7 +156,7 @@ def test_list_is_cheap_and_verify_reads_every_byte(run, capsys):
     edit(part, lambda data: data[:-1])
     status, out, _ = told(capsys, "list", run)
     assert "damaged: part-00001-of-00002.safetensors has" in out[2]
-    assert out[1].endswith("the next start continues from it")
+    assert "; the next start continues from it" in out[1]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -182,6 +183,9 @@ def test_verify_names_the_checkpoint_and_what_is_wrong(run, capsys, kind):
         {"tensors": {"w": {"dtype": "float32", "shape": [10**6, 10**6]}}},
         {"tensors": {"w": {"dtype": "float32", "shape": [-1, -1]}}},
         {"tensors": ["w"]},
+        {"engine": None},
+        {"parts": {part_name(rank, 2): {"size": 10**6} for rank in range(2)}},
+        {"parts": {part_name(rank, 2): {"size": 10**6, "sha256": None} for rank in range(2)}},
     ],
 )
 def test_a_manifest_that_somebody_made_up_is_damage_like_any_other(run, capsys, entries):
@@ -193,6 +197,16 @@ def test_a_manifest_that_somebody_made_up_is_damage_like_any_other(run, capsys, 
     status, out, _ = told(capsys, "verify", run)
     assert (status, out[1].partition(": ")[2]) == (1, "damaged: manifest.json does not describe a checkpoint")
     assert newest(run / "checkpoints", lambda _: None).images == 100
+    status, out, _ = told(capsys, "list", run)
+    assert (status, out[2].endswith("damaged: manifest.json does not describe a checkpoint")) == (0, True)
+
+
+def test_a_run_that_is_called_like_a_checkpoint_is_none(run, capsys):
+    called = run.rename(run.parent / "images-5")
+    for folder in (called, called.parent):
+        status, out, err = told(capsys, "list", folder)
+        assert (status, err, len(out)) == (0, "", 3)
+        assert out[0].startswith(f"{called / 'checkpoints'}: 2 checkpoints")
 
 
 def test_a_run_without_a_checkpoint_and_a_folder_of_runs(run, capsys):
@@ -239,6 +253,16 @@ def test_prune_refuses_a_run_that_is_live_and_prunes_the_others(run, capsys):
     assert told(capsys, "prune", run)[0] == 0
     assert kept(run / "checkpoints") == [200]
     Journal(run / "journal.jsonl").close()  # it has let go
+
+
+def test_prune_says_what_it_cannot_remove(run, capsys, monkeypatch):
+    leftover = run / "checkpoints" / ".images-000000000300.old.partial"
+    leftover.mkdir()
+    (leftover / ".nfs0001").touch()
+    keep_in_use(monkeypatch, ".nfs0001")
+    status, _, err = told(capsys, "prune", run)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"error: cannot remove {leftover} (Device or resource busy)" in err
 
 
 def test_a_linked_checkpoint_loses_its_link_alone(run, capsys):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -6,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from checkpoint_states import edit, flip, refuse, same, save, state
+from checkpoint_states import edit, flip, keep_in_use, refuse, same, save, state
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -63,6 +64,27 @@ def test_clean_removes_leftovers_only(tmp_path):
     clean(tmp_path / "nowhere")
 
 
+def test_a_leftover_that_resists_is_told_and_left(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        leftover = tmp_path / f".images-000000000200.{name}.partial"
+        leftover.mkdir()
+        for part in (".nfs0001", "part-00000-of-00001.safetensors"):
+            (leftover / part).write_bytes(b"torn")
+    path = save(tmp_path)
+    with monkeypatch.context() as patch:
+        keep_in_use(patch, ".nfs0001")
+        clean(tmp_path)
+        told = []
+        clean(tmp_path, told.append)
+    err = capsys.readouterr().err.splitlines()
+    assert err == [f"warning: {line}" for line in told]
+    assert len(told) == 2
+    assert "a.partial (Device or resource busy)" in told[0]
+    assert [path.name for path in sorted(tmp_path.glob(".*/*"))] == 2 * [".nfs0001"]  # the rest made room
+    clean(tmp_path, refuse)
+    assert os.listdir(tmp_path) == [path.name]
+
+
 # ---- what goes wrong while saving ------------------------------------------------------------------
 
 
@@ -94,6 +116,27 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint_alone(tmp_path,
     assert visible(tmp_path) == [100]
     save(tmp_path, 200, keep=1)
     assert visible(tmp_path) == [200]
+
+
+def test_an_older_checkpoint_that_resists_ends_no_training(tmp_path, monkeypatch, capsys):
+    save(tmp_path, 100)
+    rename = os.rename
+
+    def unless_older(path, to):
+        if path == tmp_path / "images-000000000100":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", unless_older)
+        assert save(tmp_path, 200, keep=1) == tmp_path / "images-000000000200"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: cannot remove the older checkpoint ")
+    assert "images-000000000100 (Device or resource busy)" in line
+    assert same(load(newest(tmp_path, refuse)), state(200))
+    save(tmp_path, 300, keep=1)
+    assert visible(tmp_path) == [300]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_part_that_does_not_come_is_named(tmp_path):

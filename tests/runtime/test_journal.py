@@ -1,5 +1,7 @@
 """The journal: nothing twice, nothing lost, whatever ends the writer."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -11,7 +13,8 @@ import tracemalloc
 import pytest
 
 from data_pipelines.errors import UserError
-from trainer.runtime.journal import Journal, read
+from trainer.runtime import journal as journal_module
+from trainer.runtime.journal import Journal, close_locked, open_locked, read
 
 
 def records(path):
@@ -74,6 +77,19 @@ def test_a_replay_after_a_resume_writes_only_what_is_missing(tmp_path):
     assert metrics == every_step | {("knn", images) for images in (4, 8, 12, 16, 20)}
     assert [name for name, _ in found if name.startswith("resumed")] == ["resumed.1", "resumed.2"]
     assert found.count(("ranks", 0)) == 1
+
+
+def test_what_differs_from_the_file_is_named(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    values = {"same": 1 / 3, "nan": math.nan, "zero": 0, "other": 1.0}
+    journal.metrics(values, 5)
+    journal.metrics({"other": 2.0, "elsewhere": 1.0}, 6)
+    assert journal.differing(values, 5) == []
+    assert journal.differing(values | {"other": 2.0, "nan": 1.0, "elsewhere": 3, "new": 1}, 5) == [
+        "nan",
+        "other",
+    ]
+    journal.close()
 
 
 def test_events_are_numbered_and_warnings_not_repeated(tmp_path):
@@ -151,6 +167,18 @@ def test_two_writers_are_refused(tmp_path):
     other.send_signal(signal.SIGKILL)
     Journal(path).close()  # without waiting for the process to be reaped
     other.communicate()
+
+
+def test_a_file_system_without_locks_is_told_once(tmp_path, monkeypatch, capsys):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(journal_module, "_told_of_no_locks", False)
+    for name in ("a", "b"):
+        close_locked(open_locked(tmp_path / name))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'a'}: this file system has no locks (No locks available)")
 
 
 def test_a_forked_child_neither_keeps_the_lock_nor_writes(tmp_path):

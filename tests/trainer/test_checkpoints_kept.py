@@ -26,4 +26,4 @@ def test_training_keeps_what_its_recipe_says(capsys, digits, tmp_path):
     capsys.readouterr()
     assert checkpoint_command.main(["list", str(folder)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "1 rank  single process  whole; the next start continues from it" in last
+    assert "1 rank  single process  complete, not read; the next start continues from it" in last

@@ -34,7 +34,7 @@ from trainer.runtime.checkpoint_files import (
     write_tensors,
 )
 from trainer.runtime.checkpoint_loading import Found, kept, load, load_rows, newest
-from trainer.runtime.checkpoint_retention import beyond, clean, remove
+from trainer.runtime.checkpoint_retention import clean, remove, thin
 from trainer.runtime.files import cannot_write, flush, replacing
 
 __all__ = [
@@ -109,7 +109,8 @@ def write(
     Args:
         manifest: entries of the caller for manifest.json (fingerprints and the like), used on rank 0.
         attempt: a token equal on all ranks and new in each start; it saves a number of images once.
-        keep: how many checkpoints remain, counted back from this one by images; those beyond are removed.
+        keep: how many checkpoints remain, counted back from this one by images; those beyond are removed (a
+            warning on stderr where that fails: the new one is there).
         timeout: seconds that rank 0 waits for the other ranks' parts.
         keep_every: of each interval of so many images the first checkpoint remains too; 0: none.
 
@@ -134,8 +135,7 @@ def write(
             _sidecar(partial, rank, snapshot.world).unlink()
         flush(partial)
         path = _publish(partial, folder / folder_name(images))
-        for older in beyond(folder, images, keep, keep_every):  # this one is whole: nothing good is lost
-            remove(older)
+        thin(folder, images, keep, keep_every)  # this one is whole: nothing good is lost
         return path
     except OSError as error:
         if snapshot.rank:

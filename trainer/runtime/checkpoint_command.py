@@ -17,7 +17,7 @@ from trainer.runtime.journal import close_locked, open_locked
 
 PROGRAM = "python -m trainer.runtime.checkpoint"
 DIR = "a run's folder, its checkpoints/ folder, a folder of runs such as outputs/, or one checkpoint images-N"
-NEXT = "; the next start continues from it"
+NEXT = "; the next start continues from it, if verify finds it whole"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def show(place: Place) -> int:
     for path, (manifest, why) in states.items():
         ranks = f"{manifest.get('world', '?')} rank{'s' * (manifest.get('world') != 1)}"
         facts = f"{megabytes(size(path)):>10}  {saved_at(path)}  {ranks:>8}  {manifest.get('engine', ''):14}"
-        told = f"damaged: {why}" if why else "whole" + NEXT * (path == following)
+        told = f"damaged: {why}" if why else "complete, not read" + NEXT * (path == following)
         print(f"  {path.name}  {facts}  {told}")
     for path in [] if place.alone else leftovers(place.folder):
         print(f"  {path.name}  {megabytes(size(path))}: being saved or removed now, or left by a killed run")
@@ -171,13 +171,18 @@ def _prune(folder: Path, keep: int, keep_every: int, dry_run: bool) -> int:
             remove(path)
         print(f"{path}: {done}, {megabytes(count)}", flush=True)
     if not dry_run:
-        clean(folder)
+        clean(folder, refuse)
     for path, count in left:
         freed += count
         print(f"{path}: a leftover, {done}, {megabytes(count)}")
     stay = len(visible(folder)) - len(going) * dry_run
     print(f"{folder}: {stay} kept, {megabytes(freed)} {'would be ' * dry_run}freed")
     return 0
+
+
+def refuse(line: str) -> None:
+    """What is a warning where a run starts is an error where the user asked for room."""
+    raise UserError(line)
 
 
 # ---- the command line ----------------------------------------------------------------------------

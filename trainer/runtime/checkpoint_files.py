@@ -210,7 +210,11 @@ def _is_formed(manifest: dict) -> bool:
         world, parts, tensors = manifest["world"], manifest["parts"], manifest["tensors"].values()
         if type(manifest["images"]) is not int or type(world) is not int or not 0 < world == len(parts):
             return False
+        if type(manifest.get("engine", "")) is not str:
+            return False
         stated = sum(parts[name]["size"] for name in part_names(manifest))
+        if not all(type(parts[name]["sha256"]) is str for name in part_names(manifest)):
+            return False
         if not all(type(n) is int and n >= 0 for tensor in tensors for n in tensor["shape"]):
             return False
         held = sum(math.prod(tensor["shape"]) * DTYPES[tensor["dtype"]].itemsize for tensor in tensors)

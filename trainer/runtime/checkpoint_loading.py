@@ -19,7 +19,7 @@ from trainer.runtime.checkpoint_files import (
     verify,
 )
 
-NAME = re.compile(r"images-(\d+)")
+NAME = re.compile(r"images-([0-9]{12,})")  # as `folder_name` makes it; a run may be called images-5
 
 
 @dataclass(frozen=True)

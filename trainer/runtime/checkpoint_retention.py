@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from data_pipelines.patience import to_stderr
 from trainer.runtime.checkpoint_loading import visible
-from trainer.runtime.files import cannot_write, flush
+from trainer.runtime.files import flush
 
 
 def staying(saved: Iterable[int], keep: int, keep_every: int = 0) -> set[int]:
@@ -42,14 +43,27 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next start
 
 
+def thin(folder: Path, images: int, keep: int, keep_every: int = 0) -> None:
+    """Removes what is `beyond`; one that resists stays for the next save to try, and is told on stderr."""
+    for path in beyond(folder, images, keep, keep_every):
+        try:
+            remove(path)
+        except OSError as error:
+            to_stderr(f"cannot remove the older checkpoint {path} ({error.strerror}); training goes on")
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What saves and removals of dead processes left behind; of a run that is saving, that save too."""
     hidden = sorted(Path(folder).glob(".images-*"))
     return [path for path in hidden if path.suffix in (".partial", ".removing")]
 
 
-def clean(folder: Path) -> None:
-    """Removes the leftovers. Rank 0, before any rank saves. Raises UserError where they resist."""
+def clean(folder: Path, warn: Callable[[str], None] = to_stderr) -> None:
+    """Removes the leftovers. Rank 0, before any rank saves.
+
+    One that resists (a file of it is in use, or on NFS still open somewhere) is told by `warn`: nobody reads
+    it, so it keeps no run from starting.
+    """
     for path in leftovers(folder):
         try:
             if path.is_symlink():  # of a checkpoint that was linked here: what it points to is not ours
@@ -57,4 +71,6 @@ def clean(folder: Path) -> None:
             else:
                 shutil.rmtree(path)
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            shutil.rmtree(path, ignore_errors=True)  # what does not resist shall not take room
+            if os.path.lexists(path):
+                warn(f"cannot remove {path} ({error.strerror}), which a save or a removal has left")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import threading
 import time
 import uuid
@@ -29,6 +30,7 @@ FIELDS = {"images", "time", "kind", "name", "value"}
 # ---- locks ---------------------------------------------------------------------------------------
 
 _locked: set[int] = set()
+_told_of_no_locks = False
 
 
 def _forget_locks_in_child() -> None:
@@ -47,8 +49,9 @@ def open_locked(path: Path, wait: float = 0.0) -> int | None:
 
     The file is made where there is none. Returns the descriptor (for `close_locked`), or None where another
     holds the lock for longer than `wait` seconds. Raises OSError. A file system without locks (some Lustre
-    mounts) is taken as unlocked.
+    mounts) is taken as unlocked, and told on stderr, once a process.
     """
+    global _told_of_no_locks
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + wait
     while True:
@@ -64,6 +67,14 @@ def open_locked(path: Path, wait: float = 0.0) -> int | None:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 os.close(fd)
                 raise
+            if not _told_of_no_locks:
+                _told_of_no_locks = True
+                print(
+                    f"warning: {path}: this file system has no locks ({error.strerror}), so nothing keeps "
+                    "two processes from writing the same run; start it once only",
+                    file=sys.stderr,
+                    flush=True,
+                )
         _locked.add(fd)
         return fd
 
@@ -211,6 +222,12 @@ class Journal:
         """Appends a metric for each name in `values` (floats, or scalars that float() takes)."""
         for name, value in values.items():
             self.write("metric", name, value, images)
+
+    def differing(self, values: dict, images: int) -> list[str]:
+        """The names in `values` of which the file holds another value at these images; reads all of it."""
+        held = {r["name"]: r["value"] for r, _ in read(self.path) if r["images"] == images}
+        # As text, in which NaN equals itself.
+        return [name for name in values if name in held and repr(held[name]) != repr(float(values[name]))]
 
     def _has(self, name: str, images: int) -> bool:
         highest = self._highest.get(name, -1)
