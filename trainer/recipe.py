@@ -111,7 +111,7 @@ class Log(Section):
 
 
 NO_SECRETS = (  # a recipe is saved, shown and shared
-    "an address with a user's name or password (@) is refused; leave them out, and export "
+    "an address with a user or password (@), a query (?) or a # is refused; leave them out, and export "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 )
 
@@ -125,7 +125,7 @@ class Tracking(Section):
     @field_validator("uri")
     @classmethod
     def _holds_no_secret(cls, uri: str | None) -> str | None:
-        if uri and "@" in uri and not uri.startswith("sqlite:"):
+        if uri and set("@?#") & set(uri) and not uri.startswith("sqlite:"):
             raise ValueError(NO_SECRETS)
         return uri
 

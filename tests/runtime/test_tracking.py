@@ -1,5 +1,6 @@
 """Delivery to MLflow's real SQLite store: everything, in order, once, and one line for what goes wrong."""
 
+import json
 import math
 import sqlite3
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 
 import pytest
+from pydantic import ValidationError
 from tracking_runs import (
     Console,
     client_of,
@@ -19,6 +21,8 @@ from tracking_runs import (
 )
 
 from data_pipelines.errors import UserError
+from trainer.recipe import Tracking
+from trainer.runtime.delivery import delivered
 from trainer.runtime.journal import Journal, open_locked, read
 from trainer.runtime.tracking import main, open_command, uri_for
 
@@ -39,12 +43,23 @@ def test_addresses(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "uri", ["localhost:5000", "./mlruns", "http://", "sqlite://", "file:///x", "ftp://a:b@c"]
+    "uri",
+    ["localhost:5000", "./mlruns", "http://", "sqlite://", "file:///x", "ftp://a:b@c", "ftp://c?t=a:b", ""],
 )
 def test_what_is_no_address_is_one_line(uri):
     with pytest.raises(UserError, match=r"tracking.uri: .* is no address") as caught:
         uri_for(uri, "outputs")
     assert "a:b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://h:5000/?token=hush", "https://h/#hush", "http://me:hush@h"])
+def test_an_address_with_what_may_be_a_secret_is_refused_and_not_repeated(uri):
+    for refuse in (lambda: uri_for(uri, "outputs"), lambda: Tracking(uri=uri)):
+        with pytest.raises((UserError, ValidationError), match="export MLFLOW_TRACKING_USERNAME") as caught:
+            refuse()
+        if isinstance(caught.value, UserError):  # pydantic's own text is never shown
+            assert "hush" not in str(caught.value)
+            assert "\n" not in str(caught.value)
 
 
 # ---- SQLite --------------------------------------------------------------------------------------
@@ -240,6 +255,55 @@ def test_an_address_that_does_not_answer_is_one_line_and_sync_delivers_later(out
     assert [line.split(": ", 1)[1][:12] for line in out[2:]] == ["nothing new"]
     assert mlflow_points(uri_for(None, outputs)) == journal_points(run)
     assert client_of(uri_for(None, outputs)).get_experiment_by_name("hybrid-infomax") is not None
+
+
+def test_one_broken_run_keeps_no_other_from_being_delivered(outputs, capsys):
+    for name in ("a", "b", "c"):
+        journal = Journal(outputs / name / "journal.jsonl")
+        journal.metrics({"loss": 1.0}, 1)
+        journal.close()
+    broken = outputs / "b" / "recipe.yaml"
+    for text, said in (
+        ("tracking: [", "is no recipe"),
+        ("tracking: {uri: 'http://h/?t=hush'}", "a query (?)"),
+    ):
+        broken.write_text(text)
+        assert main(["sync", str(outputs)]) == 2
+        out, err = capsys.readouterr()
+        assert [line.split(": ")[0] for line in out.splitlines()] == [str(outputs / name) for name in "ac"]
+        assert err.startswith(f"error: {outputs / 'b'}: recipe.yaml")
+        assert said in err
+        assert (err.count("\n"), "hush" in err) == (1, False)
+    client = client_of(uri_for(None, outputs))
+    experiment = client.get_experiment_by_name("hybrid-infomax").experiment_id
+    assert {run.info.run_name for run in client.search_runs([experiment])} == {"a", "c"}
+    broken.unlink()
+    assert main(["sync", str(outputs)]) == 0
+
+
+@pytest.mark.parametrize("uri", ["none", "nowhere"])
+def test_sync_to_no_address_is_one_line(outputs, capsys, uri):
+    Journal(outputs / "run" / "journal.jsonl").close()
+    assert main(["sync", str(outputs / "run"), "--uri", uri]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.startswith("error: "), err.count("\n")) == ("", True, 1)
+
+
+def test_delivered_json_of_another_form_counts_as_nothing_delivered(outputs):
+    uri, run = uri_for(None, outputs), outputs / "run"
+    journal = Journal(run / "journal.jsonl")
+    entry = {"journal": journal.id, "run_id": "r", "offset": 10**6, "aside": []}
+    wrong = [[], 3, {uri: []}, {uri: {"journal": journal.id}}]
+    wrong += [{uri: entry | part} for part in ({"offset": "9"}, {"run_id": None}, {"aside": [{"kind": 1}]})]
+    for number, content in enumerate(wrong):
+        journal.metrics({"loss": float(number)}, number)
+        (run / "delivered.json").write_text(json.dumps(content))
+        assert delivered(run) == {}
+        follower = follow(run, uri)
+        assert follower.close()
+    journal.close()
+    assert delivered(run)[uri]["offset"] == journal.path.stat().st_size
+    assert mlflow_points(uri) == journal_points(run)
 
 
 def test_sync_of_a_folder_without_runs_is_one_line(tmp_path, capsys):

@@ -1,8 +1,12 @@
 """The evaluate task, and what is refused before anything is measured."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +17,8 @@ from data_pipelines.dataset import load_dataset
 from data_pipelines.errors import UserError
 from trainer.recipe_loading import load
 from trainer.runtime.journal import Journal, read
-from trainer.tasks.evaluate import check
+from trainer.runtime.run_folder import RunFolder
+from trainer.tasks.evaluate import check, deliver
 
 CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
 CHEAP += ["evaluate.svm={epochs: 1, runs: 2}", "evaluate.linear_sgd=null", "tracking.uri=none"]
@@ -55,10 +60,55 @@ def test_one_of_several_checkpoints_is_chosen_by_its_images(capsys, folder):
 
 
 def test_a_run_that_is_being_trained_is_left_alone(capsys, folder):
+    """And not looked into: training removes the checkpoint that was the newest."""
     journal = Journal(folder / "journal.jsonl")
-    line = mistake(script(capsys, "recipe=evaluate", f"from={folder}", *CHEAP))
+    for images in ("null", "100"):
+        line = mistake(script(capsys, "recipe=evaluate", f"from={folder}", *CHEAP, f"images={images}"))
+        assert "another process is writing this run" in line
     journal.close()
-    assert "another process is writing this run" in line
+
+
+def test_figures_with_other_values_than_before_are_told(tmp_path, capsys):
+    journal = Journal(tmp_path / "journal.jsonl")
+    options = load(["recipe=evaluate", f"from={tmp_path}", "tracking.uri=none"]).recipe
+    first = {"knn/y": 0.5, "probe/svm/y": 0.25}
+    for results, changed in ((first, 0), (first, 0), (first | {"knn/y": 0.75, "new": 1.0}, 1)):
+        deliver(RunFolder(tmp_path), journal, results, 128, options)
+        out = capsys.readouterr().out
+        assert out.count("\n") == changed
+    assert out.startswith(
+        "1 of 3 figures were measured at 128 images before, with other values: results.json"
+    )
+    journal.close()
+    values = {
+        record["name"]: record["value"] for record, _ in read(journal.path) if record["kind"] == "metric"
+    }
+    assert values == {"results/knn/y": 0.5, "results/probe/svm/y": 0.25, "results/new": 1.0}
+
+
+def test_told_to_stop_it_leaves_no_cache_and_lets_go(folder):
+    long = ["evaluate.svm={epochs: 100000, runs: 2}", "evaluate.linear=null", *CHEAP[1:3], *CHEAP[4:]]
+    command = [sys.executable, MAIN, "recipe=evaluate", f"from={folder}", *long]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    assert not (folder / "features").exists()
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            end = time.monotonic() + 120
+            while not list((folder / "features").glob("*/*")):
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            for _ in range(2):  # a launcher hands on what all have got already
+                process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    assert not (folder / "features").exists()
+    Journal(folder / "journal.jsonl", wait=0).close()
 
 
 def test_controls_are_measured_with_the_same_heads(capsys, folder):

@@ -117,6 +117,7 @@ def test_a_resumed_run_and_sync_know_the_address(capsys, digits, tmp_path):
         f"http://{USER}:{PASSWORD}/x@host",
         f"{USER}:{PASSWORD}@host:5000",
         f"postgresql://{USER}:{PASSWORD}@host/db",
+        f"http://host:5000/?token={PASSWORD}",
     ],
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(capsys, digits, tmp_path, uri):
@@ -138,6 +139,19 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(capsys, digits, 
     out, err = capsys.readouterr()
     assert err.startswith("error: tracking.uri: ")
     assert (err.count("\n"), told(out + err)) == (1, [])
+
+
+def test_a_command_with_a_password_is_refused_and_not_repeated(capsys, tmp_path):
+    root = f"pipe:curl -u {USER}:{PASSWORD} https://host/{{}}"
+    (tmp_path / "mine.yaml").write_text(f"base: quickstart\ndata: {{root: '{root}'}}\n")
+    for arguments in (
+        ["recipe=quickstart", f"data.root='{root}'", "--allow-commands"],
+        [f"recipe={tmp_path / 'mine.yaml'}", "--print"],
+    ):
+        done = script(capsys, *arguments, f"outputs={tmp_path / 'outputs'}")
+        assert "~/.netrc" in mistake(done)
+        assert told(done.out + done.err) == []
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_saved_recipe_with_a_password_is_named(capsys, digits, tmp_path):

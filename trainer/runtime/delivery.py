@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.runtime import mlflow_store
 from trainer.runtime.files import flush, replace_text
-from trainer.runtime.journal import close_locked, open_locked, read
+from trainer.runtime.journal import FIELDS, close_locked, open_locked, read
 
 BATCH = {"metric": 500, "parameter": 100}  # MLflow's log_batch takes 1,000 metrics and 100 parameters
 TRIES = 3  # to send an artifact again where everything else can be sent
@@ -182,11 +182,28 @@ class Delivery:
 
 
 def delivered(run_folder: Path) -> dict:
-    """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is."""
+    """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is.
+
+    An entry of another form counts as none: everything is sent again, which changes nothing.
+    """
     try:
-        return json.loads((Path(run_folder) / "delivered.json").read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads((Path(run_folder) / "delivered.json").read_text())
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    if not isinstance(found, dict):
+        return {}
+    return {address: entry for address, entry in found.items() if _is_formed(entry)}
+
+
+def _is_formed(entry) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("journal", "run_id"))
+        and type(offset := entry.get("offset")) is int
+        and offset >= 0
+        and isinstance(aside := entry.get("aside", []), list)
+        and all(isinstance(record, dict) and record.keys() == FIELDS for record in aside)
+    )
 
 
 def _batches(lines: Iterator[tuple[dict, int]]) -> Iterator[tuple[list[dict], int]]:

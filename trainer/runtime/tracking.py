@@ -4,6 +4,7 @@ python -m trainer.runtime.tracking sync outputs/     delivers later what runs wi
 """
 
 import argparse
+import re
 import shlex
 import sys
 import threading
@@ -27,7 +28,7 @@ TRIES_AT_CLOSE = 3
 def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
     """MLflow's address for a recipe's `tracking.uri`: None is the SQLite file of `outputs`, "none" is None.
 
-    Raises UserError for an address that is neither http(s) nor a SQLite file, or holds a password.
+    Raises UserError for an address that is neither http(s) nor a SQLite file, or may hold a secret.
     """
     if recipe_uri == "none":
         return None
@@ -38,13 +39,14 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
     except ValueError:  # such as http://[
         parts = urlsplit("")
     if parts.scheme in ("http", "https") and parts.netloc:
-        if "@" in recipe_uri:
+        if set("@?#") & set(recipe_uri):
             raise UserError(f"tracking.uri: {NO_SECRETS}")
         return recipe_uri.rstrip("/")
     if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
         return f"sqlite:///{Path(recipe_uri.removeprefix('sqlite:///')).resolve()}"
+    shown = re.split("[?#]", recipe_uri.rpartition("@")[2])[0]
     raise UserError(
-        f"tracking.uri: '{recipe_uri.rpartition('@')[2]}' is no address of MLflow; expected null "
+        f"tracking.uri: '{shown}' is no address of MLflow; expected null "
         "(a SQLite file beside the runs), none, http://HOST:PORT or sqlite:///FILE"
     )
 
@@ -153,12 +155,15 @@ class Follower:
 # ---- later ---------------------------------------------------------------------------------------
 
 
-def sync(folder: Path, uri: str | None = None) -> bool:
-    """Delivers every run in `folder` (or the run that it is), a line for each; whether nothing is left.
+def sync(folder: Path, uri: str | None = None) -> int:
+    """Delivers every run in `folder` (or the run that it is), a line for each, and returns the status.
 
-    `uri` is MLflow's address, by default that of the run's recipe, or the SQLite file beside the run.
-    Raises UserError where there is no run or `uri` is no address.
+    0: nothing is left, 1: something is, 2: a run cannot be delivered before its user has mended something;
+    the others are all the same. `uri` is MLflow's address, by default that of the run's recipe, or the SQLite
+    file beside the run. Raises UserError where there is no run or `uri` is no address.
     """
+    if uri is not None and uri_for(uri, folder) is None:
+        raise UserError("--uri none: is no address to deliver to; give MLflow's, or leave --uri out")
     mlflow_store.configure()
     alone = (folder / "journal.jsonl").is_file()
     runs = [folder] if alone else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
@@ -167,8 +172,15 @@ def sync(folder: Path, uri: str | None = None) -> bool:
             f"{folder}: holds no run (no journal.jsonl); name the folder of outputs or a run in it"
         )
     down: set[str] = set()
-    complete = [_sync_run(run, uri, down) for run in runs]
-    return all(complete)
+    return max(_status(run, uri, down) for run in runs)
+
+
+def _status(run: Path, uri: str | None, down: set[str]) -> int:
+    try:
+        return 0 if _sync_run(run, uri, down) else 1
+    except (UserError, OSError) as error:
+        print(f"error: {run}: {error}", file=sys.stderr)
+        return 2
 
 
 def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
@@ -205,12 +217,17 @@ def _tracking_of(run: Path) -> Tracking:
         return Tracking.model_validate(recipe.get("tracking", {}))
     except FileNotFoundError:
         return Tracking()
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
-        raise UserError(f"{run / 'recipe.yaml'}: is no recipe; put the file back, or remove it") from error
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
+        if NO_SECRETS in str(error):
+            raise UserError(f"recipe.yaml: tracking.uri: {NO_SECRETS}") from None
+        raise UserError("recipe.yaml is no recipe; put the file back, or remove it") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: 0 where everything is delivered, 1 where something is left, 2 for a user's mistake."""
+    """The command: 0 where everything is delivered, 1 where something is left, 2 for a user's mistake.
+
+    A mistake in one run of several (a broken recipe.yaml) does not keep the others from being delivered.
+    """
     parser = argparse.ArgumentParser(prog="python -m trainer.runtime.tracking")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("sync", help="deliver to MLflow what runs without a network have left")
@@ -218,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--uri", help="MLflow's address (default: the recipe's, or outputs/mlflow.db)")
     options = parser.parse_args(arguments)
     try:
-        return 0 if sync(options.folder, options.uri) else 1
+        return sync(options.folder, options.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

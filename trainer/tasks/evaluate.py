@@ -1,5 +1,7 @@
 """Evaluation of a frozen encoder: probes, nearest neighbours, controls, on cached features."""
 
+import shutil
+import signal
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,7 +21,7 @@ from trainer.evaluation.suite import measure_probes
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
 from trainer.recipe import EvaluateRun, Pretrain
 from trainer.recipe_evaluation import Evaluate
-from trainer.runtime import checkpoint, checkpoint_files, collectives
+from trainer.runtime import checkpoint, checkpoint_files, collectives, launch
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.run_folder import RunFolder
@@ -32,9 +34,15 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
 
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
-    evaluations/; all of them go to the journal and to MLflow.
+    evaluations/. To the journal and to MLflow go those that were not measured at these images before.
+    Told to stop by SIGTERM, it removes its cache of features and ends the process, with status 143.
     """
     options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
+
+    def stop(*_) -> None:  # raises nothing: in a finalizer of DALI's an exception would be lost
+        if place.main:
+            shutil.rmtree(to.path / "features", ignore_errors=True)  # as `measure` calls its cache
+        launch.leave(128 + signal.SIGTERM)
 
     def opened() -> tuple[Pretrain, checkpoint.Found, Dataset, RunFolder]:
         if not (folder.path / "recipe.yaml").exists():
@@ -42,34 +50,37 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
                 f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
             )
         recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
+        journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         found = choose(folder, options)
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
-        journals.append(Journal(folder.journal))  # refused while the run is being trained
         earlier = folder.path / "evaluations" / found.path.name
         return recipe, found, dataset, folder if is_newest(folder, found) else RunFolder(earlier)
 
-    recipe, found, dataset, to = collectives.on_first(opened)
-    objective = assembly.build_objective(recipe)
-    names = [name for name in found.manifest["tensors"] if name.startswith("model/")]
-    weights = checkpoint.load(found, names)
-    objective.load_state_dict({name.removeprefix("model/"): tensor for name, tensor in weights.items()})
-    say = print if place.main else lambda line: None
-    say(f"evaluating {found.path}")
-    results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
-    if place.main:
-        to.merge_results(results)
-        deliver(folder, journals[0], results, found.images, options)
-        print(report.summary(to, recipe))
-    return 0
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        recipe, found, dataset, to = collectives.on_first(opened)
+        objective = assembly.build_objective(recipe)
+        names = [name for name in found.manifest["tensors"] if name.startswith("model/")]
+        weights = checkpoint.load(found, names)
+        objective.load_state_dict({name.removeprefix("model/"): rows for name, rows in weights.items()})
+        say = print if place.main else lambda line: None
+        say(f"evaluating {found.path}")
+        signal.signal(signal.SIGTERM, stop)
+        results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
+        if place.main:
+            to.merge_results(results)
+            deliver(folder, journals[0], results, found.images, options)
+            print(report.summary(to, recipe))
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for journal in journals:
+            journal.close()
 
 
 def choose(folder: RunFolder, options: EvaluateRun) -> checkpoint.Found:
-    """The run's newest checkpoint, or the one after `images` images.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The run's newest checkpoint, or that of `images`. Raises UserError for none, or a damaged one."""
     if options.images is None:
         if found := checkpoint.newest(folder.checkpoints, print):
             return found
@@ -89,13 +100,16 @@ def is_newest(folder: RunFolder, found: checkpoint.Found) -> bool:
 
 
 def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, options: EvaluateRun) -> None:
-    """Figures into the run's own journal, and through it into its MLflow run."""
-    journal.metrics({f"results/{name}": value for name, value in results.items()}, images)
-    uri = uri_for(options.tracking.uri, folder.path.parent)
-    follower = uri and Follower(folder.path, uri, options.tracking.experiment, folder.path.name, report=print)
-    if follower:
-        follower.close()
-    journal.close()
+    """Figures into the run's own journal and its MLflow run; of each, the first at these images stays."""
+    figures = {f"results/{name}": value for name, value in results.items()}
+    if changed := journal.differing(figures, images):
+        print(
+            f"{len(changed)} of {len(figures)} figures were measured at {images:,} images before, with other "
+            "values: results.json has the new ones, the journal and MLflow keep the first"
+        )
+    journal.metrics(figures, images)
+    if uri := uri_for(options.tracking.uri, folder.path.parent):
+        Follower(folder.path, uri, options.tracking.experiment, folder.path.name, report=print).close()
 
 
 # ---- before anything is measured -----------------------------------------------------------------
