@@ -11,6 +11,7 @@ from trainer.runtime import collectives
 
 SAME_PRESS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to all already
 LOOK = 1.0  # seconds between two looks for the file
+LOST = 2.0  # seconds after which Stopped is raised again, where it got lost in a finalizer or a callback
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -34,13 +35,19 @@ class StopVote:
         self._at_once, self._last = False, 0.0
         self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._stop)
 
     def _receive(self, number: int, _) -> None:
         again, self._last = time.monotonic() - self._last > SAME_PRESS, time.monotonic()
         if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
         first, self.received = self.received is None, signal.Signals(number).name
-        if self._at_once and (first or again):  # again: what was raised may have got lost in a callback
+        if first or again:
+            self._stop()
+
+    def _stop(self, *_) -> None:
+        if self._at_once:
+            signal.setitimer(signal.ITIMER_REAL, LOST)
             raise Stopped
 
     def ask(self, why: str) -> None:
@@ -65,6 +72,7 @@ class StopVote:
     def heed_no_more(self) -> None:
         """From now on a request to stop changes nothing: what is left to do is little."""
         self._at_once = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def agreed(self) -> bool:
         """Whether some rank had been told to stop at the step before; every rank asks at every step."""
