@@ -36,7 +36,11 @@ def test_data_without_classes_has_its_pictures_and_its_health(capsys, digits, tm
 
 def test_a_picture_that_cannot_be_drawn_costs_a_line(capsys, tmp_path):
     (tmp_path / "figures").write_text("a file where the folder should be")
-    report.draw_accuracies(RunFolder(tmp_path))
+    folder = RunFolder(tmp_path)
+    report.draw_accuracies(folder)  # none to draw
+    assert not capsys.readouterr().err
+    folder.merge_results({"knn/y": 0.5})
+    report.draw_accuracies(folder)
     line = capsys.readouterr().err
     assert line.startswith(f"warning: {tmp_path / 'figures' / 'accuracies.png'} was not drawn: ")
     assert line.count("\n") == 1
