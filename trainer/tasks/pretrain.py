@@ -136,7 +136,6 @@ def facts(loaded: Loaded, training: Training) -> dict[str, object]:
         "recipe": loaded.name,
         "mlflow.source.name": f"trainer/main.py recipe={loaded.name}",  # the page's column "Source"
         "mlflow.source.type": "LOCAL",
-        "task": loaded.recipe.task,
         "dataset": training.reader.dataset.name,
         "train images": training.reader.images,
         **training.sizes,
