@@ -82,8 +82,7 @@ def test_a_lost_node(slurm, start, training, run, undisturbed):
         slurm("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")  # or after its SlurmdTimeout
         job.until(lambda: job.told("Restarts") == "1")
     finally:
-        slurm("n2", cluster=("revive",))
-        slurm("scontrol", "update", "NodeName=n2", "State=RESUME")
+        slurm("n2", cluster=("revive",))  # back in service once it reports: ReturnToService=2
     assert job.end() == "COMPLETED", job.text
     assert job.told("Restarts") == "1"
     (resumed,) = journal(run, "resumed")
