@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data_pipelines.errors import UserError
-from trainer.runtime.checkpoint import Rows, Snapshot, clean, export, load, newest, snapshot
+from trainer.runtime.checkpoint import Rows, Snapshot, clean, export, load, newest, snapshot, write
 from trainer.runtime.files import replace_text
 
 # ---- what stays and what goes ----------------------------------------------------------------------
@@ -141,10 +141,25 @@ def test_an_older_checkpoint_that_resists_ends_no_training(tmp_path, monkeypatch
 
 def test_a_part_that_does_not_come_is_named(tmp_path):
     shares = [snapshot(state(), rank, 3) for rank in (0, 2)]
-    with pytest.raises(RuntimeError, match=r"still lacks part-00001-of-00003\.safetensors;"):
+    with pytest.raises(UserError, match=r"still lacks part-00001-of-00003\.safetensors;"):
         save(tmp_path, shares=shares, timeout=0.3)
     clean(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_rank_whose_part_is_described_cannot_fail_any_more(tmp_path, monkeypatch):
+    """Rank 0 may have published the folder, and renamed it, before that rank does anything else."""
+    replace = os.replace
+
+    def published_at_once(source, to):
+        replace(source, to)
+        if str(to).endswith("part-00001-of-00002.json"):
+            os.rename(os.path.dirname(to), tmp_path / "images-000000000100")
+
+    monkeypatch.setattr(os, "replace", published_at_once)
+    assert write(snapshot(state(), 1, 2), tmp_path, 100, {}, "a", 9) is None
+    part, described = sorted(os.listdir(tmp_path / "images-000000000100"), reverse=True)
+    assert (part, described) == ("part-00001-of-00002.safetensors", "part-00001-of-00002.json")
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):

@@ -43,6 +43,15 @@ def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
     saving.wait()
 
 
+def test_a_write_that_takes_too_long_is_told():
+    end = threading.Event()
+    saving = Saving(pytest.fail, limit=0.1)
+    saving.start(lambda: end.wait(30))
+    with pytest.raises(UserError, match=r"rank 0 has not written its part of the checkpoint within 0\.1 s"):
+        saving.wait()
+    end.set()
+
+
 def test_where_training_has_failed_already_an_error_is_only_told():
     told = []
     saving = Saving(lambda: None)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from data_pipelines.errors import UserError
 from trainer.runtime.checkpoint_files import (
     Damaged,
     Rows,
@@ -116,7 +117,7 @@ def write(
 
     Returns the checkpoint's folder on rank 0, None elsewhere. An undamaged checkpoint of the same number of
     images stays as it is. Raises UserError if the folder cannot be written (whatever was written of this
-    checkpoint is removed) and RuntimeError if a part does not come in time.
+    checkpoint is removed) or a part does not come in time.
     """
     folder = Path(folder)
     partial = folder / f".{folder_name(images)}.{attempt}.partial"
@@ -125,7 +126,8 @@ def write(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         description = write_part(part, snapshot.parts)
-        with replacing(sidecar) as temporary:
+        # From its name on rank 0 may publish the folder, so that this rank must not fail any more.
+        with replacing(sidecar, flush_name=False) as temporary:
             temporary.write_text(json.dumps(description))
         if snapshot.rank:
             return None
@@ -155,7 +157,7 @@ def _report_failure(part: Path, sidecar: Path, error: OSError) -> None:
     """Makes room and tells rank 0 why this part will not come, if the disk still takes a line."""
     with suppress(OSError):
         part.unlink(missing_ok=True)
-        with replacing(sidecar) as temporary:
+        with replacing(sidecar, flush_name=False) as temporary:
             temporary.write_text(json.dumps({"error": error.strerror or str(error)}))
 
 
@@ -173,7 +175,7 @@ def _wait_for_sidecars(partial: Path, world: int, timeout: float) -> list[dict]:
         if not missing:
             return [descriptions[rank] for rank in range(world)]
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise UserError(
                 f"checkpoint not saved: after {timeout:g} s {partial} still lacks {', '.join(missing)}; "
                 "those ranks have died, hang, or see another file system"
             )

@@ -23,10 +23,11 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, flush_name: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write; on leaving, it is flushed and takes the place of `path`.
 
     If the block or the flush fails, the temporary file is removed and `path` is as before. Raises OSError.
+    Without `flush_name` the folder is left to the caller, and nothing fails once `path` is there.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -37,7 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    flush(path.parent)
+    if flush_name:
+        flush(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:

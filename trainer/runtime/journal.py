@@ -257,13 +257,22 @@ class Journal:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); make room and run the same command again"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path}: cannot be written ({error.strerror}); make room and run the same command again"
+        )
 
     def sync(self) -> None:
-        """Flushes to the disk; to be called before a checkpoint is published: it must not outlive them."""
-        os.fsync(self._fd)
+        """Flushes to the disk; to be called before a checkpoint is published: it must not outlive them.
+
+        Raises UserError where the disk does not take it: a network's may say so here alone that it is full.
+        """
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Ends the writing and gives the lock back. May be called twice."""

@@ -18,6 +18,7 @@ from trainer.runtime.saving import Saving
 from trainer.runtime.signals import StopVote
 from trainer.runtime.tracking import Follower, uri_for
 
+WRITTEN = 900.0  # seconds for a rank's part of a checkpoint, where others wait for it
 ABANDONED = 20.0  # seconds for a checkpoint of several ranks that is being written when training has failed
 DYING = 20.0  # seconds for a process that was told to stop, and saves, to leave the folder to the next
 
@@ -45,7 +46,8 @@ class Run:
         self.saved = self.images if self.found else None
         self.progress = Progress(self.images, loaded.recipe.images, shown=place.main)
         self.vote = StopVote(self.folder.stop if place.main else None)
-        self.saving = Saving(lambda: self.vote.ask("a checkpoint cannot be written"))
+        limit = WRITTEN if place.world > 1 else None
+        self.saving = Saving(lambda: self.vote.ask("a checkpoint cannot be written"), limit)
 
     def _claim(self, world: dict) -> checkpoint.Found | None:
         """Makes the folder this run's, when nothing speaks against it; the checkpoint to go on from."""
@@ -191,4 +193,3 @@ class Run:
             if self.follower:  # a launcher kills what is left 30 s after a rank has failed
                 self.follower.close(10.0 if status == "FAILED" else 30.0)
             self.journal.close()
-        self.vote.close()

@@ -3,6 +3,9 @@
 import threading
 from collections.abc import Callable
 
+from data_pipelines.errors import UserError
+from trainer.runtime import collectives
+
 
 class Saving:
     """One write in a thread of its own.
@@ -10,10 +13,11 @@ class Saving:
     Args:
         alarm: called from that thread when a write fails, so that training can stop soon; the error itself
             comes out of `wait`.
+        limit: seconds that `wait` waits; None: to the end.
     """
 
-    def __init__(self, alarm: Callable[[], None]):
-        self._alarm = alarm
+    def __init__(self, alarm: Callable[[], None], limit: float | None = None):
+        self._alarm, self._limit = alarm, limit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -39,11 +43,15 @@ class Saving:
         """Waits for the write that was begun, if one was.
 
         Raises:
-            UserError: it cannot be written.
-            RuntimeError: another rank's part did not come in time.
+            UserError: it cannot be written, or was not within the limit; another rank's part did not come.
         """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(self._limit)
+            if self._thread.is_alive():
+                raise UserError(
+                    f"rank {collectives.rank()} has not written its part of the checkpoint within "
+                    f"{self._limit:g} s; look at that machine's disk, and run the same command again"
+                )
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
