@@ -128,8 +128,8 @@ class Loader:
         prefetch: batches made ahead.
         warn: takes a line about an image that was replaced, or a shard that cannot be read for a while.
 
-    Where a shard cannot be read and the reader's `stopping()` is true, whoever waits for the first batch of a
-    step gets Interrupted: nothing of that step was done yet.
+    While the reader's `stopping()` is true, whoever waits for the first batch of a step, because a shard
+    cannot be read or for more than a second, gets Interrupted: nothing of that step was done yet.
     """
 
     def __init__(
@@ -179,19 +179,14 @@ class Loader:
         self.given += 1
         return batch
 
-    @property
-    def replaced(self) -> int:
-        """How many samples were found that cannot be decoded."""
-        return len(self.make.bad)
-
     def close(self) -> None:
         """Ends the thread, also where it waits for a shard. The reader stays open: it is the caller's."""
         self.make.patience.stop()
         self._items.close()
 
-    def _give_up(self) -> bool:
+    def _give_up(self, waited: float) -> bool:
         begun = self.given % len(self.slices) > 0
-        return not begun and self.make.patience.troubled and self.reader.stopping()
+        return not begun and (self.make.patience.troubled or waited > 1) and self.reader.stopping()
 
     def _batch(self, seen: int, micro: slice) -> Batch:
         if self.reader.dataset.remote:
@@ -236,7 +231,7 @@ def in_order(
             label = reader.entries(used, make.patience)["label"]
             yield view, torch.from_numpy(label.astype(np.int64))
 
-    items = Prefetch(batches(), 2, lambda: make.patience.troubled and reader.stopping())
+    items = Prefetch(batches(), 2, lambda _: make.patience.troubled and reader.stopping())
     try:
         yield from items
     finally:
@@ -246,12 +241,12 @@ def in_order(
 
 class Prefetch:
     """Runs an iterator in a thread, `depth` items ahead; errors come out where the item would have.
-    Whoever waits for an item, while `give_up()` is true, gets Interrupted.
+    Whoever waits for an item, when `give_up(seconds waited)` becomes true, gets Interrupted.
     """
 
     END = object()
 
-    def __init__(self, items: Iterator, depth: int, give_up: Callable[[], bool] = lambda: False):
+    def __init__(self, items: Iterator, depth: int, give_up: Callable[[float], bool] = lambda _: False):
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._give_up = give_up
         self._closing = threading.Event()
@@ -282,12 +277,13 @@ class Prefetch:
     def __next__(self):
         if self._closing.is_set():
             raise StopIteration
+        began = time.monotonic()
         while True:
             try:
                 item = self._queue.get(timeout=0.1)
                 break
             except queue.Empty:
-                if self._give_up():
+                if self._give_up(time.monotonic() - began):
                     raise Interrupted from None
         if item is self.END or isinstance(item, BaseException):
             self._queue.put(item)  # asked again, it answers the same
@@ -297,4 +293,4 @@ class Prefetch:
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
-        self._give_up = lambda: False  # in a circle with its owner, that would live on with DALI's threads
+        self._give_up = lambda _: False  # in a circle with its owner, that would live on with DALI's threads

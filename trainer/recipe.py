@@ -155,13 +155,16 @@ class Pretrain(Section):
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     step_timeout: Annotated[float, Field(ge=0)] = (
-        600  # seconds, beside data.patience, for a stage of a step; 0: any
+        600  # seconds, and data.patience more, for a stage of a step, also to fetch its data; 0: any
     )
     profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 
 
 class EvaluateRun(Section):
-    """Evaluation of a run's frozen encoder: `from` is the run's folder, `images` one of its checkpoints."""
+    """Evaluation of a run's frozen encoder: `from` is the run's folder, `images` one of its checkpoints.
+
+    What is left at its default in `tracking` is as the run's own recipe says.
+    """
 
     task: Literal["evaluate"]
     from_: Annotated[str, Field(alias="from")]

@@ -67,6 +67,8 @@ class Evaluate(Section):
     `threads` are those of one piece of work, such as the heads of one feature; a rank does as many pieces at
     a time as it has cores for. A sum's last bit depends on its threads, and an accuracy's last digit on that:
     so they are named here, and figures depend on neither cores nor ranks.
+
+    `controls` are the same on the untrained network and, up to 64 px, on raw pixels.
     """
 
     every: Count = 0

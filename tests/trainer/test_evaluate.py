@@ -15,10 +15,12 @@ from command_lines import MAIN, mistake, process, script, tiny
 
 from data_pipelines.dataset import load_dataset
 from data_pipelines.errors import UserError
+from trainer.recipe import Tracking
 from trainer.recipe_loading import load
 from trainer.runtime.journal import Journal, read
 from trainer.runtime.run_folder import RunFolder
-from trainer.tasks.evaluate import check, deliver
+from trainer.tasks.evaluate import deliver, tracked
+from trainer.tasks.probed import check, check_disk, compared_pixels
 
 CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
 CHEAP += ["evaluate.svm={epochs: 1, runs: 2}", "evaluate.linear_sgd=null", "tracking.uri=none"]
@@ -70,10 +72,9 @@ def test_a_run_that_is_being_trained_is_left_alone(capsys, folder):
 
 def test_figures_with_other_values_than_before_are_told(tmp_path, capsys):
     journal = Journal(tmp_path / "journal.jsonl")
-    options = load(["recipe=evaluate", f"from={tmp_path}", "tracking.uri=none"]).recipe
     first = {"knn/y": 0.5, "probe/svm/y": 0.25}
     for results, changed in ((first, 0), (first, 0), (first | {"knn/y": 0.75, "new": 1.0}, 1)):
-        deliver(RunFolder(tmp_path), journal, results, 128, options)
+        deliver(RunFolder(tmp_path), journal, results, 128, Tracking(uri="none"))
         out = capsys.readouterr().out
         assert out.count("\n") == changed
     assert out.startswith(
@@ -84,6 +85,17 @@ def test_figures_with_other_values_than_before_are_told(tmp_path, capsys):
         record["name"]: record["value"] for record, _ in read(journal.path) if record["kind"] == "metric"
     }
     assert values == {"results/knn/y": 0.5, "results/probe/svm/y": 0.25, "results/new": 1.0}
+
+
+def test_figures_go_where_the_run_is_tracked_unless_told_otherwise():
+    recipe = load(["recipe=quickstart", "tracking.uri=http://server:5000", "tracking.experiment=mine"]).recipe
+
+    def given(*words: str) -> Tracking:
+        return tracked(load(["recipe=evaluate", "from=outputs/quickstart", *words]), recipe)
+
+    assert given() == Tracking(uri="http://server:5000", experiment="mine")
+    assert given("tracking.uri=null") == Tracking(uri=None, experiment="mine")
+    assert given("tracking.experiment=yours") == Tracking(uri="http://server:5000", experiment="yours")
 
 
 def test_told_to_stop_it_leaves_no_cache_and_lets_go(folder):
@@ -156,6 +168,23 @@ def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
     check(recipe(unlabelled, "evaluate.at_end=false"), dataset)  # the online monitor needs no label
     with pytest.raises(UserError, match=r"has no classes.*evaluate.at_end=false"):
         check(recipe(unlabelled), replace(dataset, classes=()))
+
+
+def test_a_disk_without_room_for_what_is_probed_is_told_before_the_training(digits, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    needed = 4 * 100 * digits.splits["train"].images  # bytes, of 100 numbers an image
+    for free, more in ((needed - 1, ["controls=false"]), (needed, ["controls=true"])):  # 3,072 numbers
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
+        asked = recipe(digits.root, "data.size=32", *(f"evaluate.{word}" for word in more))
+        with pytest.raises(UserError, match=f"to probe take .*{tmp_path} has .*evaluate.at_end=false"):
+            check_disk(asked, digits, {"y": 100}, tmp_path / "outputs")
+    check_disk(recipe(digits.root, "evaluate.controls=false"), digits, {"y": 100}, tmp_path / "outputs")
+    check_disk(recipe(digits.root, "evaluate.at_end=false"), digits, {"y": 10**9}, tmp_path / "outputs")
+
+
+def test_raw_pixels_of_large_images_are_not_probed(digits):
+    assert compared_pixels(recipe(digits.root, "data.size=64")) == 12288
+    assert compared_pixels(recipe(digits.root, "data.size=66")) == 0
 
 
 def test_the_online_monitor_does_without_labels(capsys, unlabelled, tmp_path):

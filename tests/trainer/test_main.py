@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
+from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer.assembly import load_encoder
 from trainer.recipe_loading import RECIPES, load
@@ -181,6 +185,29 @@ def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):
     for name, value in before.items():
         assert after[name] == pytest.approx(value, abs=0.01)
     assert f"run       {outputs / 'quickstart'}" in done.out
+
+
+def test_told_to_stop_while_it_waits_for_the_first_images(capsys, root, tmp_path, monkeypatch):
+    """Nothing was done yet, and slow reads are no failing ones: it does not wait for them."""
+    arguments = tiny(tmp_path, root)
+    assert script(capsys, *arguments, "run=calm").status == 0
+    read = Reader.read
+
+    def slow(reader, *more):
+        monkeypatch.setattr(Reader, "read", read)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(4)
+        return read(reader, *more)
+
+    monkeypatch.setattr(Reader, "read", slow)
+    done = script(capsys, *arguments, "run=slow")
+    assert done.status == 1, done.err
+    assert "told to stop (SIGTERM)" in done.out
+    done = script(capsys, *arguments, "run=slow")
+    assert done.status == 0, done.err
+    assert "resumed at 0 images" in done.out
+    one, two = (load_encoder(tmp_path / run / "export/encoder.safetensors") for run in ("calm", "slow"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 def test_more_images_continue_a_finished_run_of_a_constant_schedule(capsys, root, tmp_path):

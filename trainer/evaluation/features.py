@@ -137,7 +137,8 @@ def _write(
             for features, found in encoded(encode, reader, ids[mine], images, batch):
                 if not files:
                     widths = {name: rows.shape[1] for name, rows in features.items()}
-                    _check_room(folder, len(ids), sum(widths.values()))
+                    if collectives.rank() == 0:
+                        check_room(folder.parent, len(ids), sum(widths.values()))
                     for number, (name, width) in enumerate(widths.items()):
                         handle = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
                         files[name] = opened.enter_context(open(handle, "wb", buffering=0))
@@ -157,11 +158,12 @@ def _write_all(file, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _check_room(folder: Path, images: int, width: int) -> None:
-    """Raises UserError before hours of encoding, where the disk has no room for what will come of it."""
+def check_room(folder: Path, images: int, width: int) -> None:
+    """Raises UserError before hours of work, where a folder's disk has no room for what will come of it."""
     needed, free = images * width * 4, shutil.disk_usage(folder).free
-    if collectives.rank() == 0 and needed > free:
+    if needed > free:
         raise UserError(
-            f"the features of {images:,} images to probe take {needed / 1e9:.1f} GB, and {folder.parent} has "
-            f"{free / 1e9:.1f} GB left; make room there, or name a smaller split with data.labelled"
+            f"the features of {images:,} images to probe take {needed / 1e9:.1f} GB, and {folder} has "
+            f"{free / 1e9:.1f} GB left; make room there, or let a new run name a smaller split with "
+            "data.labelled or leave the probes out with evaluate.at_end=false"
         )

@@ -7,6 +7,7 @@ import platform
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -260,7 +261,8 @@ def leave(status: int) -> None:
     if status == 0 and "torch" in sys.modules:
         from trainer.runtime import collectives
 
-        collectives.barrier()
+        with suppress(RuntimeError):  # all is done: a rank that was killed meanwhile changes nothing
+            collectives.barrier()
     if status:
         quieten_launcher()
     os._exit(status)

@@ -14,19 +14,28 @@ from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from trainer import assembly, recipe_loading
 from trainer.evaluation import reconstruction
-from trainer.evaluation.features import Encode, Examples, cached, gathered, has_labels, labelled_ids, subset
+from trainer.evaluation.features import (
+    Encode,
+    Examples,
+    cached,
+    gathered,
+    labelled_ids,
+    subset,
+)
 from trainer.evaluation.health import health
 from trainer.evaluation.knn import knn_accuracy
 from trainer.evaluation.suite import measure_probes
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
-from trainer.recipe import EvaluateRun, Pretrain
+from trainer.recipe import EvaluateRun, Pretrain, Tracking
 from trainer.recipe_evaluation import Evaluate
+from trainer.recipe_yaml import DEFAULT
 from trainer.runtime import checkpoint, checkpoint_files, collectives, launch
 from trainer.runtime.journal import Journal
 from trainer.runtime.launch import Place
 from trainer.runtime.run_folder import RunFolder
 from trainer.runtime.tracking import Follower, uri_for
 from trainer.tasks import report
+from trainer.tasks.probed import check_labels, compared_pixels, labelled_split
 from trainer.training import Training
 
 
@@ -70,7 +79,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
         results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
         if place.main:
             to.merge_results(results)
-            deliver(folder, journals[0], results, found.images, options)
+            deliver(folder, journals[0], results, found.images, tracked(loaded, recipe))
             print(report.summary(to, recipe))
         return 0
     finally:
@@ -99,7 +108,13 @@ def is_newest(folder: RunFolder, found: checkpoint.Found) -> bool:
     return found.images == checkpoint.kept(folder.checkpoints)[-1]
 
 
-def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, options: EvaluateRun) -> None:
+def tracked(loaded: recipe_loading.Loaded, recipe: Pretrain) -> Tracking:
+    """Where the run is tracked: as it said itself, but for what this evaluation was given."""
+    given = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
+    return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in given})
+
+
+def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tracking: Tracking) -> None:
     """Figures into the run's own journal and its MLflow run; of each, the first at these images stays."""
     figures = {f"results/{name}": value for name, value in results.items()}
     if changed := journal.differing(figures, images):
@@ -108,46 +123,8 @@ def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, opt
             "values: results.json has the new ones, the journal and MLflow keep the first"
         )
     journal.metrics(figures, images)
-    if uri := uri_for(options.tracking.uri, folder.path.parent):
-        Follower(folder.path, uri, options.tracking.experiment, folder.path.name, report=print).close()
-
-
-# ---- before anything is measured -----------------------------------------------------------------
-
-
-def check(recipe: Pretrain, dataset: Dataset) -> None:
-    """Whether what the run will be asked for at its end can be measured on this data.
-
-    The online monitor asks for nothing: without labels it leaves out the kNN.
-
-    Raises:
-        UserError: there are no classes, a split has no label, or too few images to re-estimate batch-norm.
-    """
-    if recipe.evaluate.at_end:
-        check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
-
-
-def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
-    """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
-    if not dataset.classes:
-        raise UserError(f"{dataset.where} has no classes, and probes learn to tell them; {way_out}")
-    for key, split in (("data.labelled", labelled_split(recipe)), ("data.test", recipe.data.test)):
-        reader = Reader(dataset, split)
-        if not has_labels(reader):
-            raise UserError(
-                f"{dataset.where}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
-            )
-        reader.close()
-    if (options.controls or options.recalibrate) and options.online_images < 2:
-        raise UserError(
-            f"evaluate.online_images={options.online_images}: batch-norm is re-estimated on them and needs 2 "
-            "at least; raise it, or set evaluate.controls=false and evaluate.recalibrate=false"
-        )
-
-
-def labelled_split(recipe: Pretrain) -> str:
-    """The split that probes learn from."""
-    return recipe.data.labelled or recipe.data.train
+    if uri := uri_for(tracking.uri, folder.path.parent):
+        Follower(folder.path, uri, tracking.experiment, folder.path.name, report=print).close()
 
 
 def image_options(recipe: Pretrain, place: Place) -> Images:
@@ -288,9 +265,12 @@ def measure(
             with both(untrained.features) as sets:
                 control = probed(sets, name.replace("_", ", "))
             results |= {f"control/{name}/{key}": value for key, value in control.items()}
-        with both(lambda view: {"y": view.flatten(1)}) as sets:
-            control = probed(sets, "raw pixels")
-        results |= {f"control/pixels/{_without_y(key)}": value for key, value in control.items()}
+        if compared_pixels(recipe):
+            with both(lambda view: {"y": view.flatten(1)}) as sets:
+                control = probed(sets, "raw pixels")
+            results |= {f"control/pixels/{_without_y(key)}": value for key, value in control.items()}
+        else:
+            say(f"  raw pixels: left out, {3 * recipe.data.size**2:,} numbers an image are too many to probe")
     for reader in (train, *readers):
         reader.close()
     return results

@@ -28,7 +28,7 @@ from trainer.runtime.signals import Stopped
 from trainer.runtime.tracking import uri_for
 from trainer.runtime.watchdog import Watchdog
 from trainer.schedules import due, learning_rate, whole_batches
-from trainer.tasks import evaluate, report
+from trainer.tasks import evaluate, probed, report
 from trainer.tasks.notes import notes
 from trainer.tasks.opening import check_finished, open_data
 from trainer.training import Training
@@ -68,6 +68,9 @@ def run(loaded: Loaded, place: Place) -> int:
             outward.vote.heed_no_more()
         collectives.barrier()  # while the watchdog looks
         outward.end("FINISHED")
+        if place.main:
+            folder.mark("done", total)
+        collectives.barrier()  # no rank gives its signals back, and dies of one, before all is told
     except BaseException as error:
         # A rank that is told to stop in the final evaluation leaves without asking the others.
         if isinstance(error, Stopped) or (collectives.lost(error) and (folder.path / "stopped").exists()):
@@ -79,8 +82,8 @@ def run(loaded: Loaded, place: Place) -> int:
         watchdog.close()
         if training:
             training.close()
+        outward.vote.close()
     if place.main:
-        folder.mark("done", total)
         print(report.summary(folder, recipe))
     return 0
 
@@ -103,9 +106,9 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     """Finds every mistake that can be found before anything is written.
 
     Raises:
-        UserError: the data set is another source's, lacks a split or the labels that are asked for, or its
-            cache is too small, ranks and groups do not divide the batch, engine and optimizer or encoder,
-            objective and data do not fit together, or `tracking.uri` is no address.
+        UserError: the data set is another source's, lacks a split or the labels that are asked for, its cache
+            or the disk for what is probed is too small, ranks and groups do not divide the batch, engine and
+            optimizer or encoder, objective and data do not fit together, or `tracking.uri` is no address.
     """
     if dataset.source != recipe.data.source:
         raise UserError(
@@ -115,12 +118,13 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     assembly.check_shares(recipe, place.world)
     check_engine(recipe.optimizer, place.engine)
     with torch.device("meta"):
-        assembly.build_objective(recipe)
+        widths = assembly.build_objective(recipe).encoder.widths
     for split in (recipe.data.train, recipe.data.test):
         reader = Reader(dataset, split)
         reader.check_room(recipe.data.window)
         reader.close()
-    evaluate.check(recipe, dataset)
+    probed.check(recipe, dataset)
+    probed.check_disk(recipe, dataset, widths, Path(recipe.outputs))
     asked = getattr(contrastive(recipe.objective), "supervised", None)
     if asked and asked.classes != len(dataset.classes):
         raise UserError(
@@ -211,9 +215,6 @@ def log(training: Training, run: Run, values: dict, clock: "Clock") -> None:
     figures |= clock.read()
     figures["lr"] = learning_rate(training.recipe, training.images - training.recipe.batch)
     figures["epoch"] = training.images / training.reader.images
-    replaced = torch.tensor(float(training.loader.replaced), device=training.place.device)
-    if total := round(collectives.mean(replaced).item() * training.place.world):
-        figures["images_replaced"] = total
     run.metrics(figures, training.images)
     run.progress.status(training.images, figures)
 
