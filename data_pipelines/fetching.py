@@ -15,7 +15,10 @@ REST = 5.0  # and one that could not be fetched, while nobody waits for it
 class Fetcher:
     """Fetches what was announced, and before that what somebody waits for and nobody announced.
 
-    A file that fails holds up no other. The thread starts when it is needed; after `close` as well.
+    A file that fails holds up no other. What was announced is fetched once: others share the room, and where
+    they remove it again, it comes when somebody waits for it or with the next announcement; two that fetch
+    ahead would otherwise push each other's files out for ever. The thread starts when it is needed; after
+    `close` as well.
     """
 
     def __init__(self, cache: ShardCache):
@@ -23,6 +26,7 @@ class Fetcher:
         self._changed = threading.Condition()
         self._now: list[File] = []
         self._soon: list[File] = []
+        self._had: set[File] = set()  # brought since the last announcement
         self._asked: dict[File, futures.Future] = {}
         self._resting: dict[File, float] = {}  # until when
         self._busy: dict[File, tuple[float, int]] = {}  # since when another has been at it, and got how far
@@ -35,6 +39,7 @@ class Fetcher:
             if (now, soon) != (self._now, self._soon):
                 self._now, self._soon = now, soon
                 self._resting.clear()
+                self._had.clear()
                 self._wake()
 
     def get(self, file: File, patience: Patience) -> None:
@@ -104,6 +109,7 @@ class Fetcher:
             self._resting[file] = time.monotonic() + (REST if done else BUSY)
         if done:
             self._busy.pop(file, None)
+            self._had.add(file)
         if done and (future := self._asked.pop(file, None)):
             future.set_exception(mistake) if mistake else future.set_result(None)
 
@@ -111,7 +117,8 @@ class Fetcher:
         """What to fetch: of what was announced the first, but before that what came unannounced."""
         announced = [*self._now, *self._soon]
         for file in [*(file for file in self._asked if file not in announced), *announced]:
-            if self._resting.get(file, now) <= now and (file in self._asked or not self.cache.has(file)):
+            wanted = file in self._asked or (file not in self._had and not self.cache.has(file))
+            if wanted and self._resting.get(file, now) <= now:
                 return file
         return None
 

@@ -3,7 +3,7 @@
 CACHE/dataset.json  indices/<digest>.npy  tars/<digest>.tar   whole, their digests were checked
 CACHE/tars/<digest>.tar.part                                  on its way, locked by who brings it
 CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
-CACHE/.lock                                                   held while room is made
+CACHE/.lock                                                   held while room is made, or a file gets its name
 
 Any number of processes share it. A file has its name only once it is whole, one process fetches it while the
 others wait, and who dies leaves no lock behind. Files that are removed may still be open: they are read on.
@@ -120,7 +120,8 @@ class ShardCache:
                         download(self.source, file.at, part, file.bytes, file.sha256, stop)
                         part.flush()
                         os.fsync(part.fileno())
-                        os.replace(part.name, self.path(file))
+                        with self._alone(stop):  # who makes room counts it under one of its names
+                            os.replace(part.name, self.path(file))
                 finally:  # nobody goes on with what is of no use, or cannot be locked
                     if self.has(file) or Path(part.name) != self._part(file):
                         Path(part.name).unlink(missing_ok=True)

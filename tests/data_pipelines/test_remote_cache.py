@@ -23,7 +23,7 @@ from data_pipelines import fetching, shard_cache
 from data_pipelines.dataset import Dataset, load_dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Images, Loader, in_order
-from data_pipelines.patience import Interrupted, Trouble
+from data_pipelines.patience import Interrupted, Patience, Trouble
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from data_pipelines.shard_cache import ShardCache, index_of, tar_of
@@ -294,6 +294,23 @@ def test_what_another_has_just_finished_leaves_no_beginning_behind(data, server,
     assert cache.bring(file, [set()], threading.Event())
     assert server.names(".tar") == []
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_others_push_out_is_not_fetched_ahead_again_at_once(data, server, tmp_path):
+    """Training, and an evaluation in its midst, would push each other's files out for ever."""
+    fetcher = fetching.Fetcher(ShardCache(opened(server.address, tmp_path)))
+    files = [tar_of(shard) for shard in data.splits["train"].shards[:2]]
+    fetcher.ahead(files[:1], [])
+    wait_until(lambda: fetcher._had == set(files[:1]))
+    fetcher.cache.path(files[0]).unlink()
+    assert fetcher._next(time.monotonic()) is None
+    fetcher.get(files[0], Patience())  # but when somebody waits for it
+    fetcher.cache.path(files[0]).unlink()
+    fetcher.ahead(files, [])  # or with the next announcement
+    wait_until(lambda: fetcher._had == set(files))
+    asked = [asked.name for asked in server.asked if asked.name.endswith(".tar")]
+    assert asked == [files[0].at, files[0].at, files[0].at, files[1].at]
+    fetcher.close()
 
 
 def test_nobody_waits_without_limit_for_a_file_that_rests(data, server, tmp_path):

@@ -203,7 +203,7 @@ def test_a_run_over_a_bad_network_is_the_same_run(shards, tmp_path, world):
                 server.spoil(name, kind, value)
         root = f"{server.address}/digits"
         access = [f"data.root={root}", f"data.cache={cache}", f"data.cache_bytes={bound}"]
-        ranks = shards.start(outputs, RECIPE, world, WINDOW, "evaluate.every=0", *access)
+        ranks = shards.start(outputs, RECIPE, world, WINDOW, *access)
         measuring = threading.Thread(target=measure)
         measuring.start()
         server.pause = 0.002
@@ -219,7 +219,7 @@ def test_a_run_over_a_bad_network_is_the_same_run(shards, tmp_path, world):
     assert "trying again for 60 s" in ranks.text()
     assert "can be read again, after" in ranks.text()
     assert 0 < largest[0] <= bound
-    assert_undisturbed(shards.calm(RECIPE, world, WINDOW, "evaluate.every=0").run, outputs / "run")
+    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
 
 
 def test_a_whole_plan_and_run_by_a_command_with_permission_alone(shards, tmp_path):
