@@ -53,7 +53,12 @@ SURVIVED = [
     (
         "SIGTERM or SIGUSR1, to one rank or to all, in training or in the final evaluation; a stop file",
         "saves within seconds, says so in `stopped`, continues bit for bit",
-        ["test_ends.py::test_a_signal", "test_ends.py::test_the_stop_file"],
+        [
+            "test_ends.py::test_a_signal",
+            "test_ends.py::test_a_signal_in_the_final_evaluation",
+            "test_ends.py::test_a_signal_while_a_picture_is_drawn",
+            "test_ends.py::test_the_stop_file",
+        ],
     ),
     (
         "4 -> 2 -> 1 -> 2 ranks with kills in between",
@@ -66,6 +71,11 @@ SURVIVED = [
         ["test_elastic.py::test_the_engine_changes_with_the_ranks"],
     ),
     (
+        "DDP on 4, told to stop -> FSDP2 on 2, killed in a save -> FSDP2 on 4, a rank hangs -> one process",
+        "the same samples; in float64 losses and weights to 1e-8",
+        ["test_elastic.py::test_after_other_faults_too"],
+    ),
+    (
         "a full disk",
         "one line names folder and cause; the checkpoint before stays; with room, continues bit for bit",
         ["test_ends.py::test_a_full_disk"],
@@ -76,9 +86,14 @@ SURVIVED = [
         ["test_ends.py::test_a_rank_that_loses_another_says_so_in_one_line"],
     ),
     (
-        "a rank that hangs",
+        "a rank that hangs in a step, answers nothing any more, or does not get its part of a checkpoint "
+        "written",
         "every other rank names it and its last finished stage, and ends; continues bit for bit",
-        ["test_ends.py::test_a_hung_rank_is_named_by_the_others"],
+        [
+            "test_ends.py::test_a_hung_rank_is_named_by_the_others",
+            "test_ends.py::test_a_first_rank_that_hangs_is_named_too",
+            "test_ends.py::test_a_checkpoint_that_a_disk_does_not_take_is_told",
+        ],
     ),
     (
         "numbers that are not finite",
@@ -97,8 +112,8 @@ SURVIVED = [
     ),
     (
         "shards that stay away",
-        "one line after `data.patience`; one rank saves first, several go on from the last checkpoint; "
-        "bit for bit",
+        "one line after `data.patience`; one rank that is in a step saves first, several go on from the last "
+        "checkpoint; bit for bit",
         ["test_shard_faults.py::test_shards_that_stay_away_end_the_run_and_are_gone_on_with"],
     ),
     (

@@ -37,7 +37,8 @@ def install(
             time-th time; {"rank", "images"}: before the step after so many images.
         hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), measures
             ("watch"), saves ("save"), comes to the final evaluation ("finish") or logs
-            one ("log"), after so many images; "data": its loader gives it nothing more, and it lives.
+            one ("log"), after so many images; "data": its loader gives it nothing more, and it lives;
+            "disk": its next checkpoint's write does not end, and it lives.
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
         slow: seconds that every step takes longer.
@@ -60,7 +61,9 @@ def install(
             follow_saves(dying(die["phase"], die["time"]))
         else:
             before("step", die["images"], lambda training: kill_self())
-    if hang and hang["rank"] == rank and hang["where"] == "data":
+    if hang and hang["where"] == "disk":
+        wait_for_disk(**hang, own=rank)
+    elif hang and hang["rank"] == rank and hang["where"] == "data":
         before("step", hang["images"], lambda training: setattr(training, "loader", Silent()))
     elif hang and hang["rank"] == rank:
         before(hang["where"], hang["images"], lambda training: os.kill(os.getpid(), signal.SIGSTOP))
@@ -73,6 +76,20 @@ class Silent:
 
     def __next__(self):
         time.sleep(3600)
+
+
+def wait_for_disk(rank: int, images: int, own: int, **_: object) -> None:
+    """Writes for ever where `own` is that rank; every rank waits for seconds where it would for minutes."""
+    from trainer.runtime import checkpoint, run
+
+    inner, run.WRITTEN = checkpoint.write, 6.0
+
+    def write(snapshot, folder, seen, *arguments, **options):
+        if own == rank and seen == images:
+            time.sleep(3600)
+        return inner(snapshot, folder, seen, *arguments, timeout=3.0, **options)
+
+    checkpoint.write = write
 
 
 def kill_self() -> None:

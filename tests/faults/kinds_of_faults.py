@@ -1,6 +1,7 @@
 """The faults that are not random: each function makes one happen, and fails unless the run survives it."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ from trainer.runtime.checkpoint_files import folder_name
 
 BOUND = 30.0  # seconds, of which a step and a save of a tiny run take a tenth of one
 KILLED = -signal.SIGKILL
-# Of a step, as the watchdog names them.
+# Of a step, in their order, as the watchdog names them.
 STAGES = ("zero_grad", "data", "forward", "backward", "clip", "step", "after_step")
 
 # ---- kills in a save -------------------------------------------------------------------------------
@@ -61,29 +62,48 @@ def killed_in_every_phase(stand: Stand, recipe: str, world: int) -> None:
 
 
 class Start(NamedTuple):
-    """One start of an elastic run; it dies before the step after `until` images, or ends the run."""
+    """One start of an elastic run, and what ends it after `until` images; None: it ends the run.
+
+    fault: SIGKILL before that step ("kill") or in the first save of the start ("save"), a rank that hangs in
+    that step ("hang"), or SIGTERM to all once it has begun ("stop").
+    """
 
     world: int
     engine: str
     until: int | None
     victim: int = 0
+    fault: str = "kill"
 
 
 def elastic(stand: Stand, recipe: str, starts: list[Start], *more: str) -> tuple[Calm, Path]:
-    """Every start but the last is killed; the same samples must come in the same global batches.
+    """Every start but the last meets a fault; the same samples must come in the same global batches.
 
     Returns what to compare: the undisturbed run on the ranks of the first start, and this one.
     """
     calm, outputs, logs = stand.calm(recipe, starts[0].world, *more), stand.fresh(), []
-    for world, engine, until, victim in starts:
+    for world, engine, until, victim, fault in starts:
         options = {"engine": engine, "record": True}
+        at = {"rank": victim, "images": until}
         if until is None:
             ranks = stand.finish(outputs, recipe, world, *more, **options)
-        else:
-            ranks = stand.start(
-                outputs, recipe, world, *more, **options, die={"rank": victim, "images": until}
-            )
+        elif fault == "kill":
+            ranks = stand.start(outputs, recipe, world, *more, **options, die=at)
             assert ranks.wait(PATIENCE)[victim] == KILLED, ranks.text()
+        elif fault == "save":
+            die = {"rank": victim, "phase": "part half written", "time": 1}
+            ranks = stand.start(outputs, recipe, world, *more, **options, die=die)
+            assert ranks.wait(PATIENCE)[victim] == KILLED, ranks.text()
+        elif fault == "hang":
+            short = ("step_timeout=5", "data.patience=0")
+            ranks = stand.start(outputs, recipe, world, *more, *short, **options, hang=at | {"where": "data"})
+            assert f"rank {victim} had last finished" in ended_but(victim, ranks)
+        else:
+            ranks = stand.start(outputs, recipe, world, *more, **options, slow=0.1)
+            while ranks.stage(0)[1] < until:
+                assert ranks.running(), ranks.text()
+                time.sleep(0.02)
+            ranks.signal(signal.SIGTERM)
+            assert ranks.wait(BOUND, alone=True) == [1] * world, ranks.text()
         name = engine if world > 1 else "single process"
         assert f"{world} rank" in ranks.text(0)
         assert f"{name}, cpu" in ranks.text(0)
@@ -263,23 +283,49 @@ def not_finite(stand: Stand) -> None:
     tiny_runs.assert_undisturbed(calm.run, run)
 
 
-def hung_rank(stand: Stand, where: str) -> None:
+def hung_disk(stand: Stand) -> None:
+    """One of two ranks writes a checkpoint for ever: a line names it, all end, and the run continues."""
+    recipe, world = "moco", 2
+    calm, outputs = stand.calm(recipe, world), stand.fresh()
+    hang = {"rank": 1, "images": 2 * SAVE_EVERY, "where": "disk"}
+    ranks = stand.start(outputs, recipe, world, hang=hang)
+    assert ranks.wait(PATIENCE, alone=True) == [2, 2], ranks.text()
+    (line,) = errors(ranks.text())
+    assert "still lacks part-00001-of-00002.safetensors" in line
+    assert "rank 1 has not written its part of the checkpoint" in line
+    assert newest(outputs / "run").images == SAVE_EVERY
+    stand.finish(outputs, recipe, world)
+    tiny_runs.assert_undisturbed(calm.run, outputs / "run")
+
+
+def hung_rank(stand: Stand, where: str, hung: int = 2) -> None:
     """One of four ranks stops, or waits for data for ever: all others name it and end; the run continues."""
-    recipe, world, hung = "hybrid", 4, 2
+    recipe, world = "hybrid", 4
     calm, outputs = stand.calm(recipe, world), stand.fresh()
     places = {"watch": EVALUATE_EVERY, "save": 2 * SAVE_EVERY, "finish": IMAGES}
     hang = {"rank": hung, "images": places.get(where, 2 * SAVE_EVERY + BATCH), "where": where}
     ranks = stand.start(outputs, recipe, world, "step_timeout=5", "data.patience=0", hang=hang)
     run = outputs / "run"
-    deadline = time.monotonic() + PATIENCE
-    others = set(range(world)) - {hung}
-    while not all(ranks.statuses()[rank] for rank in others):
-        assert time.monotonic() < deadline, ranks.text()
-        time.sleep(0.05)
-    for rank in others:
-        (line,) = [line for line in ranks.text(rank).splitlines() if f"rank {hung}" in line]
-        assert any(stage in line for stage in STAGES), line
+    ended_but(hung, ranks)
+    for rank in set(range(world)) - {hung}:
+        (line,) = [line for line in ranks.text(rank).splitlines() if f"rank {hung} " in line]
+        told = re.search(r"had last finished '(\w+)' of the step after ([\d,]+) images", line)
+        stage, images = told[1], int(told[2].replace(",", ""))
+        if where == "data":  # it lives, and tells to the last
+            assert (stage, images) == ("zero_grad", hang["images"])
+        else:  # stopped: what it told last may be a moment old
+            assert stage in STAGES
+            assert hang["images"] - 4 * BATCH <= images < hang["images"]
         assert ranks.statuses()[rank] == 3
-    ranks.kill()
     stand.finish(outputs, recipe, world)
     tiny_runs.assert_undisturbed(calm.run, run)
+
+
+def ended_but(hung: int, ranks: Ranks) -> str:
+    """Waits until all other ranks have ended by themselves, ends this one; what all have said."""
+    deadline = time.monotonic() + PATIENCE
+    while not all(status for rank, status in enumerate(ranks.statuses()) if rank != hung):
+        assert time.monotonic() < deadline, ranks.text()
+        time.sleep(0.05)
+    ranks.kill()
+    return ranks.text()

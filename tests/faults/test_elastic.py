@@ -24,3 +24,15 @@ def test_the_engine_changes_with_the_ranks(stand):
     calm, run = elastic(stand, "hybrid", starts, *WIDE)
     assert_close(calm.run, run, until=exact, tolerance=1e-8)
     assert_close(calm.run, run, until=IMAGES - 1, tolerance=1e-2)
+
+
+def test_after_other_faults_too(stand):
+    """Told to stop, killed in a save, hung: each time it goes on with other ranks, or another engine."""
+    starts = [
+        Start(4, "ddp", 320, fault="stop"),
+        Start(2, "fsdp2", 768, 1, "save"),
+        Start(4, "fsdp2", 1088, 2, "hang"),
+        Start(1, "ddp", None),
+    ]
+    calm, run = elastic(stand, "moco", starts, *WIDE)
+    assert_close(calm.run, run, until=IMAGES, tolerance=1e-8)

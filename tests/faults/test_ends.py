@@ -9,6 +9,7 @@ from kinds_of_faults import (
     dead_in_a_save,
     disk_full_in_a_save,
     disk_full_to_the_last_byte,
+    hung_disk,
     hung_rank,
     lost_rank,
     not_finite,
@@ -70,3 +71,11 @@ def test_a_rank_that_loses_another_says_so_in_one_line(stand, engine):
 @pytest.mark.parametrize("where", ["step", "log", "data", "watch", "save", "finish"])
 def test_a_hung_rank_is_named_by_the_others(stand, where):
     hung_rank(stand, where)
+
+
+def test_a_first_rank_that_hangs_is_named_too(stand):
+    hung_rank(stand, "data", hung=0)
+
+
+def test_a_checkpoint_that_a_disk_does_not_take_is_told(stand):
+    hung_disk(stand)
