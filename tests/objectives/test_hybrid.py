@@ -38,6 +38,14 @@ def test_the_loss_is_the_contrastive_one_and_omega_squared_errors(layout):
     assert abs(found["loss"].item() - (contrast + 0.25 * error)) < 1e-9
 
 
+def test_beside_the_sum_of_two_bounds_the_error_counts_twice():
+    objective = hybrid(moco(symmetric=True, queue={"keys": 2 * BATCH}), omega=0.25)
+    batch = batch_of(views(0), 0)
+    found = objective(batch)
+    contrast = objective.contrast(batch)["loss"].item()
+    assert abs(found["loss"].item() - (contrast + 2 * 0.25 * squared_error(objective, batch.views[0]))) < 1e-9
+
+
 def test_alpha_and_sigma_are_an_omega():
     contrast = MocoObjective(kind="moco")
     for alpha, sigma in ((0.5, None), (0.1, 2.0)):
@@ -67,16 +75,24 @@ def test_a_clean_view_is_encoded_again_and_decoded():
     assert abs(found["sse"].item() - squared_error(objective, first)) > 1e-3
 
 
-def test_a_detached_y_is_read_and_not_moved_by_the_decoder():
+@pytest.mark.parametrize("layout", ["map", "pooled"])
+def test_a_detached_y_is_read_and_not_moved_by_the_decoder(layout):
     gradients = {}
     for detach_y in (False, True):
-        objective = hybrid(moco(layout="pooled"), omega=1.0, detach_y=detach_y)
-        batch = batch_of(views(0), 0)
+        objective = hybrid(moco(layout=layout), omega=1.0, detach_y=detach_y)
+        encoder, batch = objective.encoder, batch_of(views(0), 0)
         values = objective(batch)
         (values["loss"] - objective.contrast(batch)["loss"]).backward()
-        to_vector = next(objective.encoder.to_vector.parameters()).grad
-        gradients[detach_y] = 0.0 if to_vector is None else to_vector.abs().max().item()
-        assert objective.decoder.from_vector.weight.grad.abs().max() > 0
+        if layout == "pooled":
+            makes_y, makes_w = next(encoder.to_vector.parameters()), encoder.to_map.weight
+            assert objective.decoder.from_vector.weight.grad.abs().max() > 0  # y is read
+        else:
+            makes_y, makes_w = encoder.to_map.weight, encoder.to_map.weight
+        moved, other = (0.0 if p.grad is None else p.grad for p in (makes_y, makes_w))
+        if layout == "map":  # y is the first half of the channels
+            moved, other = moved.chunk(2)
+        gradients[detach_y] = abs(moved).max().item() if isinstance(moved, torch.Tensor) else moved
+        assert other.abs().max() > 1e-6
     assert gradients[False] > 1e-6
     assert gradients[True] < 1e-12
 

@@ -162,6 +162,8 @@ def test_evaluation_reads_a_bound_of_the_batch_alone():
     )
     scores = (q @ k.T / objective.options.temperature).softmax(1).diagonal().log().mean()
     assert abs(found["mi/contrast"].item() - (math.log(BATCH) + scores.item())) < 1e-12
+    with torch.autocast("cpu", torch.bfloat16):  # as in a recipe in bf16, whose encoder alone is to be
+        assert objective._of_the_batch(q, k)["mi/contrast"].item() == found["mi/contrast"].item()
     assert objective.queue.shard is None  # nothing was made for it
     assert first.shape == second.shape
 

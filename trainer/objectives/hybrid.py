@@ -11,6 +11,7 @@ from trainer.recipe_objectives import HybridObjective
 class Hybrid(nn.Module):
     """Minimises the contrastive loss + omega · squared error, the latter summed over an image's pixels.
 
+    Where that loss is a sum of two bounds (symmetric MoCo), the squared error counts twice as well.
     alpha · E log q(x|z) + (1 - alpha) · I(y), with q a Gaussian of standard deviation sigma, is that up to
     constants and the factor 1 - alpha, with omega = alpha / ((1 - alpha) · 2 sigma²): only omega matters.
 
@@ -24,6 +25,7 @@ class Hybrid(nn.Module):
         super().__init__()
         self.contrast, self.options, self.normalize = contrast, options, normalize
         self.omega, _, _ = options.weighed()
+        self.directions = getattr(contrast, "directions", 1)
         self.decoder = contrast.encoder.decoder()
         self.VIEWS = contrast.VIEWS + (options.reconstruct == "clean")
 
@@ -48,7 +50,7 @@ class Hybrid(nn.Module):
             features = self.encoder(images)
         y = features["y"].detach() if self.options.detach_y else features["y"]
         error = squared_error(self.codec, images, y, features["w"]).mean()
-        loss = values["loss"] + self.omega * error
+        loss = values["loss"] + self.directions * self.omega * error
         return values | {"loss": loss, "sse": error.detach()}
 
     def after_step(self) -> None:

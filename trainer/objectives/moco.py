@@ -45,7 +45,7 @@ class Moco(nn.Module):
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         storage = "bf16" if options.queue.bf16 else str(dtype).removeprefix("torch.")
-        keys = batch * (1 + options.symmetric)
+        keys = batch * self.directions
         self.queue = MomentumQueue(
             options.queue.keys, options.head.width, keys, options.queue.start, storage, seed
         )
@@ -80,6 +80,11 @@ class Moco(nn.Module):
         self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
         return self._over_the_queue(torch.cat(queries), torch.cat(keys))
 
+    @property
+    def directions(self) -> int:
+        """How many bounds `loss` is the sum of."""
+        return 1 + self.options.symmetric
+
     def _query(self, features: Features) -> Tensor:
         return F.normalize(self.head(features["y"]).to(self.dtype), dim=1)
 
@@ -88,7 +93,7 @@ class Moco(nn.Module):
         return F.normalize(self.key_head(self.key_encoder(view)["y"]).to(self.dtype), dim=1)
 
     def _over_the_queue(self, queries: Tensor, keys: Tensor) -> Values:
-        temperature, directions = self.options.temperature, 1 + self.options.symmetric
+        temperature, directions = self.options.temperature, self.directions
         rest = self.queue.log_sum_exp(queries, temperature, self.step)
         entropy = softplus(rest - (queries * keys).sum(1) / temperature).mean()
         m = self.queue.held(self.step) + 1
@@ -100,7 +105,8 @@ class Moco(nn.Module):
         }
 
     def _of_the_batch(self, queries: Tensor, keys: Tensor) -> Values:
-        scores = queries @ keys.T / self.options.temperature
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = queries @ keys.T / self.options.temperature
         entropy = F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
         m = len(scores)
         return {

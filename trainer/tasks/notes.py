@@ -31,13 +31,14 @@ def notes(
             f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
             "images: that learning rate is never reached"
         )
+    options = contrastive(recipe.objective)
+    directions = 1 + getattr(options, "symmetric", False)
     if isinstance(recipe.objective, HybridObjective):
         omega, alpha, sigma = recipe.objective.weighed()
         yield (
-            f"loss = contrastive + {omega:g} x squared error of an image "
-            f"(omega {omega:g}; alpha {alpha:g} at sigma {sigma:g})"
+            f"loss = contrastive{', both ways,' if directions > 1 else ''} + {directions * omega:g} x "
+            f"squared error of an image (omega {omega:g}; alpha {alpha:g} at sigma {sigma:g})"
         )
-    options = contrastive(recipe.objective)
     if not isinstance(options, MocoObjective):
         return
     if options.shuffle and recipe.encoder.norm != "batch":
@@ -47,7 +48,7 @@ def notes(
         f"queue of {keys:,} keys, {keys // world:,} a rank ({queue_bytes(recipe) / world / 1e6:,.1f} MB), "
         f"{path(device, assembly.DTYPES[recipe.precision], width)} attention"
     )
-    if images is not None and keys >= images:
+    if images is not None and keys // directions >= images:
         yield (
             f"warning: queue.keys={keys:,} is not below the {images:,} training images: an image's own older "
             "key is among its negatives"
