@@ -35,6 +35,14 @@ HYBRID = [
 ]
 OBJECTIVES = {"complete": COMPLETE, "moco": MOCO, "hybrid": HYBRID}  # overrides of `recipe`
 PAIRED = "hybrid"  # of which checkpoints go from every engine to every other
+TRAVELLING = [  # as the published recipes: one direction, blocks that span ranks; and the other layout of z
+    "groups.norm=16",
+    f"data.views=[{VIEW}, {VIEW}, {{}}]",
+    "objective={kind: hybrid, omega: 0.1, reconstruct: clean, detach_y: true, contrast: "
+    f"{{{CONTRAST.replace('symmetric: true, shuffle: 2', 'shuffle: 4')}}}}}",
+    HYBRID[3].replace("pooled", "map"),
+    HYBRID[4],
+]
 UNREAD = [  # no loss reads w; a step of so large a rate shows that its layer decays nevertheless
     *MOCO[:3],
     HYBRID[3],
@@ -45,7 +53,7 @@ UNREAD = [  # no loss reads w; a step of so large a rate shows that its layer de
 
 def options(objective: str, data: Path, precision: str = "float32") -> list[str]:
     """A recipe; where a whole section is given, nothing of the base's section stays."""
-    chosen = UNREAD if objective == "unread" else OBJECTIVES[objective]
+    chosen = (OBJECTIVES | {"unread": UNREAD, "travelling": TRAVELLING})[objective]
     whole = tuple(word.split("=")[0] + "." for word in chosen if "={" in word)
     return [word for word in recipe(data, precision) if not word.startswith(whole)] + chosen
 
@@ -138,10 +146,12 @@ def test_an_engine_that_its_library_made_another_is_refused_on_every_rank(short,
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory, digits):
     """On 2 ranks, each engine with and without accumulation, and in bf16."""
-    plain = options("complete", digits.root)
     recipes = {
-        "plain": plain,
-        "accumulated": [*plain, "accumulate=2"],
+        f"{name} {objective}": [*options(objective, digits.root), *more]
+        for objective in ("complete", "travelling")
+        for name, more in (("plain", []), ("accumulated", ["accumulate=2"]))
+    }
+    recipes |= {
         "float32": options("hybrid", digits.root),
         "bf16": options("hybrid", digits.root, "bf16"),
     }
@@ -154,13 +164,27 @@ def variants(tmp_path_factory, digits):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["complete", "travelling"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_accumulation_and_bf16_under_every_engine(variants, engine):
-    losses = {name: variants[f"{name} {engine}"]["losses"] for name in ("plain", "accumulated", "bf16")}
-    assert losses["accumulated"] == pytest.approx(losses["plain"], abs=1e-3)
-    assert losses["bf16"] == pytest.approx(variants["bf16 ddp"]["losses"], rel=1e-3)
-    assert losses["bf16"][0] == pytest.approx(variants["float32 ddp"]["losses"][0], rel=0.02)
-    assert losses["bf16"][0] != variants["float32 ddp"]["losses"][0]
+def test_accumulation_under_every_engine(variants, engine, objective):
+    plain, other = (variants[f"{name} {objective} {engine}"] for name in ("plain", "accumulated"))
+    assert other["losses"] == pytest.approx(plain["losses"], abs=1e-3)
+    assert plain["losses"] == pytest.approx(variants[f"plain {objective} ddp"]["losses"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_keys_travel(variants):
+    for rank in variants["plain travelling zero3"]["ids"]:
+        assert all(set(ids[1]) - set(ids[0]) for ids, _ in rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_under_every_engine(variants, engine):
+    losses = variants[f"bf16 {engine}"]["losses"]
+    assert losses == pytest.approx(variants["bf16 ddp"]["losses"], rel=1e-3)
+    assert losses[0] == pytest.approx(variants["float32 ddp"]["losses"][0], rel=0.02)
+    assert losses[0] != variants["float32 ddp"]["losses"][0]
 
 
 # ---- promise 2 -----------------------------------------------------------------------------------

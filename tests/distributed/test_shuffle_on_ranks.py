@@ -18,26 +18,36 @@ def runs(tmp_path_factory, digits):
     folder = tmp_path_factory.mktemp("shuffle")
     words = [word for word in recipe(digits.root, "float64") if not word.startswith("objective.")]
     words = [word for word in words if not word.startswith("data.views")] + SPANNING
-    jobs = [{"name": "moco", "recipe": words, "do": ["free", "resume"], "steps": STEPS}]
-    return {world: launch(folder, world, jobs)["moco"] for world in WORLDS}
+    jobs = [
+        {"name": name, "recipe": [*words, *more], "do": ["free", "resume"], "steps": STEPS}
+        for name, more in (("float64", []), ("bf16", ["objective.queue.bf16=true"]))
+    ]
+    return {world: launch(folder, world, jobs) for world in WORLDS}
 
 
-def test_losses_are_equal_on_any_ranks(runs):
-    reference = torch.tensor(runs[1]["losses"], dtype=torch.float64)
+@pytest.mark.parametrize("queue", ["float64", "bf16"])
+def test_losses_are_equal_on_any_ranks(runs, queue):
+    reference = torch.tensor(runs[1][queue]["losses"], dtype=torch.float64)
     assert len(set(reference.tolist())) == STEPS
     for world in WORLDS[1:]:
-        losses = torch.tensor(runs[world]["losses"], dtype=torch.float64)
+        losses = torch.tensor(runs[world][queue]["losses"], dtype=torch.float64)
         assert (losses - reference).abs().max() < 1e-9
 
 
+def test_a_queue_in_bf16_costs_little(runs):
+    one, two = (torch.tensor(runs[2][queue]["losses"], dtype=torch.float64) for queue in ("float64", "bf16"))
+    assert 0 < (one - two).abs().max() < 1e-2
+
+
 def test_key_views_are_of_other_ranks_images(runs):
-    for rank in runs[2]["ids"]:
+    for rank in runs[2]["float64"]["ids"]:
         for ids, positions in rank:
             (own, keys), (places, key_places) = ids, positions
             assert set(keys) - set(own)
             assert set(key_places) - set(places)
 
 
+@pytest.mark.parametrize("queue", ["float64", "bf16"])
 @pytest.mark.parametrize("world", WORLDS)
-def test_resumed_bit_for_bit(runs, world):
-    assert runs[world]["different"] == [[]] * world
+def test_resumed_bit_for_bit(runs, world, queue):
+    assert runs[world][queue]["different"] == [[]] * world
