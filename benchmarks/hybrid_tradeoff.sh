@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The README's table of the hybrid and its curve: every run, one a core, then hybrid_tradeoff.py.
 #
-#   bash benchmarks/hybrid_tradeoff.sh [SEEDS...]      # default 0 1; about 80 minutes a seed on two cores
+#   bash benchmarks/hybrid_tradeoff.sh [SEEDS...]      # default 0 1; about two hours a seed on two cores
 #
 # Needs data/cifar10. What is finished is not run again, what was cut short continues: the command can be
 # repeated. CORES says how many runs go at once.

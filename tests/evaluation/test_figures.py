@@ -81,6 +81,15 @@ def test_the_loss_stands_beside_several_terms_and_not_beside_its_only_one(tmp_pa
     assert drawn == [[True, False, False], [True, False, False], [True, True, True]]
 
 
+def test_the_squared_error_has_a_logarithmic_axis(tmp_path):
+    """What falls by equal factors is a straight line: in the middle it is in the middle of its heights."""
+    images = np.linspace(0, 1000, 60)
+    curves(tmp_path / "a.png", {"sse": (images, 10 ** (images / 500))})
+    rows, columns = np.nonzero((read(tmp_path / "a.png") == rgb("C0")).all(axis=-1))
+    middle = rows[columns == (columns.min() + columns.max()) // 2].mean()
+    assert abs(middle - (rows.min() + rows.max()) / 2) < 6
+
+
 def test_bars_are_as_long_as_the_accuracies(tmp_path):
     accuracies(tmp_path / "a.png", {"knn/y": 0.8, "control/untrained/knn/y": 0.4, "control/pixels/knn": 0.2})
     page = read(tmp_path / "a.png")

@@ -62,6 +62,7 @@ PANELS = {
         1,
     ),
 }
+LOGARITHMIC = {"Squared error of an image"}  # it falls by two decades in the first steps
 ACROSS = 3  # panels in a row
 CROWDED = 50  # values of a curve beyond which its running mean is drawn
 
@@ -126,6 +127,8 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
         told, whose = labels[0].partition(": ")[0], [label.partition(": ")[2] for label in labels]
         told = f"{told}: {', '.join(whose)}" if len(levels) > 1 else told
         axes.axhline(level, color=PALE, dashes=((5, 3), (2, 2), (9, 3))[number], label=told)
+    if title in LOGARITHMIC:
+        axes.set_yscale("log")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel("images seen", color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
