@@ -204,14 +204,7 @@ def test_bad_images_are_named_counted_and_replaced(tiny):
         (line,) = [line for line in lines if line.startswith(f"{sample:06d}.png in {tiny.root}/train/")]
         assert "cannot be decoded" in line
         assert "\n" not in line
-
-    reader = Reader(tiny, "train")
-    plan = Plan(7, reader.shards, 2)
-    loader = Loader(reader, plan, IMAGES, [View()], batch=96, start=0, stop=96, warn=lines.append)
-    next(loader)
-    assert loader.replaced == len(BAD)
-    loader.close()
-    reader.close()
+    assert lines[-1].endswith(f"({len(BAD)} so far)")
 
 
 def test_replacements_are_the_same_on_any_rank_and_after_a_restart(tiny):
