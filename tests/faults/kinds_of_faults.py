@@ -304,8 +304,8 @@ def hung_rank(stand: Stand, where: str, hung: int = 2) -> None:
     calm, outputs = stand.calm(recipe, world), stand.fresh()
     places = {"watch": EVALUATE_EVERY, "save": 2 * SAVE_EVERY, "finish": IMAGES}
     hang = {"rank": hung, "images": places.get(where, 2 * SAVE_EVERY + BATCH), "where": where}
-    ranks = stand.start(outputs, recipe, world, "step_timeout=5", "data.patience=0", hang=hang)
-    run = outputs / "run"
+    short = ("step_timeout=5", "data.patience=0")  # with which a rank tells where it is twice a second
+    ranks, run = stand.start(outputs, recipe, world, *short, hang=hang, slow=0.2), outputs / "run"
     ended_but(hung, ranks)
     for rank in set(range(world)) - {hung}:
         (line,) = [line for line in ranks.text(rank).splitlines() if f"rank {hung} " in line]
@@ -315,7 +315,7 @@ def hung_rank(stand: Stand, where: str, hung: int = 2) -> None:
             assert (stage, images) == ("zero_grad", hang["images"])
         else:  # stopped: what it told last may be a moment old
             assert stage in STAGES
-            assert hang["images"] - 4 * BATCH <= images < hang["images"]
+            assert hang["images"] - 5 * BATCH <= images < hang["images"]
         assert ranks.statuses()[rank] == 3
     stand.finish(outputs, recipe, world)
     tiny_runs.assert_undisturbed(calm.run, run)
