@@ -109,6 +109,7 @@ class Fetcher:
             self._resting[file] = time.monotonic() + (REST if done else BUSY)
         if done:
             self._busy.pop(file, None)
+        if done and not mistake:
             self._had.add(file)
         if done and (future := self._asked.pop(file, None)):
             future.set_exception(mistake) if mistake else future.set_result(None)

@@ -193,3 +193,4 @@ class Run:
             if self.follower:  # a launcher kills what is left 30 s after a rank has failed
                 self.follower.close(10.0 if status == "FAILED" else 30.0)
             self.journal.close()
+            self.journal = None  # what fails after the end is told on screen alone

@@ -6,7 +6,7 @@ same command continues a run that was killed, as if nothing had happened.
 """
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -70,7 +70,8 @@ def run(loaded: Loaded, place: Place) -> int:
         outward.end("FINISHED")
         if place.main:
             folder.mark("done", total)
-        collectives.barrier()  # no rank gives its signals back, and dies of one, before all is told
+        with suppress(RuntimeError):  # no rank gives its signals back, and dies of one, before all is told;
+            collectives.barrier()  # one that dies nevertheless changes nothing: all is done
     except BaseException as error:
         # A rank that is told to stop in the final evaluation leaves without asking the others.
         if isinstance(error, Stopped) or (collectives.lost(error) and (folder.path / "stopped").exists()):
