@@ -12,11 +12,13 @@ import pytest
 import torch
 from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
+from data_pipelines.errors import UserError
 from data_pipelines.reader import Reader
 from data_pipelines.shards import make
 from trainer.assembly import load_encoder
 from trainer.recipe_loading import RECIPES, load
 from trainer.runtime.journal import read
+from trainer.runtime.run_folder import RunFolder
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PROBES = [
@@ -208,6 +210,19 @@ def test_told_to_stop_while_it_waits_for_the_first_images(capsys, root, tmp_path
     assert "resumed at 0 images" in done.out
     one, two = (load_encoder(tmp_path / run / "export/encoder.safetensors") for run in ("calm", "slow"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_disk_that_is_full_when_all_is_done_is_one_line(capsys, root, tmp_path, monkeypatch):
+    mark = RunFolder.mark
+
+    def full(folder, name, *more):
+        if name == "done":
+            raise UserError("cannot write done: No space left on device")
+        mark(folder, name, *more)
+
+    monkeypatch.setattr(RunFolder, "mark", full)
+    assert "No space left on device" in mistake(script(capsys, *tiny(tmp_path, root)))
+    assert (tmp_path / "quickstart" / "failed").exists()
 
 
 def test_more_images_continue_a_finished_run_of_a_constant_schedule(capsys, root, tmp_path):
