@@ -220,7 +220,8 @@ def test_float64_losses_are_equal_on_any_ranks(promise):
     _, found = promise
     reference = found[1]["float64 single process"]["losses"]
     assert len(reference) == STEPS
-    assert abs(reference[-1] - reference[0]) > 0.1  # it moves: the comparison is of something
+    # It moves: the comparison is of something. (Not last less first: a queue that fills adds to the loss.)
+    assert max(reference) - min(reference) > 0.1
     for world in WORLDS:
         for engine in set(engines(world)) & {*EXACT, "single process"}:
             assert found[world][f"float64 {engine}"]["losses"] == pytest.approx(reference, abs=1e-9, rel=0)
