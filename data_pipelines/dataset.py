@@ -97,6 +97,23 @@ class Dataset:
         """The last part of that."""
         return self.where if " " in self.where else Path(self.where).name
 
+    def split(self, name: str) -> Split:
+        """A split, or several joined by "+": the images of the first, then the second's.
+
+        Raises:
+            UserError: there is no such split, or it is empty, or named twice.
+        """
+        parts = name.split("+")
+        for part in parts:
+            if part not in self.splits:
+                raise UserError(f"{self.where}: no split '{part}'; it has {', '.join(self.splits)}")
+            if not self.splits[part].images:
+                raise UserError(f"{self.where}: the split '{part}' has no images")
+        if len(set(parts)) < len(parts):
+            raise UserError(f"{self.where}: '{name}' names a split twice; name each once")
+        shards = tuple(shard for part in parts for shard in self.splits[part].shards)
+        return Split(sum(self.splits[part].images for part in parts), shards)
+
 
 def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset:
     """Reads dataset.json and sees that every shard and index is there in its full length.

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_magic
 
 from data_pipelines.dataset import INDEX, Dataset, Shard, index_name, tar_path
-from data_pipelines.errors import UserError
 from data_pipelines.fetching import Fetcher
 from data_pipelines.patience import Patience, Trouble
 from data_pipelines.shard_cache import File, ShardCache, check_room, index_of, tar_of
@@ -35,7 +34,6 @@ class Reader:
     Args:
         dataset: as `load_dataset` gives it.
         split: its name, or several joined by "+" to be read as one: the ids of the first, then the second's.
-
         stopping: whether whoever waits for images was told to stop, and shall not if they cannot be read.
 
     Where a read fails for a while, `entries` and `read` wait as the `patience` that they are given says, or
@@ -47,7 +45,7 @@ class Reader:
 
     def __init__(self, dataset: Dataset, split: str, stopping: Callable[[], bool] = lambda: False):
         self.dataset, self.root, self.split, self.stopping = dataset, dataset.root, split, stopping
-        self._shards = [shard for name in self._parts(split) for shard in dataset.splits[name].shards]
+        self._shards = dataset.split(split).shards
         self.names = [shard.name for shard in self._shards]
         self.shards = [shard.images for shard in self._shards]
         self.first = np.cumsum([0, *self.shards])  # id of each shard's first sample
@@ -60,17 +58,6 @@ class Reader:
         self._patience = Patience(dataset.access.patience)
         self._fetcher = Fetcher(ShardCache(dataset)) if dataset.remote else None
         self._announced: list[list[int]] = []
-
-    def _parts(self, split: str) -> list[str]:
-        parts, where = split.split("+"), self.dataset.where
-        for part in parts:
-            if part not in self.dataset.splits:
-                raise UserError(f"{where}: no split '{part}'; it has {', '.join(self.dataset.splits)}")
-            if not self.dataset.splits[part].images:
-                raise UserError(f"{where}: the split '{part}' has no images")
-        if len(set(parts)) < len(parts):
-            raise UserError(f"{where}: '{split}' names a split twice; name each once")
-        return parts
 
     def check_room(self, window: int) -> None:
         """Raises UserError where the cache, if there is one, has no room for any `window` shards."""

@@ -30,8 +30,10 @@ def main(arguments: list[str]) -> int:
     asked = [word for word in arguments if word.startswith("-")]
     arguments = [word for word in arguments if word not in asked]
     commands, asked = ALLOWED in asked, [word for word in asked if word != ALLOWED]
-    if unknown := [word for word in asked if word not in QUESTIONS] or asked[1:]:
-        raise UserError(f"{unknown[0]}: expected at most one of {', '.join(QUESTIONS)}")
+    if unknown := [word for word in asked if word not in QUESTIONS]:
+        raise UserError(f"{unknown[0]}: unknown; expected {', '.join((*QUESTIONS, ALLOWED))} or key=value")
+    if asked[1:]:
+        raise UserError(f"{' '.join(asked)}: expected at most one of {', '.join(QUESTIONS)}")
     if asked == ["--list"]:
         found = list(recipe_loading.listing())
         width = max(len(listed.name) for listed in found)

@@ -85,10 +85,24 @@ def test_plan_counts_epochs_where_the_data_is(capsys, root, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, tmp_path):
+    splits = json.loads((root / "dataset.json").read_text())["splits"]
+    both = splits["train"]["images"] + splits["test"]["images"]
+    done = script(capsys, *tiny(tmp_path, root), "--plan", "data.train=train+test", "data.labelled=train")
+    assert f"{both:,} images an epoch" in done.out
+    for key in ("train", "test", "labelled"):
+        words = (f"data.{key}=val", "evaluate.at_end=true", "--plan")
+        line = mistake(script(capsys, *tiny(tmp_path, root), *words))
+        assert line == f"{root}: no split 'val'; it has train, test"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--plans"], "--plans: expected at most one of --list, --print, --plan, --folder"),
+        (
+            ["--plans"],
+            "--plans: unknown; expected --list, --print, --plan, --folder, --allow-commands or key",
+        ),
         (["--plan", "--list"], "expected at most one of"),
         (["recipe=evaluate", "--plan"], "only pretraining is planned"),
         ([], "no recipe given; expected recipe=NAME, one of"),

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.dataset import Dataset, load_dataset
+from data_pipelines.dataset import Dataset, Split, load_dataset
 from data_pipelines.errors import UserError
 from trainer import assembly, optimizers
 from trainer.recipe import Pretrain
 from trainer.recipe_loading import Loaded
 from trainer.schedules import whole_batches
+from trainer.tasks import probed
 from trainer.tasks.notes import notes, queue_bytes
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
@@ -20,7 +21,8 @@ def run(loaded: Loaded) -> int:
     """Prints the plan of a pretraining recipe; the process's exit status.
 
     Raises:
-        UserError: the recipe is of another task, or its parts do not fit together.
+        UserError: the recipe is of another task, its parts do not fit together, or the data set, where it is
+            there already, lacks a split or what probes need.
     """
     recipe = loaded.recipe
     if recipe.task != "pretrain":
@@ -30,6 +32,12 @@ def run(loaded: Loaded) -> int:
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
+    assembly.check_shares(recipe, 1)
+    train = dataset and dataset.split(recipe.data.train)
+    if dataset:
+        dataset.split(recipe.data.test)
+        probed.check(recipe, dataset)
+    images = train and train.images
     total, unit = whole_batches(recipe.images, recipe.batch), assembly.group_unit(recipe)
     print(f"recipe     {loaded.name}, run {Path(recipe.outputs) / (recipe.run or loaded.name)}")
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
@@ -37,27 +45,24 @@ def run(loaded: Loaded) -> int:
         print(line)
     print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
-    if dataset:
-        images = dataset.splits[recipe.data.train].images
+    if images:
         epoch = f"{images:,} images an epoch = {images / recipe.batch:.1f} steps"
         print(f"           {epoch}; {total / images:.1f} epochs")
     every, kept = recipe.save.every, f"{recipe.save.keep} kept"
     if recipe.save.keep_every:
         kept += f", and of each {recipe.save.keep_every:,} images the first"
     print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept})")
-    assembly.check_shares(recipe, 1)
-    images = dataset.splits[recipe.data.train].images if dataset else None
     for line in notes(recipe, images, 1, torch.device("cpu")):
         print(f"           {line}")
     for world in WORLDS:
         with suppress(UserError):
             assembly.check_shares(recipe, world)
-            print(describe_ranks(recipe, dataset, world, unit))
+            print(describe_ranks(recipe, train, world, unit))
     return 0
 
 
 def describe_data(recipe: Pretrain, dataset: Dataset) -> str:
-    train, test = dataset.splits[recipe.data.train], dataset.splits[recipe.data.test]
+    train, test = dataset.split(recipe.data.train), dataset.split(recipe.data.test)
     return (
         f"{dataset.where} ({dataset.source}): "
         f"{train.images:,} training images in {len(train.shards)} shards, "
@@ -89,14 +94,14 @@ def describe_model(recipe: Pretrain) -> list[str]:
     ]
 
 
-def describe_ranks(recipe: Pretrain, dataset: Dataset | None, world: int, unit: int) -> str:
+def describe_ranks(recipe: Pretrain, train: Split | None, world: int, unit: int) -> str:
     """What each of `world` ranks takes and reads."""
     images = recipe.batch // world
     line = f"{f'{world} rank' + 's' * (world > 1):<10} {images} images a step = {images // unit} x {unit}"
     if recipe.accumulate > 1:
         line += f" in {recipe.accumulate} micro-batches"
-    if dataset:
-        size = sum(shard.bytes for shard in dataset.splits[recipe.data.train].shards)
+    if train:
+        size = sum(shard.bytes for shard in train.shards)
         spans = assembly.blocks_span_ranks(recipe, world)
         line += f"; each reads {megabytes((1 + spans) * size / world)} an epoch"
         line += ", its key views apart" if spans else ""

@@ -47,7 +47,7 @@ def check_disk(recipe: Pretrain, dataset: Dataset, widths: dict[str, int], outpu
     if not recipe.evaluate.at_end:
         return
     width = max(sum(widths.values()), recipe.evaluate.controls * compared_pixels(recipe))
-    images = sum(dataset.splits[part].images for part in labelled_split(recipe).split("+"))
+    images = dataset.split(labelled_split(recipe)).images
     there = next(path for path in (outputs, *outputs.absolute().parents) if path.exists())
     check_room(there, images, width)
 
