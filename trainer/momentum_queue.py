@@ -70,6 +70,10 @@ class MomentumQueue(nn.Module):
         """Keys of all ranks that optimizer step number `step` (the first is 0) compares its queries with."""
         return self.batch * (self.slots if self.random else min(step, self.slots))
 
+    def drawn(self, step: int) -> int:
+        """Of those, how many are still the random ones that the queue began with."""
+        return self.batch * max(self.slots - step, 0) if self.random else 0
+
     def log_sum_exp(self, queries: Tensor, temperature: float, step: int) -> Tensor:
         """log sum_j e^(q·n_j / temperature) over the keys of all ranks, [n]; with no keys, minus infinity.
 

@@ -150,6 +150,15 @@ def test_an_empty_queue_costs_nothing_and_fills():
     assert values["loss"].item() > 0
 
 
+@pytest.mark.parametrize("start", ["random", "empty"])
+def test_nothing_is_estimated_over_keys_that_no_image_has_made(start):
+    objective, told = moco(queue={"keys": 3 * BATCH, "start": start}), []
+    for step in range(5):
+        told.append("mi_estimate/queue" in objective(batch_of(views(step), step)))
+        objective.after_step()
+    assert told == [start == "empty" or step >= 3 for step in range(5)]
+
+
 def test_evaluation_reads_a_bound_of_the_batch_alone():
     objective = moco().eval()
     first, second = views(0)

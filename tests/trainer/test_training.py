@@ -257,7 +257,7 @@ def test_every_recipe_takes_two_steps(train, name):
         assert values["loss"].isfinite()
         estimates = [term for term in ("mi/local", "mi/global") if term in values]
         assert all(values[term] <= values[f"{term}/ceiling"] for term in estimates)
-        assert estimates or {"mi_estimate/queue", "sse"} & values.keys()
+        assert estimates or {"contrast", "sse"} & values.keys()
         assert training.images == step * training.recipe.batch
     assert training.all_finite()
     unseen = "to_map." if name == "contrastive_cifar10_pooled_small" else None  # makes w, which nothing reads

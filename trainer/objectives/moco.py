@@ -60,8 +60,9 @@ class Moco(nn.Module):
 
         Returns:
             `loss`, to be minimised; `contrast`, the same, with `contrast/random_guess`. While training
-            `mi_estimate/queue`: no bound, for the queue's keys are old. In evaluation, where the other images
-            of the batch are the negatives, `mi/contrast`, a lower bound in nats, with its `ceiling`.
+            `mi_estimate/queue`, once the queue's random first keys are gone: no bound, for keys are old.
+            In evaluation, where the other images of the batch are the negatives, `mi/contrast`, a lower bound
+            in nats, with its `ceiling`.
         """
         first_view, key_view = batch.views[:2]
         first = int(batch.positions[0][0] - batch.images_seen)  # this rank's first place in the global batch
@@ -97,12 +98,14 @@ class Moco(nn.Module):
         rest = self.queue.log_sum_exp(queries, temperature, self.step)
         entropy = softplus(rest - (queries * keys).sum(1) / temperature).mean()
         m = self.queue.held(self.step) + 1
-        return {
+        values = {
             "loss": directions * entropy,
             "contrast": directions * entropy.detach(),
             "contrast/random_guess": directions * math.log(m),
-            "mi_estimate/queue": math.log(m) - entropy.detach(),
         }
+        if self.queue.drawn(self.step):  # anything is told from random keys: that would be no estimate
+            return values
+        return values | {"mi_estimate/queue": math.log(m) - entropy.detach()}
 
     def _of_the_batch(self, queries: Tensor, keys: Tensor) -> Values:
         with torch.autocast(queries.device.type, enabled=False):
