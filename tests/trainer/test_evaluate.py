@@ -39,11 +39,13 @@ def test_one_of_several_checkpoints_is_chosen_by_its_images(capsys, folder):
     arguments = ["recipe=evaluate", f"from={folder}", "evaluate.controls=false", *CHEAP]
     done = script(capsys, *arguments, "images=128")
     assert done.status == 0, done.err
+    assert "\nencoder " not in done.out  # that of 256 images is not this one, and no other was exported
     earlier = folder / "evaluations" / "images-000000000128"
     assert {"knn/y", "probe/svm/y", "probe/svm/y/std"} <= set(
         json.loads((earlier / "results.json").read_text())
     )
-    assert (earlier / "figures" / "neighbours.png").exists()
+    for picture in ("neighbours.png", "accuracies.png"):
+        assert (earlier / "figures" / picture).exists()
     assert not (folder / "results.json").exists()  # that is of the newest
 
     assert script(capsys, *arguments).status == 0

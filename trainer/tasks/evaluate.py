@@ -79,6 +79,7 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
         results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
         if place.main:
             to.merge_results(results)
+            report.draw_accuracies(to)
             deliver(folder, journals[0], results, found.images, tracked(loaded, recipe))
             print(report.summary(to, recipe))
         return 0

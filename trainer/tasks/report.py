@@ -238,7 +238,8 @@ def summary(folder: RunFolder, recipe: Pretrain) -> str:
     for table in (figures.table(results), figures_reconstruction.table(results)) if results else ():
         lines += [table, ""] if table else []
     lines.append(f"run       {folder.path}")
-    lines.append(f"encoder   {folder.encoder}")
+    if folder.encoder.exists():
+        lines.append(f"encoder   {folder.encoder}")
     pictures = sorted(path.name for path in (folder.path / "figures").glob("*.png"))
     if pictures:
         lines.append(f"pictures  {folder.path / 'figures'}: {', '.join(pictures)}")
