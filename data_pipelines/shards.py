@@ -72,7 +72,7 @@ def make(source, to, from_=None, images_per_shard=None, workers=None, progress=T
         wanted["from"] = os.path.abspath(from_)
     try:
         begun = _refuse_another(to, wanted)
-        if _is_whole(to) and not (to / UNFINISHED).exists():
+        if is_made(to):
             return load_dataset(to)
         # What was begun goes on with its own options where none are given.
         from_ = begun.pop("from", from_)
@@ -123,6 +123,11 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
         was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
         raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
     return begun
+
+
+def is_made(to: Path) -> bool:
+    """Whether `make` would find the data set `to` finished, and would not look at its source."""
+    return _is_whole(to) and not (to / UNFINISHED).exists()
 
 
 def _is_whole(to: Path) -> bool:
@@ -212,6 +217,9 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
             return _verify(arguments[1])
+        if {"-h", "--help"} & set(arguments):
+            print(__doc__.strip())
+            return 0
         if not arguments or not all("=" in argument for argument in arguments):
             print(__doc__.strip(), file=sys.stderr)
             return 2
@@ -255,10 +263,12 @@ def _make(options: dict) -> int:
     to = options["to"]
     more = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
     more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
+    there = is_made(Path(to))
     dataset = make(options["source"], to, **more)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
     print(f"{to}: {dataset.source}, {len(dataset.classes)} classes; images: {', '.join(parts)}; ", end="")
-    print(f"left out: {len(dataset.left_out):,}; {time.monotonic() - start:.1f} s")
+    took = "made before, its source was not read again" if there else f"{time.monotonic() - start:.1f} s"
+    print(f"left out: {len(dataset.left_out):,}; {took}")
     for member in dataset.left_out[:10]:
         print(f"left out: {member['member']}: {member['why']}")
     if len(dataset.left_out) > 10:

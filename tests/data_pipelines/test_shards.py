@@ -226,10 +226,23 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, argume
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["verify"], ["verify", "a", "b"], ["make"], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["verify"], ["verify", "a", "b"], ["make"], ["--list"]])
 def test_without_sense_the_usage_is_printed(capsys, arguments):
     assert main(arguments) == 2
     assert "python -m data_pipelines.shards verify data/cifar10" in capsys.readouterr().err
+
+
+def test_help_is_no_mistake(capsys):
+    assert main(["--help"]) == 0
+    assert "python -m data_pipelines.shards verify data/cifar10" in capsys.readouterr().out
+
+
+def test_what_was_made_before_is_not_told_as_made_anew(tmp_path, capsys):
+    arguments = ["source=digits", f"to={tmp_path / 'digits'}"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith(" s\n")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith("; made before, its source was not read again\n")
 
 
 def test_a_full_disk_is_one_line_and_what_is_done_is_kept(raw, tmp_path):

@@ -22,6 +22,7 @@ def open_data(options: Data, commands: bool = False) -> Dataset:
     def opened() -> Dataset:
         folder = local_folder(options.root)
         if options.source == "digits" and folder and not (folder / "dataset.json").exists():
+            print(f"making {folder} of the digits that scikit-learn has", flush=True)
             make(options.source, folder)
         return load_dataset(options.root, options.source, options.access(commands))
 
