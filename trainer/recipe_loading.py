@@ -87,8 +87,12 @@ def load(arguments: list[str]) -> Loaded:
 
 
 def load_saved(path) -> Loaded:
-    """The recipe.yaml of a run's folder. Raises UserError as `load` does."""
-    return _loaded(Path(path), {})
+    """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
+    try:
+        return _loaded(Path(path), {})
+    except UserError as error:
+        said = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(f"{said} (the run wrote it otherwise; mend it, or remove the run's folder)") from None
 
 
 def listing() -> list[Listed]:

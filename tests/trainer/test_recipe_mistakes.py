@@ -85,6 +85,9 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
     assert "cannot be read" in mistake(f"recipe={tmp_path}/folder.yaml")
     with pytest.raises(UserError, match=r"nothing\.yaml: cannot be read: No such file"):
         load_saved(tmp_path / "nothing.yaml")
+    (tmp_path / "recipe.yaml").write_text("a: [\n")
+    with pytest.raises(UserError, match=rf"{tmp_path}/recipe.yaml: recipe.yaml, line 2: .* run's folder"):
+        load_saved(tmp_path / "recipe.yaml")
 
 
 # ---- mistakes on the command line ------------------------------------------------------------------
