@@ -131,11 +131,12 @@ def draw(path: Path, rows: Rows) -> None:
             axes.plot(*point, "o", color=colour, markerfacecolor="white", label=label)
         for kind, point in (curve | alone).items():
             style = {"color": colour, "fontsize": 9, "textcoords": "offset points"}
-            axes.annotate(f"{kind.omega:g}", point, xytext=(5, -13), **style)
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+            axes.annotate(f"{kind.omega:g}", point, xytext=(7, -12), **style)
         error, accuracy = points.get(Kind(PIXELS, layout), (None, None))
         if error is not None:
             axes.axvline(error, color=colour, linestyle=":", linewidth=1.2)
-            axes.plot(error, accuracy, "s", color=colour, label=f"autoencoder alone, {layout}")
+            axes.plot(error, accuracy, "s:", color=colour, label=f"autoencoder alone, {layout}")
         _, accuracy = points.get(Kind(CONTRAST, layout), (None, None))
         if accuracy is not None:
             axes.axhline(accuracy, color=colour, linestyle="--", linewidth=1.2)
@@ -143,6 +144,7 @@ def draw(path: Path, rows: Rows) -> None:
     drawn = [p for k, p in points.items() if k.name == "linear codec"]
     for error, _ in drawn[:1]:
         axes.axvline(error, color=PALE, linewidth=1.2, label="linear codec of equal size")
+    axes.margins(x=0.1)
     axes.set_xlim(left=0)
     axes.set_xlabel("squared error an image, pixels in [0, 1] (less is better)", color=INK)
     axes.set_ylabel("linear probe on y, % (more is better)", color=INK)

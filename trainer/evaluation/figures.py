@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter
 
 DPI = 100
 INK, PALE, GRID = "#222222", "#777777", "#e6e6e6"
@@ -129,10 +129,12 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
         axes.axhline(level, color=PALE, dashes=((5, 3), (2, 2), (9, 3))[number], label=told)
     if title in LOGARITHMIC:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 385, not 3.85 x 10²
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel("images seen", color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color=GRID, linewidth=0.8)
+    axes.grid(which="both" if title in LOGARITHMIC else "major", color=GRID, linewidth=0.8)
     bare(axes, ("top", "right"))
     if len(shown) + len(levels) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize=9)
@@ -172,6 +174,7 @@ def accuracies(path: Path | str, results: Mapping[str, float]) -> None:
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     bare(axes, ("top", "right", "left"))
+    axes.spines["bottom"].set_bounds(0, 100)  # beyond are the figures of the longest bars
     axes.tick_params(axis="y", length=0)
     if rows:
         figure.legend(loc="outside upper center", ncols=len(shown), frameon=False)
