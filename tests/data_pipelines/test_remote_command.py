@@ -267,7 +267,7 @@ else:
     began = time.monotonic()
     reader.close()
     reading.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert len(ended) == 1
     number = (tmp_path / "started").read_text()
     assert subprocess.run(["ps", "-p", number], capture_output=True).returncode == 1

@@ -35,7 +35,7 @@ def runs(tmp_path_factory, digits):
 def test_losses_are_equal_on_any_ranks(runs, job):
     reference = torch.tensor(runs[1][job]["losses"], dtype=torch.float64)
     assert len(reference) == STEPS
-    assert reference[-1] < reference[0] - 0.1
+    assert reference.max() - reference.min() > 0.1  # it moves: the comparison is of something
     for world in WORLDS[1:]:
         losses = torch.tensor(runs[world][job]["losses"], dtype=torch.float64)
         assert (losses - reference).abs().max() < 1e-9

@@ -85,7 +85,7 @@ def test_float64_losses_are_equal_on_any_ranks(runs):
     _, found = runs
     reference = torch.tensor(found[1]["float64"]["losses"], dtype=torch.float64)
     assert len(reference) == STEPS
-    assert reference[-1] < reference[0] - 0.1  # it learns: the comparison is of something
+    assert reference.max() - reference.min() > 0.1  # it moves: the comparison is of something
     for world in WORLDS[1:]:
         losses = torch.tensor(found[world]["float64"]["losses"], dtype=torch.float64)
         assert (losses - reference).abs().max() < 1e-9

@@ -97,8 +97,8 @@ class Endurance:
         return Sample(max(0, progress(self.folder)) // BATCH, resident, counts)
 
     def around(self, step: int) -> list[Sample]:
-        """The samples from `step` on, for a twentieth of the run."""
-        found = [s for s in self.samples if step <= s.steps < step + self.steps // 20]
+        """The samples from `step` on, for a tenth of the run."""
+        found = [s for s in self.samples if step <= s.steps < step + self.steps // 10]
         assert len(found) >= 3
         return found
 
@@ -157,7 +157,7 @@ def test_a_closed_loader_goes_at_once(digits):
 def test_nothing_grows_and_nothing_is_left_behind(tmp_path, digits, world, steps):
     run = Endurance(tmp_path, digits.root, world, steps)
     run.watch()
-    early, late = run.around(steps // 5), run.around(steps - steps // 20)
+    early, late = run.around(steps // 5), run.around(steps - steps // 10)
 
     before, after = (statistics.median(s.resident for s in samples) for samples in (early, late))
     print(f"{world} x {steps}: {before / 2**20:.0f} MiB, then {after / 2**20:.0f}; {late[0].counts}")

@@ -106,13 +106,14 @@ def test_final_weights_are_bit_identical(undisturbed, killed):
         assert torch.equal(tensor, states[1][name]), name
 
 
-def test_each_start_continues_and_redoes_at_most_one_save_interval(killed):
+def test_each_start_continues_and_redoes_less_than_two_save_intervals(killed):
+    """The newest checkpoint may still be written when the process is killed; the one before never."""
     reached = 0
     resumed = []
     for record in journal(killed, "metric", "resumed"):
         if record["kind"] == "resumed":
             assert record["images"] > 0
-            assert reached - record["images"] <= SAVE_EVERY
+            assert reached - record["images"] < 2 * SAVE_EVERY
             resumed.append(record["images"])
         reached = max(reached, record["images"])
     assert len(resumed) >= 4

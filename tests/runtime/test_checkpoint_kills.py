@@ -151,14 +151,17 @@ def save_on(folder, rank, world, channel):
 
 
 def kill_at_random(folder, kills: int, world: int) -> int:
-    dice = random.Random(world)
-    saved = 0
+    began = time.monotonic()
+    save(folder / "timed")
+    most = max(0.15, 8 * (time.monotonic() - began))  # several saves, however long a flush takes here
+    folder, dice, saved = folder / "killed", random.Random(world), 0
+    folder.mkdir()
     for _ in range(kills):
         clean(folder)
         reader, writer = os.pipe()
         processes = [fork(partial(save_on, folder, r, world, writer)) for r in range(world)]
         os.close(writer)
-        time.sleep(dice.uniform(0, 0.15))
+        time.sleep(dice.uniform(0, most))
         for process in processes:
             os.kill(process, signal.SIGKILL)
         assert [ended(process) for process in processes] == [-signal.SIGKILL] * world

@@ -44,7 +44,7 @@ def test_a_server_that_comes_late_and_goes_away(server, tmp_path):
             images += 1
             start = time.monotonic()
             journal.metrics({"loss": 1 / images, "rate": float(images)}, images)
-            assert time.monotonic() - start < 1, "training waited"
+            assert time.monotonic() - start < 5, "training waited"
             time.sleep(0.005)
 
     train(2)

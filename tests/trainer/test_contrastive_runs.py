@@ -187,6 +187,8 @@ def test_a_run_tells_what_its_keys_come_to():
     assert "not below" not in told(*HYBRID, "objective.contrast.queue.keys=128")
     assert "span ranks" in told(*MOCO, "objective.shuffle=8", world=2)
     assert "queue" not in told(*HYBRID_DIM)
+    assert "profile=5 writes nothing" in told("batch=128", f"images={14 * 128}", "profile=5")
+    assert "profile" not in told("batch=128", f"images={15 * 128}", "profile=5")
 
 
 def test_supervision_inside_a_hybrid_is_checked_too(train):

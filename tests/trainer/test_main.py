@@ -91,8 +91,7 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
     done = script(capsys, *tiny(tmp_path, root), "--plan", "data.train=train+test", "data.labelled=train")
     assert f"{both:,} images an epoch" in done.out
     for key in ("train", "test", "labelled"):
-        words = (f"data.{key}=val", "evaluate.at_end=true", "--plan")
-        line = mistake(script(capsys, *tiny(tmp_path, root), *words))
+        line = mistake(script(capsys, *tiny(tmp_path, root), f"data.{key}=val", "--plan"))
         assert line == f"{root}: no split 'val'; it has train, test"
 
 

@@ -131,7 +131,7 @@ class Journal:
 
     Memory stays that of the metrics' names, however long the run. A name's images rise, except while steps
     are replayed after a resume; so the highest images of each name answer for every line that is new, and
-    only a replay, which is at most one save interval long, needs the lines that lie ahead of it. They are
+    only a replay, which is shorter than two save intervals, needs the lines that lie ahead of it. They are
     read when its first line comes, and forgotten when the run passes what it had reached before. (Of each
     warning an 8-byte digest stays.)
     """

@@ -122,7 +122,8 @@ class Run:
         with suppress(UserError, OSError):  # a full disk may be what is told
             ended = (self.folder.path / name for name in ("failed", "stopped"))  # by another rank, before
             if not any(path.exists() for path in ended):
-                self.folder.mark("failed", self.images, why.partition("\n")[0])
+                leave = self.folder.mark if self.place.main else self.folder.tell
+                leave("failed", self.images, why.partition("\n")[0])
 
     def hang(self, who: str) -> None:
         """The last words of a process that the watchdog ends."""

@@ -62,9 +62,9 @@ class RunFolder:
         replace_text(self.path / name, f"{images}\n{why}\n" if why else f"{images}\n")
         self.stop.unlink(missing_ok=True)
 
-    def tell_stopped(self, images: int, why: str) -> None:
-        """Any rank that was told to stop, before it leaves the others: `stopped`, if it is not there yet."""
-        with suppress(OSError), open(self.path / "stopped", "x") as file:
+    def tell(self, name: str, images: int, why: str) -> None:
+        """Any rank, before it leaves the others: `stopped` or `failed`, if it is not there yet."""
+        with suppress(OSError), open(self.path / name, "x") as file:
             file.write(f"{images}\n{why}\n")
 
     def is_done(self, images: int) -> bool:

@@ -8,6 +8,7 @@ from trainer import assembly
 from trainer.momentum_queue import path
 from trainer.recipe import Pretrain
 from trainer.recipe_objectives import HybridObjective, MocoObjective, contrast_key, contrastive
+from trainer.schedules import whole_batches
 
 
 def queue_bytes(recipe: Pretrain) -> int:
@@ -30,6 +31,11 @@ def notes(
         yield (
             f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
             "images: that learning rate is never reached"
+        )
+    if recipe.profile and whole_batches(recipe.images, recipe.batch) // recipe.batch < recipe.profile + 10:
+        yield (
+            f"warning: profile={recipe.profile} writes nothing: it needs ten steps before, and the run has "
+            f"{whole_batches(recipe.images, recipe.batch) // recipe.batch} in all"
         )
     options = contrastive(recipe.objective)
     directions = 1 + getattr(options, "symmetric", False)

@@ -40,7 +40,7 @@ def run(loaded: Loaded, place: Place) -> int:
     folder = RunFolder.of(loaded)
     total = whole_batches(recipe.images, recipe.batch)
     if collectives.share(folder.is_done(total)):
-        folder.check(loaded)
+        collectives.on_first(lambda: folder.check(loaded))
         collectives.on_first(lambda: check_finished(folder, recipe.data, loaded.commands))
         if place.main:
             print(f"{folder.path} is finished; run=NAME starts another")
@@ -96,7 +96,7 @@ def stopped(run: Run) -> int:
     if run.place.main:
         run.folder.mark("stopped", run.images, why)
     elif run.vote.received:
-        run.folder.tell_stopped(run.images, why)
+        run.folder.tell("stopped", run.images, why)
     run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
     run.progress.say("the same command continues it")
     run.end("KILLED")

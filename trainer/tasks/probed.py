@@ -15,11 +15,13 @@ PIXELS = 3 * 64 * 64  # numbers of an image: ImageNet's at 224 px would be 771 G
 def check(recipe: Pretrain, dataset: Dataset) -> None:
     """Whether what the run will be asked for at its end can be measured on this data.
 
-    The online monitor asks for nothing: without labels it leaves out the kNN.
+    The online monitor asks for the splits alone: without labels it leaves out the kNN.
 
     Raises:
-        UserError: there are no classes, a split has no label, or too few images to re-estimate batch-norm.
+        UserError: the split `data.labelled` is not there; or there are no classes, a split has no label, or
+            too few images to re-estimate batch-norm.
     """
+    dataset.split(labelled_split(recipe))
     if recipe.evaluate.at_end:
         check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
 
