@@ -77,23 +77,25 @@ def still_there(workers: list[psutil.Process]) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_the_same_command_continues(tmp_path):
-    raw = write_folder(tmp_path, per_batch=2000)
+    raw = write_folder(tmp_path, per_batch=4000)
     to = tmp_path / "to"
     arguments = ("source=cifar10", f"from={raw}", f"to={to}", "shard=1000", "workers=2")
     process = start(*arguments, start_new_session=True)
     while process.poll() is None and not list(to.glob("*/*.npy")):
         time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGSTOP)  # else it is done before a busy machine has found its workers
     workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it, to all of them
+    os.killpg(process.pid, signal.SIGCONT)
     asked = time.monotonic()
     _, errors = process.communicate(timeout=300)
     assert time.monotonic() - asked < 15
     assert (process.returncode, errors) == (130, "interrupted; the same command continues\n")
     assert not still_there(workers)
     assert not list(to.rglob("*.part"))
-    assert len(list(to.glob("*/*.npy"))) < 12  # of as many shards
+    assert len(list(to.glob("*/*.npy"))) < 24  # of as many shards
     dataset = make("cifar10", to, raw, images_per_shard=1000, workers=1, progress=False)
-    assert dataset.splits["train"].images == 10_000
+    assert dataset.splits["train"].images == 20_000
 
 
 def noted(to: Path, index: Path) -> bool:
@@ -122,8 +124,10 @@ def test_a_killed_worker_is_one_line(tmp_path):
     process = start("source=cifar10", f"from={raw}", f"to={to}", "shard=1000", "workers=2")
     while process.poll() is None and not list(to.glob("*/*.npy")):
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)  # and its workers soon have nothing to do
     workers = psutil.Process(process.pid).children()
     next(worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())).kill()
+    process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert errors == "error: a worker process was killed (out of memory?); try again with workers=1\n"
