@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.dataset import INDEX, Dataset, Shard, Split, describe, fingerprint, index_name
-from data_pipelines.shards import make
+from data_pipelines.shards.make import make
 
 
 def cifar10(folder: Path) -> Dataset:

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import UserError
-from trainer.evaluation.figures import DPI, GRID, INK, PALE, bare, save
-from trainer.recipe_loading import differences, load_saved
+from data_pipelines.common.errors import UserError
+from trainer.evaluation.figures.charts import DPI, GRID, INK, PALE, bare, save
+from trainer.recipe.loading import differences, load_saved
 
 COLUMNS = {  # title -> (key in results.json, decimals, factor to its unit)
     "linear y, %": ("probe/linear/y", 1, 100),

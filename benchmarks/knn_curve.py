@@ -13,8 +13,8 @@ import numpy as np
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import UserError
-from trainer.runtime.journal import read
+from data_pipelines.common.errors import UserError
+from trainer.tracking.journal import read
 
 
 def series(journal: Path, name: str) -> dict[int, float]:

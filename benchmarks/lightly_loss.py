@@ -23,8 +23,8 @@ def main(python: str) -> int:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import torch
 
-    from trainer.momentum_queue import MomentumQueue, unit_keys
     from trainer.objectives.bounds import softplus
+    from trainer.objectives.momentum_queue import MomentumQueue, unit_keys
 
     pairs = unit_keys(1, range(2 * STEPS), 0, BATCH, WIDTH).view(STEPS, 2, BATCH, WIDTH)
     pairs[:, 1] = torch.nn.functional.normalize(pairs[:, 0] + pairs[:, 1], dim=2)  # keys beside their queries

@@ -34,12 +34,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import drawn_pictures
 from pil_views import moco_view, plain_view
 
-from data_pipelines.dataset import Dataset, load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import Dataset
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch, Images, Loader
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
+from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
 
 WORKERS, SHORT = 2, 4  # SHORT: batches of the run that is subtracted, after which all memory is taken
 MOCO = View(

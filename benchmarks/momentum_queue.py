@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.runtime import launch
+from trainer.distributed import launch
 
 launch.set_environment()
 
@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.momentum_queue import MomentumQueue, path
-from trainer.runtime import collectives
+from trainer.distributed import collectives
+from trainer.objectives.momentum_queue import MomentumQueue, path
 
 WIDTH, TAU, LONG = 128, 0.2, 4_194_304
 

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from drawn_pictures import links
 
-from data_pipelines.dataset import load_dataset
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 

@@ -17,16 +17,16 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.runtime import launch
+from trainer.distributed import launch
 
 launch.set_environment()
 
 import torch
 
+from trainer.distributed import collectives
 from trainer.evaluation.features import Examples
 from trainer.evaluation.suite import Job, deal, jobs, run_all
-from trainer.recipe_evaluation import Evaluate, SgdProbe, SvmProbe
-from trainer.runtime import collectives
+from trainer.recipe.evaluation import Evaluate, SgdProbe, SvmProbe
 
 CLASSES, HIDDEN, BLOCK = 10, 256, 1000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.runtime.journal import read
+from trainer.tracking.journal import read
 
 # Hjelm et al., arXiv 1808.06670, CIFAR-10, DIM(L) with JSD, MLP of 200 units: 1,000 epochs
 PAPER = {"conv": 73.25, "fc": 73.62, "y": 66.96}

@@ -20,15 +20,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAULT_TESTS = REPOSITORY / "tests" / "faults"
 sys.path[0] = str(REPOSITORY)
-sys.path.insert(1, str(FAULT_TESTS))
 
 import pytest
-from fault_stand import Stand
-from forked_ranks import Nursery
-from random_kills import kill_at_random
-from tiny_runs import RECIPES
 
-from data_pipelines.shards import make
+from data_pipelines.shards.make import make
+from tests.helpers.faults.fault_stand import Stand
+from tests.helpers.faults.forked_ranks import Nursery
+from tests.helpers.faults.random_kills import kill_at_random
+from tests.helpers.faults.tiny_runs import RECIPES
 
 WORLDS = (1, 2, 4)
 STAGES = ("start", "step", "evaluation", "save", "finish")

@@ -19,17 +19,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.runtime import launch
+from trainer.distributed import launch
 
 launch.set_environment()
 
 import torch
 
-from data_pipelines.dataset import load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch
-from trainer import recipe_loading
-from trainer.training import Training
+from trainer.recipe import loading
+from trainer.training.trainer import Training
 
 WARM = 3  # steps before the clock starts: memory, the choice of kernels, the queue's first keys
 ENDLESS = 10**12  # images
@@ -79,7 +79,7 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def measure(loaded: recipe_loading.Loaded, place: launch.Place, seconds: float) -> dict[str, float]:
+def measure(loaded: loading.Loaded, place: launch.Place, seconds: float) -> dict[str, float]:
     """Images a second by what is measured, and the share of waiting."""
     recipe = loaded.recipe.model_copy(update={"images": ENDLESS})
     training = Training(recipe, place, load_dataset(recipe.data.root, recipe.data.source))
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20, help="of each of the three measurements")
     options = parser.parse_args()
     parts = split(options.words)
-    recipes = [recipe_loading.load(words) for words in parts]
+    recipes = [loading.load(words) for words in parts]
     for loaded in recipes:
         if loaded.recipe.task != "pretrain":
             raise UserError(f"recipe={loaded.name} has task: {loaded.recipe.task}; pretrain was expected")

@@ -13,7 +13,7 @@ from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from data_pipelines.dali_graph import decode_graph, header_graph, inputs, view_graph
 from data_pipelines.draws import Draws
-from data_pipelines.spec import Normalize, View
+from data_pipelines.views import Normalize, View
 
 
 class Undecodable(Exception):

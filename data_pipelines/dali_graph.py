@@ -9,7 +9,7 @@ from nvidia.dali import Pipeline, fn, math, types
 from nvidia.dali.pipeline import pipeline_def
 
 from data_pipelines.draws import Draws
-from data_pipelines.spec import View
+from data_pipelines.views import View
 
 
 def inputs(view: View, draws: Draws, corner: np.ndarray | int, device: str) -> dict[str, np.ndarray]:

@@ -10,9 +10,8 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from data_pipelines.spec import Crop, View
+from data_pipelines.views import Crop, View
 
 WIDTH = 32  # uniform numbers a (position, view); their places are fixed below
 ATTEMPTS = 10  # of a random resized crop, before the central crop is taken
@@ -115,21 +114,3 @@ def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest central square of each image: anchors and shapes, int32 [n, 2]."""
     side = sizes.min(axis=1, keepdims=True).repeat(2, axis=1)
     return ((sizes - side) // 2).astype(np.int32), side.astype(np.int32)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Random numbers on the device, a generator a group of the global batch: no rank seeds anything."""
-
-    seed: int
-    images_seen: int
-    first: int  # place in the global batch of this micro-batch's first image
-    images: int  # of this micro-batch
-
-    def groups(self, purpose: str, group: int, device: torch.device) -> list[torch.Generator]:
-        """A generator for each group of `group` consecutive images that this micro-batch holds."""
-        generators = []
-        for index in range(self.first // group, (self.first + self.images) // group):
-            number = int(stream(self.seed, purpose, self.images_seen, index).random_raw())
-            generators.append(torch.Generator(device).manual_seed(number >> 1))
-        return generators

@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from data_pipelines.common.errors import UserError
+from data_pipelines.common.retry import Interrupted, Patience, to_stderr
 from data_pipelines.dali import ImagePipeline, Undecodable
-from data_pipelines.draws import Noise, draw
-from data_pipelines.errors import UserError
-from data_pipelines.patience import Interrupted, Patience, to_stderr
+from data_pipelines.draws import draw
+from data_pipelines.noise import Noise
 from data_pipelines.plan import Plan, Shuffle, rank_slice, shuffled
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Normalize, View
+from data_pipelines.views import Normalize, View
 
 AHEAD = 16  # batches: how far ahead of an evaluation shards are fetched
 

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation, stream
-from data_pipelines.errors import UserError
 
 PIECE = 16_384  # images: a window of 16 pieces takes 2 MB, of shards of a million images it would take 128
 

@@ -17,10 +17,10 @@ from tokenize import TokenError
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_magic
 
+from data_pipelines.common.retry import Patience, Trouble
 from data_pipelines.dataset import INDEX, Dataset, Shard, index_name, tar_path
-from data_pipelines.fetching import Fetcher
-from data_pipelines.patience import Patience, Trouble
-from data_pipelines.shard_cache import File, ShardCache, check_room, index_of, tar_of
+from data_pipelines.remote.cache import File, ShardCache, check_room, index_of, tar_of
+from data_pipelines.remote.fetcher import Fetcher
 
 OPEN_SHARDS = 64  # file handles, and parts of indices, kept; a plan's window is 16 shards by default
 INDEX_ROWS = 16_384  # of an index are read at once, 460 kB: a shard may hold millions of images

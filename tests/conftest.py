@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.shards import make
+from data_pipelines.shards.make import make
 
 torch.set_num_threads(1)  # ranks and loaders of a test share a few cores
 

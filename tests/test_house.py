@@ -59,7 +59,7 @@ def within(name: str, package: str) -> bool:
 
 def test_the_files_are_found():
     assert {"trainer/main.py", "data_pipelines/plan.py", "tests/test_house.py"} <= {named(p) for p in PYTHON}
-    assert "trainer.runtime.collectives" in imports(ROOT / "trainer/networks/batch_norm.py")
+    assert "trainer.distributed.collectives" in imports(ROOT / "trainer/networks/batch_norm.py")
 
 
 def test_data_pipelines_never_imports_trainer():
@@ -163,6 +163,6 @@ def test_no_large_file_is_kept():
 
 def test_reading_a_recipe_takes_no_torch():
     """So a mistake on the command line is answered at once, and before an engine is chosen."""
-    code = "import sys, trainer.recipe_loading; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    code = "import sys, trainer.recipe.loading; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

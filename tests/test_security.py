@@ -15,14 +15,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_pipelines import cifar, shards_verify
-from data_pipelines.dataset import Split, describe, fingerprint, load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import Split, describe, fingerprint
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
-from trainer import assembly
-from trainer.networks import foreign
-from trainer.runtime import checkpoint
-from trainer.runtime.checkpoint_files import manifest_digest
+from data_pipelines.shards import verify
+from data_pipelines.sources import cifar
+from trainer.checkpoints.format import manifest_digest
+from trainer.checkpoints.load import load, newest
+from trainer.checkpoints.save import snapshot, write
+from trainer.exports import torchvision_resnet
+from trainer.exports.encoder import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
@@ -132,8 +135,8 @@ def test_foreign_weights_that_are_a_program(payload, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "zip.pt")
     torch.save({"state_dict": weights}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     for name in ("bare.pt", "zip.pt", "legacy.pt"):
-        assert "no weights can be read" in refused(foreign.read, tmp_path / name)
-        assert "no exported encoder" in refused(assembly.load_encoder, tmp_path / name)
+        assert "no weights can be read" in refused(torchvision_resnet.read, tmp_path / name)
+        assert "no exported encoder" in refused(load_encoder, tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +144,14 @@ def test_foreign_weights_that_are_a_program(payload, tmp_path):
 )
 def test_an_exported_encoder_whose_options_are_made_up(tmp_path, encoder):
     save_file({"w": torch.zeros(1)}, tmp_path / "e.safetensors", metadata={"encoder": encoder})
-    assert "no exported encoder" in refused(assembly.load_encoder, tmp_path / "e.safetensors")
+    assert "no exported encoder" in refused(load_encoder, tmp_path / "e.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 8, 10**15])
 def test_a_checkpoints_part_that_is_a_program(payload, tmp_path, length):
     """Even where all digests were made to hold."""
     state = {"w": torch.arange(64.0)}
-    path = checkpoint.write(checkpoint.snapshot(state, 0, 1), tmp_path / "c", 100, {}, "a", keep=1)
+    path = write(snapshot(state, 0, 1), tmp_path / "c", 100, {}, "a", keep=1)
     part = path / "part-00000-of-00001.safetensors"
     part.write_bytes(length.to_bytes(8, "little") * bool(length) + pickle.dumps([payload, bytes(999)]))
     manifest = json.loads((path / "manifest.json").read_text())
@@ -156,8 +159,8 @@ def test_a_checkpoints_part_that_is_a_program(payload, tmp_path, length):
     manifest["parts"][part.name] = stated
     manifest["digest"] = manifest_digest(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
-    found = checkpoint.newest(tmp_path / "c", lambda line: None)
-    assert "is damaged" in refused(checkpoint.load, found)
+    found = newest(tmp_path / "c", lambda line: None)
+    assert "is damaged" in refused(load, found)
 
 
 def cifar_batches(payload: Payload) -> dict[str, bytes]:
@@ -202,7 +205,7 @@ def test_an_index_that_is_a_program(payload, digits, tmp_path):
         reader = Reader(dataset, "train")
         assert "000000.npy" in refused(reader.entries, np.arange(3))
         reader.close()
-        problems, _ = shards_verify.verify_shard(dataset, dataset.splits["train"].shards[0])
+        problems, _ = verify.verify_shard(dataset, dataset.splits["train"].shards[0])
         assert len(problems) == 1
         assert "cannot be read as an index" in problems[0]
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_security import ROOT, SOURCES, refused
 
-from data_pipelines import cifar, shards
-from data_pipelines.dataset import load_dataset
-from trainer.recipe_loading import RECIPES, load
+from data_pipelines.dataset_loading import load_dataset
+from data_pipelines.shards import make
+from data_pipelines.sources import cifar
+from tests.test_security import ROOT, SOURCES, refused
+from trainer.recipe.loading import RECIPES, load
 
 # ---- paths that lead elsewhere ----------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ def test_tars_write_nothing_outside_the_target(tmp_path):
     assert "has no member cifar-10-batches-py/" in refused(cifar.read, raw / "000.tar")
     assert files(tmp_path) == before
     target = raw.parent / "target"
-    made = shards.make("wds", target, raw, workers=1, progress=False)
+    made = make.make("wds", target, raw, workers=1, progress=False)
     new = files(tmp_path) - before
     assert new
     assert all(path.is_relative_to(target) for path in new)
@@ -170,7 +171,7 @@ LISTEN = """
 import os, sys
 sys.path.insert(0, {root!r})
 import psutil
-from trainer.runtime import collectives, launch
+from trainer.distributed import collectives, launch
 launch.set_environment()
 launch.start("float32")
 collectives.barrier()

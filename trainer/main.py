@@ -14,9 +14,9 @@ from pathlib import Path
 # A script's own folder comes first on the path, and a module of ours might then hide one of Python's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import SharedError, UserError
-from trainer import recipe_loading
-from trainer.runtime import launch
+from data_pipelines.common.errors import SharedError, UserError
+from trainer.distributed import launch
+from trainer.recipe import loading
 
 ALLOWED = "--allow-commands"
 QUESTIONS = ("--list", "--print", "--plan", "--folder")
@@ -35,17 +35,17 @@ def main(arguments: list[str]) -> int:
     if asked[1:]:
         raise UserError(f"{' '.join(asked)}: expected at most one of {', '.join(QUESTIONS)}")
     if asked == ["--list"]:
-        found = list(recipe_loading.listing())
+        found = list(loading.listing())
         width = max(len(listed.name) for listed in found)
         for listed in found:
             print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
-    loaded = replace(recipe_loading.load(arguments), commands=commands)
+    loaded = replace(loading.load(arguments), commands=commands)
     if asked == ["--print"]:
         print(loaded.text(), end="")
         return 0
     if asked == ["--folder"]:
-        from trainer.runtime.run_folder import RunFolder
+        from trainer.runs.folder import RunFolder
 
         print(RunFolder.of(loaded).path)
         return 0
@@ -78,7 +78,7 @@ if __name__ == "__main__":
             print(f"error: {mistake}", file=sys.stderr)
         status = 2
     except RuntimeError as error:
-        from trainer.runtime import collectives
+        from trainer.distributed import collectives
 
         if not (line := collectives.lost(error)):
             raise

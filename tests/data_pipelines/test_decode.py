@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from tiny_dataset import pictures, png, write_samples
 
 from data_pipelines.dali import ImagePipeline, Memory
 from data_pipelines.draws import draw
 from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Crop, Normalize, Range, View
+from data_pipelines.views import Crop, Normalize, Range, View
+from tests.helpers.tiny_dataset import pictures, png, write_samples
 
 CPU = torch.device("cpu")
 VALUES = Normalize(mean=[0.0, 0.0, 0.0], std=[1 / 255, 1 / 255, 1 / 255])  # 0..255, to compare with pixels

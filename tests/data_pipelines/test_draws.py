@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.draws import (
-    ATTEMPTS,
-    PLACE,
-    WIDTH,
-    Draws,
-    Noise,
-    draw,
-    permutation,
-    random_crop,
-    uniforms,
-)
-from data_pipelines.spec import Blur, Crop, Jitter, Range, View
+from data_pipelines.draws import ATTEMPTS, PLACE, WIDTH, Draws, draw, permutation, random_crop, uniforms
+from data_pipelines.noise import Noise
+from data_pipelines.views import Blur, Crop, Jitter, Range, View
 
 MOCO = View(
     crop=Crop(scale=Range(low=0.2, high=1.0)),

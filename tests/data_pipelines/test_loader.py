@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_dataset import pictures, png, write_dataset
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
-from data_pipelines.errors import UserError
 from data_pipelines.loader import Batch, Images, Loader, Shuffle, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Blur, Crop, Jitter, Normalize, Range, View
+from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
+from tests.helpers.tiny_dataset import pictures, png, write_dataset
 
 AUGMENTED = View(
     crop=Crop(scale=Range(low=0.2, high=1.0)),

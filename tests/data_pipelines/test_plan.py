@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import plan as plan_module
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 from data_pipelines.plan import Plan, check_division, pieces, rank_slice, sample, shuffled
 
 SHARDS = [700, 1, 350, 999, 512, 64, 1000, 3, 875, 400, 96]  # uneven on purpose

@@ -5,13 +5,13 @@ import time
 
 import pytest
 import torch
-from tiny_dataset import pictures, write_dataset
 
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 from data_pipelines.loader import Images, Loader, Prefetch
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Normalize, View
+from data_pipelines.views import Normalize, View
+from tests.helpers.tiny_dataset import pictures, write_dataset
 
 IMAGES = Images(size=16, normalize=Normalize(), threads=2, device=torch.device("cpu"))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_dataset import pictures, png, write_dataset, write_samples
 
 from data_pipelines import reader as reader_module
-from data_pipelines.dataset import load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
+from tests.helpers.tiny_dataset import pictures, png, write_dataset, write_samples
 
 
 @pytest.fixture

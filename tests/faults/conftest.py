@@ -1,8 +1,9 @@
 """What the tests of faults share: a parent of ranks, and undisturbed runs to compare with."""
 
 import pytest
-from fault_stand import Stand
-from forked_ranks import Nursery
+
+from tests.helpers.faults.fault_stand import Stand
+from tests.helpers.faults.forked_ranks import Nursery
 
 
 @pytest.fixture(scope="session")

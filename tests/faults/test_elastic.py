@@ -1,8 +1,9 @@
 """A run killed and continued on other numbers of ranks, and under other engines."""
 
 import pytest
-from kinds_of_faults import Start, assert_close, elastic
-from tiny_runs import IMAGES, RECIPES
+
+from tests.helpers.faults.kinds_of_faults import Start, assert_close, elastic
+from tests.helpers.faults.tiny_runs import IMAGES, RECIPES
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,9 @@
 import signal
 
 import pytest
-from ends_of_runs import LONG, killed_at_the_end, told_to_stop_at_the_end
-from kinds_of_faults import (
+
+from tests.helpers.faults.ends_of_runs import LONG, killed_at_the_end, told_to_stop_at_the_end
+from tests.helpers.faults.kinds_of_faults import (
     NotHere,
     dead_in_a_save,
     disk_full_in_a_save,

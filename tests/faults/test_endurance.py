@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tracked_runs import BATCH, PATIENCE, REPOSITORY, TINY, assert_delivered, progress
 
 from data_pipelines.loader import Images, Loader
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from data_pipelines.spec import Normalize, View
+from data_pipelines.views import Normalize, View
+from tests.helpers.faults.tracked_runs import BATCH, PATIENCE, REPOSITORY, TINY, assert_delivered, progress
 
 SHM = Path("/dev/shm")
 

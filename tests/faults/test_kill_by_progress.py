@@ -13,8 +13,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from trainer.runtime import checkpoint
-from trainer.runtime.journal import read
+from trainer.checkpoints.load import load, newest
+from trainer.tracking.journal import read
 
 pytestmark = pytest.mark.slow
 
@@ -97,9 +97,7 @@ def killed(tmp_path_factory, undisturbed):
 
 
 def test_final_weights_are_bit_identical(undisturbed, killed):
-    states = [
-        checkpoint.load(checkpoint.newest(run / "checkpoints", pytest.fail)) for run in (undisturbed, killed)
-    ]
+    states = [load(newest(run / "checkpoints", pytest.fail)) for run in (undisturbed, killed)]
     assert states[0].keys() == states[1].keys()
     assert len(states[0]) > 50
     for name, tensor in states[0].items():

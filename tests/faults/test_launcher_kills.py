@@ -3,11 +3,11 @@
 import signal
 
 import pytest
-import tiny_runs
-from launched import Launched
-from tiny_runs import IMAGES, SAVE_EVERY
 
-from trainer.runtime import checkpoint
+from tests.helpers.faults import tiny_runs
+from tests.helpers.faults.launched import Launched
+from tests.helpers.faults.tiny_runs import IMAGES, SAVE_EVERY
+from trainer.checkpoints import load as load_module
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +22,10 @@ def killed(stand):
 
     def start(number: int) -> Launched:
         launched = Launched(stand.folder / f"launched-{number}.log", WORLD, words)
-        kept = checkpoint.kept(run / "checkpoints")
+        kept = load_module.kept(run / "checkpoints")
         launched.until(launched.ranks, PATIENCE)
         if number < 4:
-            launched.until(lambda: checkpoint.kept(run / "checkpoints")[-1:] > kept[-1:], PATIENCE)
+            launched.until(lambda: load_module.kept(run / "checkpoints")[-1:] > kept[-1:], PATIENCE)
         return launched
 
     launched = start(1)

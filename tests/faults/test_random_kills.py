@@ -8,7 +8,8 @@ import random
 import time
 
 import pytest
-from random_kills import kill_at_random
+
+from tests.helpers.faults.random_kills import kill_at_random
 
 pytestmark = pytest.mark.slow
 

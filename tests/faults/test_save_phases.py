@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_hooks import PHASES, REMOVED, dying, follow_saves
-from kinds_of_faults import killed_in_every_phase, meets
-from tiny_runs import complain
 
-from trainer.runtime import checkpoint
-from trainer.runtime.checkpoint_files import folder_name, verify
+from tests.helpers.faults.fault_hooks import PHASES, REMOVED, dying, follow_saves
+from tests.helpers.faults.kinds_of_faults import killed_in_every_phase, meets
+from tests.helpers.faults.tiny_runs import complain
+from trainer.checkpoints.format import folder_name, verify
+from trainer.checkpoints.load import kept, load, newest
+from trainer.checkpoints.retention import clean
+from trainer.checkpoints.save import snapshot, write
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +37,8 @@ def save_on(folder: Path, rank: int, world: int, start: int, before=lambda: None
     """A rank of a run that saves again and again."""
     before()
     for images in range(start + 10, start + 100, 10):
-        share = checkpoint.snapshot(state(images), rank, world)
-        checkpoint.write(share, folder, images, {}, f"from-{start}", KEEP, timeout=0.3)
+        share = snapshot(state(images), rank, world)
+        write(share, folder, images, {}, f"from-{start}", KEEP, timeout=0.3)
 
 
 def fork(work) -> int:
@@ -60,7 +62,7 @@ def test_twenty_kills_of_what_only_saves(tmp_path, phase):
         world = 1 + kill % 2
         victim = kill // 2 % world if meets(1, phase) else 0
         time = 3 if phase in REMOVED and not reached else 1 + kill % 3
-        checkpoint.clean(tmp_path)
+        clean(tmp_path)
         works = [partial(save_on, tmp_path, rank, world, reached) for rank in range(world)]
         works[victim] = partial(works[victim], partial(follow_saves, dying(phase, time)))
         processes = [fork(work) for work in works]
@@ -68,13 +70,13 @@ def test_twenty_kills_of_what_only_saves(tmp_path, phase):
         for process in set(processes) - {processes[victim]}:
             os.kill(process, signal.SIGKILL)
             ended(process)
-        for images in checkpoint.kept(tmp_path):
+        for images in kept(tmp_path):
             verify(tmp_path / folder_name(images))
-        found = checkpoint.newest(tmp_path, complain)
+        found = newest(tmp_path, complain)
         assert found or not reached
         if found:
             assert found.images >= reached
-            loaded = checkpoint.load(found)
+            loaded = load(found)
             assert all(torch.equal(loaded[name], t) for name, t in state(found.images).items())
             reached = found.images
     assert reached

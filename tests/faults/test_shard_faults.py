@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fault_stand import PATIENCE, Stand
-from ranged_server import serving
-from tiny_runs import (
+
+from data_pipelines.shards.make import make
+from tests.helpers.faults.fault_stand import PATIENCE, Stand
+from tests.helpers.faults.tiny_runs import (
     EVALUATE_EVERY,
     SAVE_EVERY,
     arguments,
@@ -21,8 +22,7 @@ from tiny_runs import (
     newest,
     weights,
 )
-
-from data_pipelines.shards import make
+from tests.helpers.ranged_server import serving
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ from contextlib import closing
 from functools import partial
 
 import pytest
-from tracked_runs import BATCH, REPOSITORY, Proxy, TinyRun, assert_delivered
-from tracking_runs import Server, client_of, free_port
 
-from trainer.runtime import mlflow_store
-from trainer.runtime.tracking import main
+from tests.helpers.faults.tracked_runs import BATCH, REPOSITORY, Proxy, TinyRun, assert_delivered
+from tests.helpers.tracking_runs import Server, client_of, free_port
+from trainer.tracking import mlflow_store
+from trainer.tracking.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_no_network_at_all_then_sync(server, run, tmp_path, capsys):
         assert not training.delivered
 
     proxy = Proxy(server.port, port)  # now something answers at the first one's address
-    command = [sys.executable, "-m", "trainer.runtime.tracking", "sync", tmp_path]
+    command = [sys.executable, "-m", "trainer.tracking.follower", "sync", tmp_path]
     synced = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     proxy.close()
     assert synced.returncode == 1

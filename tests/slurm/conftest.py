@@ -4,8 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from daemons import CLUSTER, Job, Slurm, lacking
-from small_runs import arguments
+
+from tests.helpers.slurm.daemons import CLUSTER, Job, Slurm, lacking
+from tests.helpers.slurm.small_runs import arguments
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_runs import continued_once, is_training, journal
+
+from tests.helpers.slurm.small_runs import continued_once, is_training, journal
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from daemons import Job
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import arguments, continued_once, is_training, journal
-from tiny_dataset import pictures
 
-from data_pipelines.shards import make
+from data_pipelines.shards.make import make
+from tests.helpers.slurm.daemons import Job
+from tests.helpers.slurm.small_runs import arguments, continued_once, is_training, journal
+from tests.helpers.tiny_dataset import pictures
 
 SMALL = ["--cpus-per-task=2"]
 ONE_A_NODE = [*SMALL, "--gpus-per-node=1"]  # pretended: the processes see none and train on CPU

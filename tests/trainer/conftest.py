@@ -3,11 +3,11 @@
 import pytest
 from accelerate.state import AcceleratorState
 
-from data_pipelines.dataset import load_dataset
-from trainer.recipe_loading import load
-from trainer.runtime import launch
+from data_pipelines.dataset_loading import load_dataset
+from trainer.distributed import launch
+from trainer.recipe.loading import load
 from trainer.tasks import pretrain
-from trainer.training import Training
+from trainer.training.trainer import Training
 
 
 @pytest.fixture

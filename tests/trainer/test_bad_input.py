@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
-from data_pipelines.dataset import load_dataset
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
-from data_pipelines.shards import make
-from trainer.runtime.journal import read
+from data_pipelines.shards.make import make
+from tests.helpers.command_lines import MAIN, ROOT, mistake, process, script, tiny
+from trainer.tracking.journal import read
 
 CIFAR = ["recipe=dim_local_small", "images=128", "evaluate.at_end=false", "tracking.uri=none"]
 

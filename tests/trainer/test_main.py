@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import MAIN, ROOT, mistake, process, script, tiny
 
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 from data_pipelines.reader import Reader
-from data_pipelines.shards import make
-from trainer.assembly import load_encoder
-from trainer.recipe_loading import RECIPES, load
-from trainer.runtime.journal import read
-from trainer.runtime.run_folder import RunFolder
+from data_pipelines.shards.make import make
+from tests.helpers.command_lines import MAIN, ROOT, mistake, process, script, tiny
+from trainer.exports.encoder import load_encoder
+from trainer.recipe.loading import RECIPES, load
+from trainer.runs.folder import RunFolder
+from trainer.tracking.journal import read
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PROBES = [

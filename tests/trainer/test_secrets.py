@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from command_lines import mistake, script, tiny
 
-from trainer.recipe_loading import load_saved
-from trainer.runtime import tracking
-from trainer.runtime.journal import read
+from tests.helpers.command_lines import mistake, script, tiny
+from trainer.recipe.loading import load_saved
+from trainer.tracking.__main__ import main
+from trainer.tracking.journal import read
 
 USER, PASSWORD = "someone-7f3a", "s3cr3t-91bd"
 SECRETS = {
@@ -102,7 +102,7 @@ def test_a_resumed_run_and_sync_know_the_address(capsys, digits, tmp_path):
     run = outputs / "quickstart"
     assert [record["kind"] for record, _ in read(run / "journal.jsonl")].count("resumed") == 1
     assert load_saved(run / "recipe.yaml").recipe.tracking.uri == DEAD
-    assert tracking.main(["sync", str(outputs)]) == 1
+    assert main(["sync", str(outputs)]) == 1
     out, err = capsys.readouterr()
     assert DEAD in out
     assert told(out + err) == []
@@ -135,7 +135,7 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(capsys, digits, 
     assert not outputs.exists()
     (outputs / "run").mkdir(parents=True)
     (outputs / "run" / "journal.jsonl").touch()
-    assert tracking.main(["sync", str(outputs), "--uri", uri]) == 2
+    assert main(["sync", str(outputs), "--uri", uri]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: tracking.uri: ")
     assert (err.count("\n"), told(out + err)) == (1, [])

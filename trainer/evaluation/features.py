@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 from data_pipelines.loader import Images, in_order
 from data_pipelines.plan import sample
 from data_pipelines.reader import Reader
-from trainer.runtime import collectives
+from trainer.distributed import collectives
 
 SCAN = 2**16  # rows of an index looked at together
 Features = dict[str, Tensor]

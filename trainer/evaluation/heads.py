@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation, stream
-from data_pipelines.errors import UserError
 from trainer.evaluation.probes import ROWS, check, statistics
-from trainer.recipe_evaluation import MlpProbe, SgdProbe, SvmProbe
+from trainer.recipe.evaluation import MlpProbe, SgdProbe, SvmProbe
 
 MOMENTUM = 0.9
 Options = MlpProbe | SgdProbe | SvmProbe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 
 ROUNDING = torch.finfo(torch.float32).eps
 DEAD = 1e-3  # of the mean standard deviation: a dimension that varies less is dead

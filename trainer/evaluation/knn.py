@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
 
 TEMPERATURE = 0.1
 SIMILARITIES = 2**24  # similarities held at a time: 64 MiB in float32

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_pipelines.errors import UserError
-from trainer.recipe_evaluation import FewShot, LinearProbe
+from data_pipelines.common.errors import UserError
+from trainer.recipe.evaluation import FewShot, LinearProbe
 
 ROWS = 1024  # rows of features at work at a time: no step makes a second copy of the features
 PASS = 4096  # the same where nothing of their size is made: fewer, longer products

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation
-from data_pipelines.errors import UserError
 from data_pipelines.loader import Images, in_order
 from data_pipelines.reader import Reader
+from trainer.distributed import collectives
 from trainer.evaluation.features import subset
 from trainer.objectives.autoencoder import Codec
-from trainer.recipe_evaluation import Evaluate
-from trainer.runtime import collectives
+from trainer.recipe.evaluation import Evaluate
 
 PAIRS = 1000  # of test images, whose y and w are swapped
 TILE = 32  # largest side of what the linear codec codes as one piece, pixels

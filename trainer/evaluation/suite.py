@@ -8,11 +8,11 @@ from statistics import mean, pstdev
 import torch
 from torch import Tensor
 
+from trainer.distributed import collectives
 from trainer.evaluation import heads, probes
 from trainer.evaluation.features import Examples
 from trainer.evaluation.knn import knn_accuracy
-from trainer.recipe_evaluation import Evaluate, LinearProbe, MlpProbe
-from trainer.runtime import collectives
+from trainer.recipe.evaluation import Evaluate, LinearProbe, MlpProbe
 
 L_BFGS_COST = 3  # a pass that is bound by memory, as against the same products done in large matrices
 

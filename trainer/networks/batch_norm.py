@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.runtime import collectives
+from trainer.distributed import collectives
 
 
 class GroupBatchNorm(nn.Module):

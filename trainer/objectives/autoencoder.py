@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.spec import Normalize
+from data_pipelines.views import Normalize
 from trainer.networks.batch_norm import commit
 
 Features = dict[str, Tensor]

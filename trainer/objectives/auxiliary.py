@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
-from trainer.recipe_objectives import Supervised
+from trainer.recipe.objectives import Supervised
 
 
 class Coordinates(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.runtime import collectives
+from trainer.distributed import collectives
 
 softplus = partial(F.softplus, threshold=40.0)  # torch's own threshold of 20 costs float64 seven digits
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed import collectives
 from trainer.networks.batch_norm import commit
 from trainer.networks.heads import Concat, EncodeAndDot, GlobalEncodeAndDot
 from trainer.objectives import bounds
 from trainer.objectives.auxiliary import Classifier, Coordinates, occluded
 from trainer.objectives.prior import PriorMatching
-from trainer.recipe_objectives import ConcatCritic, Critic, DimObjective
-from trainer.runtime import collectives
+from trainer.recipe.objectives import ConcatCritic, Critic, DimObjective
 
 Values = dict[str, Tensor | float]
 

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from data_pipelines.spec import Normalize
+from data_pipelines.views import Normalize
 from trainer.networks.batch_norm import commit
 from trainer.objectives.autoencoder import Codec, squared_error
-from trainer.recipe_objectives import HybridObjective
+from trainer.recipe.objectives import HybridObjective
 
 
 class Hybrid(nn.Module):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.momentum_queue import MomentumQueue
+from trainer.distributed import collectives
+from trainer.distributed.ema import follow
 from trainer.networks.batch_norm import commit
 from trainer.objectives.bounds import softplus
-from trainer.recipe_objectives import MocoObjective
-from trainer.runtime import collectives
-from trainer.runtime.moving_average import follow
+from trainer.objectives.momentum_queue import MomentumQueue
+from trainer.recipe.objectives import MocoObjective
 
 Features = dict[str, Tensor]
 Values = dict[str, Tensor | float]

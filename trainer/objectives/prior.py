@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.objectives.bounds import softplus
-from trainer.recipe_objectives import Prior
+from trainer.recipe.objectives import Prior
 
 
 class Discriminator(nn.Module):

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.dataset import Dataset, load_dataset
-from data_pipelines.errors import UserError
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import Dataset
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from trainer import assembly, recipe_loading
+from trainer.checkpoints import load as load_module
+from trainer.checkpoints.format import Damaged, folder_name, verify
+from trainer.checkpoints.load import Found, load, newest
+from trainer.distributed import collectives, launch
+from trainer.distributed.launch import Place
 from trainer.evaluation import reconstruction
 from trainer.evaluation.features import (
     Encode,
@@ -26,20 +31,22 @@ from trainer.evaluation.health import health
 from trainer.evaluation.knn import knn_accuracy
 from trainer.evaluation.suite import measure_probes
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
-from trainer.recipe import EvaluateRun, Pretrain, Tracking
-from trainer.recipe_evaluation import Evaluate
-from trainer.recipe_yaml import DEFAULT
-from trainer.runtime import checkpoint, checkpoint_files, collectives, launch
-from trainer.runtime.journal import Journal
-from trainer.runtime.launch import Place
-from trainer.runtime.run_folder import RunFolder
-from trainer.runtime.tracking import Follower, uri_for
+from trainer.recipe import loading
+from trainer.recipe.evaluation import Evaluate
+from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
+from trainer.recipe.yaml12 import DEFAULT
+from trainer.runs.folder import RunFolder
 from trainer.tasks import report
-from trainer.tasks.probed import check_labels, compared_pixels, labelled_split
-from trainer.training import Training
+from trainer.tasks.preflight import check_labels, compared_pixels, labelled_split
+from trainer.tracking.address import uri_for
+from trainer.tracking.follower import Follower
+from trainer.tracking.journal import Journal
+from trainer.training.build import DTYPES, build_objective
+from trainer.training.groups import compared
+from trainer.training.trainer import Training
 
 
-def run(loaded: recipe_loading.Loaded, place: Place) -> int:
+def run(loaded: loading.Loaded, place: Place) -> int:
     """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
 
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
@@ -53,12 +60,12 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
             shutil.rmtree(to.path / "features", ignore_errors=True)  # as `measure` calls its cache
         launch.leave(128 + signal.SIGTERM)
 
-    def opened() -> tuple[Pretrain, checkpoint.Found, Dataset, RunFolder]:
+    def opened() -> tuple[Pretrain, Found, Dataset, RunFolder]:
         if not (folder.path / "recipe.yaml").exists():
             raise UserError(
                 f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
             )
-        recipe = recipe_loading.load_saved(folder.path / "recipe.yaml").recipe
+        recipe = loading.load_saved(folder.path / "recipe.yaml").recipe
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         found = choose(folder, options)
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
@@ -69,9 +76,9 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
     before = signal.getsignal(signal.SIGTERM)
     try:
         recipe, found, dataset, to = collectives.on_first(opened)
-        objective = assembly.build_objective(recipe)
+        objective = build_objective(recipe)
         names = [name for name in found.manifest["tensors"] if name.startswith("model/")]
-        weights = checkpoint.load(found, names)
+        weights = load(found, names)
         objective.load_state_dict({name.removeprefix("model/"): rows for name, rows in weights.items()})
         say = print if place.main else lambda line: None
         say(f"evaluating {found.path}")
@@ -89,27 +96,27 @@ def run(loaded: recipe_loading.Loaded, place: Place) -> int:
             journal.close()
 
 
-def choose(folder: RunFolder, options: EvaluateRun) -> checkpoint.Found:
+def choose(folder: RunFolder, options: EvaluateRun) -> Found:
     """The run's newest checkpoint, or that of `images`. Raises UserError for none, or a damaged one."""
     if options.images is None:
-        if found := checkpoint.newest(folder.checkpoints, print):
+        if found := newest(folder.checkpoints, print):
             return found
         raise UserError(f"from={options.from_}: the run has no checkpoint yet")
-    path = folder.checkpoints / checkpoint_files.folder_name(options.images)
+    path = folder.checkpoints / folder_name(options.images)
     if not path.is_dir():
-        kept = ", ".join(str(images) for images in checkpoint.kept(folder.checkpoints)) or "none"
+        kept = ", ".join(str(images) for images in load_module.kept(folder.checkpoints)) or "none"
         raise UserError(f"images={options.images}: the run has no such checkpoint; it keeps {kept}")
     try:
-        return checkpoint.Found(path, options.images, checkpoint_files.verify(path))
-    except checkpoint_files.Damaged as why:
+        return Found(path, options.images, verify(path))
+    except Damaged as why:
         raise UserError(f"images={options.images}: checkpoint {path} is damaged ({why})") from None
 
 
-def is_newest(folder: RunFolder, found: checkpoint.Found) -> bool:
-    return found.images == checkpoint.kept(folder.checkpoints)[-1]
+def is_newest(folder: RunFolder, found: Found) -> bool:
+    return found.images == load_module.kept(folder.checkpoints)[-1]
 
 
-def tracked(loaded: recipe_loading.Loaded, recipe: Pretrain) -> Tracking:
+def tracked(loaded: loading.Loaded, recipe: Pretrain) -> Tracking:
     """Where the run is tracked: as it said itself, but for what this evaluation was given."""
     given = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
     return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in given})
@@ -130,7 +137,7 @@ def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tra
 
 def image_options(recipe: Pretrain, place: Place) -> Images:
     data = recipe.data
-    return Images(data.size, data.normalize, data.threads, place.device, assembly.DTYPES[recipe.precision])
+    return Images(data.size, data.normalize, data.threads, place.device, DTYPES[recipe.precision])
 
 
 # ---- during pretraining --------------------------------------------------------------------------
@@ -182,7 +189,7 @@ def held_out(training: Training, objective: nn.Module, test: Reader) -> dict[str
 
     Computed by one rank, a few groups at a time, on images that do not depend on the ranks.
     """
-    recipe, unit = training.recipe, assembly.compared(training.recipe)
+    recipe, unit = training.recipe, compared(training.recipe)
     images = min(test.images, recipe.evaluate.online_images) // unit * unit
     loader = Loader(
         test,
@@ -258,7 +265,7 @@ def measure(
         if place.main:
             report.draw_reconstructions(folder, codec, linear, readers[1], images, recipe.seed)
     if options.controls:
-        untrained = assembly.build_objective(recipe).to(place.device).eval()
+        untrained = build_objective(recipe).to(place.device).eval()
         normed = any(isinstance(layer, GroupBatchNorm) for layer in untrained.encoder.modules())
         for name in ("untrained", "untrained_recalibrated")[: 1 + normed]:
             if name == "untrained_recalibrated":

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.dataset import Dataset, Split, load_dataset
-from data_pipelines.errors import UserError
-from trainer import assembly, optimizers
-from trainer.recipe import Pretrain
-from trainer.recipe_loading import Loaded
-from trainer.schedules import whole_batches
-from trainer.tasks import probed
-from trainer.tasks.notes import notes, queue_bytes
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import Dataset, Split
+from data_pipelines.dataset_loading import load_dataset
+from trainer.recipe.loading import Loaded
+from trainer.recipe.schema import Pretrain
+from trainer.tasks.preflight import check_evaluation, notes, queue_bytes
+from trainer.training import optimizers
+from trainer.training.build import DTYPES, build_objective
+from trainer.training.groups import blocks_span_ranks, check_shares, group_unit
+from trainer.training.schedules import whole_batches
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
@@ -32,13 +34,13 @@ def run(loaded: Loaded) -> int:
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
-    assembly.check_shares(recipe, 1)
+    check_shares(recipe, 1)
     train = dataset and dataset.split(recipe.data.train)
     if dataset:
         dataset.split(recipe.data.test)
-        probed.check(recipe, dataset)
+        check_evaluation(recipe, dataset)
     images = train and train.images
-    total, unit = whole_batches(recipe.images, recipe.batch), assembly.group_unit(recipe)
+    total, unit = whole_batches(recipe.images, recipe.batch), group_unit(recipe)
     print(f"recipe     {loaded.name}, run {Path(recipe.outputs) / (recipe.run or loaded.name)}")
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
     for line in describe_model(recipe):
@@ -56,7 +58,7 @@ def run(loaded: Loaded) -> int:
         print(f"           {line}")
     for world in WORLDS:
         with suppress(UserError):
-            assembly.check_shares(recipe, world)
+            check_shares(recipe, world)
             print(describe_ranks(recipe, train, world, unit))
     return 0
 
@@ -74,13 +76,13 @@ def describe_data(recipe: Pretrain, dataset: Dataset) -> str:
 def describe_model(recipe: Pretrain) -> list[str]:
     """Parameters by part, and the memory that a rank holds beside activations."""
     with torch.device("meta"):
-        objective = assembly.build_objective(recipe)
+        objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
     held = sum(counts.values())
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     moments = optimizers.moments(recipe.optimizer) * trained
-    size = assembly.DTYPES[recipe.precision].itemsize
+    size = DTYPES[recipe.precision].itemsize
     queue = queue_bytes(recipe)
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
@@ -102,7 +104,7 @@ def describe_ranks(recipe: Pretrain, train: Split | None, world: int, unit: int)
         line += f" in {recipe.accumulate} micro-batches"
     if train:
         size = sum(shard.bytes for shard in train.shards)
-        spans = assembly.blocks_span_ranks(recipe, world)
+        spans = blocks_span_ranks(recipe, world)
         line += f"; each reads {megabytes((1 + spans) * size / world)} an epoch"
         line += ", its key views apart" if spans else ""
     return line

@@ -11,27 +11,27 @@ from pathlib import Path
 
 import torch
 
+from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.retry import Interrupted
 from data_pipelines.dataset import Dataset
-from data_pipelines.errors import SharedError, UserError
-from data_pipelines.patience import Interrupted
 from data_pipelines.reader import Reader
-from trainer import assembly
-from trainer.optimizers import check_engine
-from trainer.recipe import Pretrain
-from trainer.recipe_loading import Loaded
-from trainer.recipe_objectives import contrast_key, contrastive
-from trainer.runtime import collectives
-from trainer.runtime.launch import Place
-from trainer.runtime.run import Run
-from trainer.runtime.run_folder import RunFolder
-from trainer.runtime.signals import Stopped
-from trainer.runtime.tracking import uri_for
-from trainer.runtime.watchdog import Watchdog
-from trainer.schedules import due, learning_rate, whole_batches
-from trainer.tasks import evaluate, probed, report
-from trainer.tasks.notes import notes
-from trainer.tasks.opening import check_finished, open_data
-from trainer.training import Training
+from trainer.distributed import collectives
+from trainer.distributed.launch import Place
+from trainer.distributed.signals import Stopped
+from trainer.distributed.watchdog import Watchdog
+from trainer.recipe.loading import Loaded
+from trainer.recipe.objectives import contrast_key, contrastive
+from trainer.recipe.schema import Pretrain
+from trainer.runs.folder import RunFolder
+from trainer.runs.run import Run
+from trainer.tasks import evaluate, report
+from trainer.tasks.preflight import check_disk, check_evaluation, check_finished, notes, open_data
+from trainer.tracking.address import uri_for
+from trainer.training.build import build_objective
+from trainer.training.groups import check_shares
+from trainer.training.optimizers import check_engine
+from trainer.training.schedules import due, learning_rate, whole_batches
+from trainer.training.trainer import Training
 
 
 def run(loaded: Loaded, place: Place) -> int:
@@ -116,16 +116,16 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
             f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
             f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
         )
-    assembly.check_shares(recipe, place.world)
+    check_shares(recipe, place.world)
     check_engine(recipe.optimizer, place.engine)
     with torch.device("meta"):
-        widths = assembly.build_objective(recipe).encoder.widths
+        widths = build_objective(recipe).encoder.widths
     for split in (recipe.data.train, recipe.data.test):
         reader = Reader(dataset, split)
         reader.check_room(recipe.data.window)
         reader.close()
-    probed.check(recipe, dataset)
-    probed.check_disk(recipe, dataset, widths, Path(recipe.outputs))
+    check_evaluation(recipe, dataset)
+    check_disk(recipe, dataset, widths, Path(recipe.outputs))
     asked = getattr(contrastive(recipe.objective), "supervised", None)
     if asked and asked.classes != len(dataset.classes):
         raise UserError(

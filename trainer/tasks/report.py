@@ -15,19 +15,20 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.draws import permutation
 from data_pipelines.loader import Images, ViewMaker, in_order
 from data_pipelines.reader import Reader
-from data_pipelines.spec import View
-from trainer import assembly
-from trainer.evaluation import figures, figures_images, figures_reconstruction, reconstruction, tsne
+from data_pipelines.views import View
+from trainer.evaluation import reconstruction
 from trainer.evaluation.features import Examples, gathered, subset
+from trainer.evaluation.figures import charts, images, reconstructions, tsne
 from trainer.evaluation.knn import nearest
 from trainer.evaluation.reconstruction import LinearCodec, Sample, interpolated, squared_errors
+from trainer.exports.encoder import export
+from trainer.networks.build import encoder_options
 from trainer.objectives.autoencoder import Codec
-from trainer.recipe import Pretrain
-from trainer.runtime import checkpoint
-from trainer.runtime.journal import read
-from trainer.runtime.run_folder import RunFolder
-from trainer.runtime.tracking import open_command, uri_for
-from trainer.training import Training
+from trainer.recipe.schema import Pretrain
+from trainer.runs.folder import RunFolder
+from trainer.tracking.address import open_command, uri_for
+from trainer.tracking.journal import read
+from trainer.training.trainer import Training
 
 SHOWN = 24  # images on the page of views, together with their views
 THUMBNAIL = 32  # pixels a side, on the map of test images
@@ -39,12 +40,12 @@ PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to the othe
 def export_encoder(training: Training, objective: nn.Module, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it."""
     metadata = {
-        "encoder": json.dumps(assembly.encoder_options(training.recipe)),
+        "encoder": json.dumps(encoder_options(training.recipe)),
         "normalize": training.recipe.data.normalize.model_dump_json(),
         "images": str(training.images),
         "recipe": (folder.path / "recipe.yaml").read_text(),
     }
-    checkpoint.export(folder.encoder, objective.encoder.state_dict(), metadata)
+    export(folder.encoder, objective.encoder.state_dict(), metadata)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def draw_views(training: Training, folder: RunFolder) -> None:
         made, _ = maker([training.plan.ids(0, count)], [np.arange(count)] * len(views))
         shown = [[as_picture(image, recipe) for image in view] for view in made]
         # Drawn last, as it has no place among the views of the run; shown first.
-        figures_images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
+        images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
 
 
 def look_at_unlabelled(
@@ -141,7 +142,7 @@ def draw_neighbours(
     train, test = sets
     shown = torch.from_numpy(permutation(len(test.ids), recipe.seed, "shown")[:8].copy())
     found = nearest(train.features["y"], test.features["y"][shown], 8)
-    figures_images.neighbours(
+    images.neighbours(
         path,
         pictures(readers[1], test.ids[shown], recipe),
         [pictures(readers[0], train.ids[row], recipe) for row in found.numpy()],
@@ -177,13 +178,13 @@ def draw_reconstructions(
         if linear is not None:
             made["linear codec"] = linear(originals)
         shown = {name: (_drawn(x), squared_errors(x, originals).tolist()) for name, x in made.items()}
-        figures_reconstruction.reconstructions(path, _drawn(originals), shown)
+        reconstructions.reconstructions(path, _drawn(originals), shown)
     pairs = min(PAIRS, len(ids) // 2)
     if pairs:
         ends = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
         with drawing(folder, "interpolations.png") as path:
             between = interpolated(codec, *(views[end] for end in ends), STEPS)
-            figures_reconstruction.interpolations(
+            reconstructions.interpolations(
                 path,
                 *(_drawn(originals[end]) for end in ends),
                 {name: [_drawn(frames) for frames in found] for name, found in between.items()},
@@ -218,15 +219,15 @@ def draw_curves(folder: RunFolder) -> None:
                 images, values = series.setdefault(record["name"], ([], []))
                 images.append(record["images"])
                 values.append(record["value"])
-        figures.curves(path, series)
+        charts.curves(path, series)
 
 
 def draw_accuracies(folder: RunFolder) -> None:
     """The bars of results.json, where it holds accuracies."""
-    if not figures.table(folder.results()):
+    if not charts.table(folder.results()):
         return
     with drawing(folder, "accuracies.png") as path:
-        figures.accuracies(path, folder.results())
+        charts.accuracies(path, folder.results())
 
 
 # ---- the last lines ------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def draw_accuracies(folder: RunFolder) -> None:
 def summary(folder: RunFolder, recipe: Pretrain) -> str:
     """The last lines of a run: what was learned, where it is, how to look at it."""
     results, lines = folder.results(), []
-    for table in (figures.table(results), figures_reconstruction.table(results)) if results else ():
+    for table in (charts.table(results), reconstructions.table(results)) if results else ():
         lines += [table, ""] if table else []
     lines.append(f"run       {folder.path}")
     if folder.encoder.exists():

@@ -1,0 +1,88 @@
+"""Files that are either whole or not there: write beside, flush, rename.
+
+A process may be killed between any two calls and the machine may lose power: whoever opens the name finds
+the old content or the new, never a piece. One writer a file at a time: the temporary name is a fixed one, so
+that what a killed process left behind is overwritten by the next instead of piling up.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data_pipelines.common.errors import UserError
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, are on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, flush_name: bool = True) -> Iterator[Path]:
+    """Yields a temporary path to write; on leaving, it is flushed and takes the place of `path`.
+
+    If the block or the flush fails, the temporary file is removed and `path` is as before. Raises OSError.
+    Without `flush_name` the folder is left to the caller, and nothing fails once `path` is there.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if flush_name:
+        flush(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Makes `text` (UTF-8) the content of `path`, whole or not at all. Raises UserError if it cannot."""
+    try:
+        with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The line a user reads when a file or folder cannot be written."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; "
+        "make room or give the right to write there, or choose another folder with `outputs=`"
+    )
+
+
+def file_digest(path) -> str:
+    """sha256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_durably(path: Path, data: bytes, part: Path) -> None:
+    """Writes to `part`, in the same file system, and renames: what has its name is on the disk, whole."""
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    replace(part, path)
+
+
+def replace(part: Path, path: Path) -> None:
+    """Renames and makes the new name durable."""
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,71 @@
+"""Exclusive locks on files, which end with the process that holds them."""
+
+import errno
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+
+_locked: set[int] = set()
+
+
+_told_of_no_locks = False
+
+
+def _forget_locks_in_child() -> None:
+    # flock belongs to the open file, which a forked child shares: a loader's worker that outlives a killed
+    # trainer would keep the run locked. Closing the child's copy leaves the parent's lock as it is.
+    for fd in _locked:
+        os.close(fd)
+    _locked.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks_in_child)
+
+
+def open_locked(path: Path, wait: float = 0.0) -> int | None:
+    """Opens `path` for reading and appending under an exclusive lock that ends with the process.
+
+    The file is made where there is none. Returns the descriptor (for `close_locked`), or None where another
+    holds the lock for longer than `wait` seconds. Raises OSError. A file system without locks (some Lustre
+    mounts) is taken as unlocked, and told on stderr, once a process.
+    """
+    global _told_of_no_locks
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                return None
+            time.sleep(0.05)
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                os.close(fd)
+                raise
+            if not _told_of_no_locks:
+                _told_of_no_locks = True
+                print(
+                    f"warning: {path}: this file system has no locks ({error.strerror}), so nothing keeps "
+                    "two processes from writing the same run; start it once only",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        _locked.add(fd)
+        return fd
+
+
+def is_locked(fd: int) -> bool:
+    """Whether a descriptor of `open_locked` is open in this process: a forked child has none."""
+    return fd in _locked
+
+
+def close_locked(fd: int) -> None:
+    """Closes a descriptor of `open_locked`; the lock goes with it."""
+    if fd in _locked:
+        _locked.discard(fd)
+        os.close(fd)

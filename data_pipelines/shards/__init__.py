@@ -1,0 +1,1 @@
+"""Makes and verifies WebDataset shards with an index: python -m data_pipelines.shards."""

@@ -1,0 +1,181 @@
+"""Makes a data set: shards, their indices and dataset.json, or what is missing of them."""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.common.files import write_durably
+from data_pipelines.common.processes import in_processes
+from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
+from data_pipelines.dataset_loading import load_dataset, read_description
+from data_pipelines.shards.write import UNFINISHED, Sums, write_shard
+from data_pipelines.sources.catalog import open_source
+from data_pipelines.sources.source import Source
+
+LOCK = ".lock"
+
+
+def make(source, to, from_=None, images_per_shard=None, workers=None, progress=True, **options) -> Dataset:
+    """Makes the data set `to` from a source, or continues, or finds it already there; returns it loaded.
+
+    Processes that do this at the same time take turns, and the second finds it there. A killed one leaves
+    nothing that looks like a data set, and the next one continues. images_per_shard: None for what was
+    begun with, else the source's own. workers: None for one in 5,000 images, up to the cores. progress: a
+    bar, where there is a terminal. options: test_percent and label, see `sources.open_source`.
+
+    Raises UserError: unknown source, wrong `from_` or options, a folder that holds something else or cannot
+    be written.
+    """
+    to = Path(to)
+    options = {key: value for key, value in options.items() if value is not None}
+    wanted = {"source": source, "shard": images_per_shard, **options}
+    if from_ is not None:
+        wanted["from"] = os.path.abspath(from_)
+    try:
+        begun = _refuse_another(to, wanted)
+        if is_made(to):
+            return load_dataset(to)
+        # What was begun goes on with its own options where none are given.
+        from_ = begun.pop("from", from_)
+        options = {key: value for key, value in begun.items() if key not in ("source", "shard")} | options
+        opened = open_source(
+            source, from_, progress, **options
+        )  # before anything is written, as all mistakes
+        per_shard = images_per_shard or opened.images_per_shard
+        if per_shard and not opened.images_per_shard:
+            raise UserError(
+                f"shard={per_shard}: source={source} keeps its tars as they are; leave shard= out"
+            )
+        if source == "folder" and to.resolve().is_relative_to(Path(from_).resolve()):
+            raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
+        with _alone_in(to):
+            begun = _refuse_another(to, wanted)
+            if not _is_whole(to):
+                _write(opened, to, begun.get("shard", per_shard), workers, progress)
+            shutil.rmtree(to / UNFINISHED, ignore_errors=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"to={to} cannot be written ({why}); mend that or choose another folder") from None
+    return load_dataset(to)
+
+
+def _refuse_another(to: Path, wanted: dict) -> dict:
+    """What `to` was begun with, such as {"source", "shard"}, or {}; UserError if with something else."""
+    if to.exists() and not to.is_dir():
+        raise UserError(f"to={to} is a file; choose a folder")
+    # In this order, because another process may be making it: it has a plan until it has a dataset.json.
+    others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
+    try:
+        plan = json.loads((to / UNFINISHED / "plan.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        if (to / "dataset.json").exists():
+            plan = vars(read_description(to))
+        elif others:
+            raise UserError(
+                f"to={to} holds something else ({others[0]!r}); choose an empty or a new folder"
+            ) from None
+        else:
+            return {}
+    begun = {"source": plan["source"], "shard": plan["images_per_shard"], **plan.get("made_with", {})}
+    for key, value in wanted.items():
+        # Where an archive was is of no matter, and not kept, where a source has one content.
+        if value is None or value == begun.get(key) or (key == "from" and key not in begun):
+            continue
+        was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
+        raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
+    return begun
+
+
+def is_made(to: Path) -> bool:
+    """Whether `make` would find the data set `to` finished, and would not look at its source."""
+    return _is_whole(to) and not (to / UNFINISHED).exists()
+
+
+def _is_whole(to: Path) -> bool:
+    """Whether the data set is there with all of its shards; where some are lost, it is written again."""
+    with suppress(UserError):
+        return bool(load_dataset(to))
+    return False
+
+
+@contextmanager
+def _alone_in(to: Path) -> Iterator[None]:
+    """Holds the folder, so that of several processes one makes the data set and the others find it made."""
+    to.mkdir(parents=True, exist_ok=True)
+    with open(to / LOCK, "w") as lock:  # the system lets go of it, whatever ends this process
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that is making {to}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            _remove_parts(to)  # a killed process's
+            yield
+        finally:
+            _remove_parts(to)
+
+
+def _remove_parts(to: Path) -> None:
+    for part in to.glob(f"{UNFINISHED}/*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _write(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> None:
+    """All shards, then dataset.json, after which the folder is a data set."""
+    (to / UNFINISHED).mkdir(exist_ok=True)
+    plan = {"source": source.name, "images_per_shard": per_shard, "made_with": source.made_with}
+    write_durably(to / UNFINISHED / "plan.json", json.dumps(plan).encode(), to / UNFINISHED / "plan.part")
+    (to / "dataset.json").unlink(missing_ok=True)  # of a data set that has lost shards
+    splits, left_out, sums, numbers = {}, list(source.left_out), Sums(), 0
+    written = _write_shards(source, to, per_shard, workers, progress)
+    left_out += [left for entries in written.values() for entry in entries for left in entry["left_out"]]
+    for split, entries in written.items():
+        lost = [left for entry in entries for left in entry.pop("left_out")] or left_out
+        for entry in entries:
+            counted, numbers = Sums(**entry.pop("sums")), max(numbers, entry.pop("classes"))
+            if split == "train":
+                sums.add(counted)
+        shards = tuple(Shard(**entry) for entry in entries if entry["images"])
+        _remove_others(to / split, shards)
+        if shards:
+            splits[split] = Split(sum(shard.images for shard in shards), shards)
+        elif split == "train" or source.images_per_shard:  # a part of a tar by a hash may well be empty
+            first = f"; the first: {lost[0]['member']}: {lost[0]['why']}" if lost else ""
+            raise UserError(f"source={source.name}: no image of {split} can be used{first}")
+    mean, std = sums.mean_and_std()
+    classes = tuple(map(str, range(numbers)) if source.classes is None else source.classes)
+    said = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
+    made = Dataset(to, *said, fingerprint(splits), source.made_with)
+    write_durably(to / "dataset.json", describe(made).encode(), to / UNFINISHED / "dataset.part")
+
+
+def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
+    """{split: [entry]} of every shard, as `write_shard` gives them."""
+    jobs = [
+        (split, chunk, to, f"{split}/{number:06d}.tar", len(source.classes or ()))
+        for split, pixels in source.splits.items()
+        for number, chunk in enumerate(pixels.chunks(per_shard))
+    ]
+    images = sum(len(pixels) for pixels in source.splits.values())
+    entries = {split: [] for split in source.splits}
+    with tqdm(desc=f"{to}", total=len(jobs), unit="shard", disable=None if progress else True) as bar:
+        for job, entry in in_processes(write_shard, [job[1:] for job in jobs], images, workers):
+            entries[jobs[job][0]].append(entry)
+            bar.update()
+    return {split: sorted(part, key=lambda entry: entry["name"]) for split, part in entries.items()}
+
+
+def _remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
+    """Shards of an earlier attempt from another archive, which dataset.json does not name."""
+    known = {Path(shard.name).stem for shard in shards}
+    for path in [*folder.glob("[0-9]*.tar"), *folder.glob("[0-9]*.npy")]:
+        if path.stem not in known:
+            path.unlink()

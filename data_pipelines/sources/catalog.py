@@ -1,0 +1,96 @@
+"""Images as their publishers give them -> samples, ready to be written as shards.
+
+A source is opened whole, so that a wrong or broken archive is told before anything is written, and is cut
+into chunks of a shard's length. A chunk goes to a worker process, which does the decoding and encoding.
+
+Order: the publishers' own where images come mixed over their classes. Folders of classes are sorted by class,
+so their images are put in the order of a hash of their names before they are cut: shards are read a few at a
+time, and a shard of one class makes batches of one class.
+"""
+
+import difflib
+import os
+from pathlib import Path
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.sources import cifar, folder, stl10, wds
+from data_pipelines.sources.digits import _digits
+from data_pipelines.sources.pixels import Pixels
+from data_pipelines.sources.source import Source
+
+
+def open_source(name: str, from_: str | Path | None = None, progress: bool = True, **options) -> Source:
+    """Opens a source by its name; `from_` is the archive or folder it is read from, where it has one.
+
+    options: test_percent and label, None where not given. Raises UserError for an unknown name, for an option
+    that the source does not take, and for whatever is wrong with `from_`.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"source={name}: unknown source; {hint}known: {', '.join(SOURCES)}")
+    function, takes = SOURCES[name]
+    for key, value in options.items():
+        if value is not None and key not in takes:
+            raise UserError(f"{key}={value}: source={name} has no use for it; leave {key}= out")
+    return function(from_, progress, **{key: options.get(key) for key in takes})
+
+
+def _cifar10(from_, progress) -> Source:
+    """CIFAR-10 (Krizhevsky 2009), official python layout and order; fetched when `from_` is not given."""
+    return _cifar(cifar.CIFAR10, "cifar10", from_, progress)
+
+
+def _cifar100(from_, progress) -> Source:
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; fetched when `from_` is not given."""
+    return _cifar(cifar.CIFAR100, "cifar100", from_, progress)
+
+
+def _cifar(layout: cifar.Layout, name: str, from_, progress) -> Source:
+    path = cifar.fetch(layout.url, layout.md5, progress=progress) if from_ is None else Path(from_)
+    classes, pixels = cifar.read(path, layout)
+    splits = {split: Pixels(split, 0, images, labels) for split, (images, labels) in pixels.items()}
+    return Source(name, classes, splits, images_per_shard=5000)
+
+
+def _stl10(from_, progress) -> Source:
+    """STL-10 (Coates, Ng, Lee 2011): train and test of 10 classes, and the unlabelled split."""
+    if from_ is None:
+        raise UserError(f"from= is missing; {stl10.EXPECTED}")
+    classes, splits = stl10.read(Path(from_))
+    return Source("stl10", classes, splits, images_per_shard=1000)
+
+
+def _folder(from_, progress, test_percent) -> Source:
+    """Folders of image files, labelled or not."""
+    if from_ is None:
+        raise UserError("from= is missing; source=folder takes a folder of images, or of folders of them")
+    classes, splits, left_out = folder.read(Path(from_), test_percent)
+    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent)
+    return Source("folder", classes, splits, 1000, left_out, made_with)
+
+
+def _wds(from_, progress, test_percent, label) -> Source:
+    """WebDataset tars, indexed where they lie."""
+    if from_ is None:
+        raise UserError(
+            "from= is missing; source=wds takes a folder of tars or a pattern such as 'DIR/*.tar'"
+        )
+    classes, splits = wds.read(str(from_), test_percent, label)
+    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent, label=label)
+    return Source("wds", classes, splits, images_per_shard=0, made_with=made_with)
+
+
+def _given(**options) -> dict:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+# Each with the options that it takes.
+SOURCES = {
+    "digits": (_digits, ()),
+    "cifar10": (_cifar10, ()),
+    "cifar100": (_cifar100, ()),
+    "stl10": (_stl10, ()),
+    "folder": (_folder, ("test_percent",)),
+    "wds": (_wds, ("test_percent", "label")),
+}

@@ -1,0 +1,245 @@
+"""Reads CIFAR-10 and CIFAR-100 in their official python layout, never running what their pickles might say.
+
+The archives (https://www.cs.toronto.edu/~kriz/cifar.html) hold cifar-10-batches-py/ with data_batch_1..5,
+test_batch and batches.meta, and cifar-100-python/ with train, test and meta: pickled dicts written by
+Python 2, the pixels a uint8 array [n, 3072], each row the red, green and blue planes of 32x32 pixels.
+"""
+
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import tarfile
+import urllib.request
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an archive holds; names and labels are keys of the pickled dicts."""
+
+    title: str
+    url: str
+    md5: str
+    folder: str
+    meta: str
+    files: dict[str, list[str]]
+    names: bytes
+    labels: bytes
+
+    @property
+    def expected(self) -> str:
+        archive = self.url.rsplit("/", 1)[-1]
+        return f"from= takes {archive}, its unpacked folder {self.folder}, or the folder above that one"
+
+
+CIFAR10 = Layout(
+    "CIFAR-10",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-batches-py",
+    "batches.meta",
+    {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+    b"label_names",
+    b"labels",
+)
+CIFAR100 = Layout(
+    "CIFAR-100",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    "cifar-100-python",
+    "meta",
+    {"train": ["train"], "test": ["test"]},
+    b"fine_label_names",
+    b"fine_labels",
+)
+LARGEST = 1 << 29  # bytes; CIFAR-100's train has 155 MB. Keeps a wrong archive from filling the memory.
+
+
+def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool = True) -> Path:
+    """The official archive, downloaded once into a cache folder ($XDG_CACHE_HOME or ~/.cache)/hybrid-infomax.
+
+    Its md5 is checked each time. Raises UserError when there is no network or the file is another one.
+    """
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-infomax"
+    path = Path(folder) / url.rsplit("/", 1)[-1]
+    by_hand = f"download {url} by hand and give it as from=PATH/{path.name}"
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # its own: two processes may fetch at once
+    try:
+        if path.is_file() and _md5(path) == md5:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=30) as answer, open(part, "wb") as file:
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            hidden = None if progress else True  # None: shown on a terminal only
+            with tqdm(desc=path.name, total=total, unit="B", unit_scale=True, disable=hidden) as bar:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+        if (found := _md5(part)) != md5:
+            raise UserError(f"{url} came with md5 {found}, expected {md5}; try again, or {by_hand}")
+        part.replace(path)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"{url} could not be fetched to {path.parent} ({error}); {by_hand}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A whole data set from the folder of its layout, a folder that holds it, or the archive.
+
+    Returns the class names and {"train": (images, labels), "test": ...}: uint8 [n, 32, 32, 3], int64 [n].
+    Raises UserError when a file is missing or cannot be read, or when its shapes or counts do not agree.
+    """
+    names = [layout.meta, *layout.files["train"], *layout.files["test"]]
+    files = (_read_folder if path.is_dir() else _read_archive)(path, names, layout)
+    meta = _unpickle(files[layout.meta], f"{path}: {layout.meta}", layout)
+    classes, count = meta.get(layout.names), meta.get(b"num_cases_per_batch")
+    named = isinstance(classes, list) and all(isinstance(name, bytes) for name in classes)
+    counted = type(count) is int or layout is CIFAR100  # which does not say it
+    if not named or not counted:
+        wanted = layout.names.decode() + " and num_cases_per_batch" * (layout is CIFAR10)
+        raise UserError(f"{path}: {layout.meta} holds no {wanted}; is this {layout.title}?")
+    splits = {}
+    for split, members in layout.files.items():
+        batches = [_batch(files.pop(name), f"{path}: {name}", count, layout) for name in members]
+        images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        splits[split] = (images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
+    return [name.decode("utf-8", "replace") for name in classes], splits
+
+
+def _read_folder(path: Path, names, layout: Layout) -> dict[str, bytes]:
+    folder = path / layout.folder if (path / layout.folder).is_dir() else path
+    files = {}
+    for name in names:
+        try:
+            if (folder / name).stat().st_size > LARGEST:
+                raise UserError(f"{folder / name} is too large for a {layout.title} file; {layout.expected}")
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read ({error.strerror}); {layout.expected}") from None
+    return files
+
+
+def _read_archive(path: Path, names, layout: Layout) -> dict[str, bytes]:
+    """Members are read out of the stream one by one; nothing is ever extracted to the disk."""
+    files = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                if folder == layout.folder and name in names and member.isreg() and member.size <= LARGEST:
+                    files[name] = archive.extractfile(member).read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"from={path} cannot be read ({why}); {layout.expected}") from None
+    for name in names:
+        if name not in files:
+            raise UserError(f"from={path} has no member {layout.folder}/{name}; {layout.expected}")
+    return files
+
+
+def _batch(data: bytes, where: str, count: int | None, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [count, 3072], int64 [count]) out of one file; a count of None is as many as it has labels."""
+    batch = _unpickle(data, where, layout)
+    pixels, labels = batch.get(b"data"), batch.get(layout.labels)
+    asked = f"; is this {layout.title}?"
+    whole = isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
+    if not whole or len(labels) != (count or len(labels)):
+        name = layout.labels.decode()
+        raise UserError(f"{where}: {name} are not {count or 'all'} whole numbers, one an image{asked}")
+    if isinstance(pixels, _Array):
+        pixels = pixels.array()
+    elif isinstance(pixels, bytes) and len(pixels) == len(labels) * 3072:  # rewritten without numpy
+        pixels = np.frombuffer(pixels, np.uint8).reshape(-1, 3072)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise UserError(f"{where}: data is {found}, expected uint8 ({len(labels)}, 3072){asked}")
+    return pixels, np.array(labels, dtype=np.int64)
+
+
+class _Array:
+    """Stands in for numpy.ndarray while a batch is read: keeps the parts of the pickled state as they are."""
+
+    state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def array(self) -> np.ndarray | None:
+        """The uint8 array that was pickled; None where it is anything else."""
+        try:
+            _version, shape, dtype, fortran, raw = self.state
+            if dtype.code in (b"u1", "u1"):
+                return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+        except (TypeError, ValueError, AttributeError):
+            pass  # a state of another form is no array of ours
+        return None
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: keeps its code, such as "u1"."""
+
+    def __init__(self, code=None, *_):
+        self.code = code
+
+    def __setstate__(self, state):
+        """Byte order, alignment and flags say nothing about single bytes."""
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """What Python 3 writes for bytes into a pickle that Python 2 can read: _codecs.encode(text, "latin1")."""
+    return text.encode(encoding if encoding == "latin1" else "ascii")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits containers, numbers, text, bytes and uint8 arrays. No name of a pickle is ever imported.
+
+    Even numpy's own reconstruction stays out: a crafted dtype state can make it read memory that is not its
+    own.
+    """
+
+    admitted = {
+        ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): _encode,
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.admitted:
+            asked = f"{module}.{name}"
+            raise pickle.UnpicklingError(f"it asks for {asked!r}, which no CIFAR file needs")
+        return self.admitted[module, name]
+
+
+def _unpickle(data: bytes, where: str, layout: Layout) -> dict:
+    try:
+        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except Exception as error:  # damaged pickles raise nearly anything
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read ({why}); is this {layout.title}?") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} holds a {type(value).__name__}, expected a dict; is this {layout.title}?")
+    return value

@@ -1,0 +1,70 @@
+"""Which split an image belongs to: by the name that its folder or tar has, else by a hash of its own name."""
+
+import hashlib
+import os
+import re
+
+from data_pipelines.common.errors import UserError
+
+# Names of splits as folders and tars bear them -> as a data set has them.
+NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+}
+TEST_PERCENT = 10
+
+
+def named(path: str) -> str | None:
+    """The split that a path names, folder by folder: imagenet-train-000000.tar -> train."""
+    for word in re.split(r"[^a-z]+", path.lower()):
+        if word in NAMES:
+            return NAMES[word]
+    return None
+
+
+def printable(path: str) -> str:
+    """A name that can be printed and written as UTF-8, whatever bytes the file system has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def by_hash(parts: dict[str, list], percent: int | None, where: str, name) -> dict[str, list]:
+    """{split: items}: as they are if there are several, else cut in train and test by the name(item) of each.
+
+    percent: how many in 100 become the test split; None: TEST_PERCENT. Raises UserError where one is given to
+    a set that has splits, naming `where` it is from.
+    """
+    if len(parts) > 1:
+        if percent is not None:
+            has = ", ".join(parts)
+            raise UserError(f"test_percent={percent}: {where} has splits ({has}); leave test_percent= out")
+        return parts
+    percent = TEST_PERCENT if percent is None else percent
+    return {
+        split: [item for item in parts["train"] if in_test(name(item), percent) == (split == "test")]
+        for split in ("train", "test")
+    }
+
+
+def in_test(name: str, percent: int) -> bool:
+    """Whether an image of this name is one of the `percent` in 100 that are the test split.
+
+    It stays there whatever else is added or removed.
+    """
+    return _number(name, b"split") * 100 < percent << 64
+
+
+def place(name: str) -> int:
+    """A random number of 64 bits for a name: sorted by it, images come mixed, whatever order they had."""
+    return _number(name, b"order")
+
+
+def _number(name: str, purpose: bytes) -> int:
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,76 @@
+"""Looks through tar files without unpacking them."""
+
+import os
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import INDEX, compressed
+from data_pipelines.sources.images import EXTENSIONS
+
+
+class Member(NamedTuple):
+    """offset and size: of its data in the tar, bytes; plain: a file of its own, no link, folder or device."""
+
+    name: str
+    offset: int
+    size: int
+    plain: bool
+
+
+def members(path) -> tuple[list[Member], str | None]:
+    """All members that lie in a tar whole, in order, and what is wrong with the tar, or None.
+
+    Raises UserError when it is compressed; OSError when it cannot be read.
+    """
+    if why := compressed(path):
+        raise UserError(f"{path} {why}")
+    found, end, size = [], 0, os.stat(path).st_size
+    try:
+        with tarfile.open(path, "r:", errorlevel=2) as tar:
+            for member in tar:
+                if member.offset_data + member.size * member.isreg() > size:
+                    return found, f"is cut short at byte {size:,}, within {member.name!r}"
+                found.append(Member(member.name, member.offset_data, member.size, _is_plain(member)))
+            # tarfile takes a tar that is cut between two members, or a damaged header, for its end.
+            end = tar.offset
+            tar.fileobj.seek(end)
+            if tar.fileobj.read(1024) != bytes(1024):
+                return found, f"is damaged or cut short at byte {end:,} of {size:,}"
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        return found, f"is not a whole tar file ({error})"
+    return found, None
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def index_shard(path) -> np.ndarray:
+    """Walks the headers of one of our own shards and gives its index, INDEX [images], sizes still 0.
+
+    Raises UserError when the tar is compressed, cut short or damaged, or when its members are not pairs of an
+    image and <key>.cls with a whole number in the latter.
+    """
+    found, damage = members(path)
+    if damage:
+        raise UserError(f"{path} {damage}")
+    images, labels = {}, {}
+    with open(path, "rb") as file:
+        for member in found:
+            key, _, kind = member.name.rpartition(".")
+            known = labels if kind == "cls" else images if kind in EXTENSIONS.values() else None
+            if known is None or key in known or not member.plain:
+                raise UserError(f"{path}: member {member.name!r} is not one image or <key>.cls")
+            if known is images:
+                images[key] = (member.offset, member.size)
+                continue
+            text = os.pread(file.fileno(), min(member.size, 32), member.offset)
+            if not text.strip().removeprefix(b"-").isdigit():
+                raise UserError(f"{path}: member {member.name!r} holds {text!r}, expected a whole number")
+            labels[key] = int(text)
+    if alone := sorted(images.keys() ^ labels.keys()):
+        raise UserError(f"{path}: {alone[0]!r} has not both of an image and <key>.cls")
+    return np.array([(*images[key], 0, 0, labels[key]) for key in images], dtype=INDEX)

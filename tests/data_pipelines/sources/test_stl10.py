@@ -1,0 +1,65 @@
+"""STL-10 as it is published: columns first, labels from 1, a part without labels."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.reader import Reader
+from data_pipelines.shards.make import make
+from data_pipelines.shards.verify import verify
+from tests.helpers.tiny_dataset import pictures
+
+CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+COUNTS = {"train": 12, "test": 5, "unlabeled": 23}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw/stl10_binary"
+    folder.mkdir(parents=True)
+    for seed, (name, count) in enumerate(COUNTS.items()):
+        columns = pictures(count, 96, 96, seed).transpose(0, 3, 2, 1)  # channel, column, row
+        (folder / f"{name}_X.bin").write_bytes(np.ascontiguousarray(columns).tobytes())
+    for name in ("train", "test"):
+        (folder / f"{name}_y.bin").write_bytes(bytes(i % 10 + 1 for i in range(COUNTS[name])))
+    (folder / "class_names.txt").write_text("\n".join(CLASSES) + "\n")
+    return folder
+
+
+def test_images_and_labels_are_those_published(raw, tmp_path):
+    dataset = make("stl10", tmp_path / "to", raw.parent, images_per_shard=10, workers=1, progress=False)
+    assert dataset.classes == tuple(CLASSES)
+    assert {name: part.images for name, part in dataset.splits.items()} == {
+        "train": 12,
+        "test": 5,
+        "unlabelled": 23,
+    }
+    for seed, split in enumerate(("train", "test", "unlabelled")):
+        reader = Reader(dataset, split)
+        ids = np.arange(reader.images)
+        images = np.stack([np.asarray(Image.open(io.BytesIO(data.tobytes()))) for data in reader.read(ids)])
+        assert np.array_equal(images, pictures(len(ids), 96, 96, seed))
+        labels = reader.entries(ids)["label"]
+        assert labels.tolist() == [-1 if split == "unlabelled" else i % 10 for i in ids]
+    assert dataset.mean == pytest.approx(pictures(12, 96, 96, 0).mean((0, 1, 2)) / 255, abs=1e-12)
+    assert verify(tmp_path / "to", progress=False) == []
+
+
+def test_files_of_another_length_are_one_clear_line(raw, tmp_path):
+    def refused(match):
+        with pytest.raises(UserError, match=match) as error:
+            make("stl10", tmp_path / "to", raw)
+        assert "\n" not in str(error.value)
+
+    (raw / "test_y.bin").write_bytes(bytes(4))
+    refused(r"test_y\.bin has 4 bytes, expected 5, one a label")
+    (raw / "train_X.bin").write_bytes(bytes(1000))
+    refused(r"train_X\.bin has 1,000 bytes, expected a multiple of 27,648")
+    (raw / "train_X.bin").unlink()
+    refused(
+        r"train_X\.bin cannot be read \(No such file.*from= takes the unpacked folder stl10_binary of http"
+    )
+    assert not (tmp_path / "to").exists()

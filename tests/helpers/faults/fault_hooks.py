@@ -1,0 +1,295 @@
+"""What tests make happen inside a rank, by wrapping real functions: it notes where it is, or dies there."""
+
+import builtins
+import errno
+import io
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+# The moments of a save, in their order. A rank that is not the first meets those of its part alone.
+PART = ("part half written", "part written", "part flushed", "part described")
+PUBLISHED = ("manifest written", "manifest named", "before the rename", "after the rename")
+REMOVED = ("old one hidden", "old one half removed", "old one removed")
+PHASES = PART + PUBLISHED + REMOVED
+
+
+def install(
+    rank: int,
+    logs: Path,
+    die: dict | None = None,
+    hang: dict | None = None,
+    record: bool = False,
+    nan: int | None = None,
+    slow: float = 0.0,
+    linger: float = 0.0,
+    misread: dict | None = None,
+) -> None:
+    """Prepares this process, before it runs main.py.
+
+    Args:
+        die: {"rank", "phase", "time"}: SIGKILL to itself when that rank comes to the phase of a save for the
+            time-th time; {"rank", "images"}: before the step after so many images.
+        hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), measures
+            ("watch"), saves ("save"), comes to the final evaluation ("finish") or logs
+            one ("log"), after so many images; "data": its loader gives it nothing more, and it lives;
+            "disk": its next checkpoint's write does not end, and it lives.
+        record: write what the rank trains on to logs/ids-RANK.jsonl.
+        nan: make a weight NaN before the step after so many images.
+        slow: seconds that every step takes longer.
+        linger: seconds that the page of views, the first picture of the end, takes longer to draw.
+        misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
+    """
+    note_stages(logs / f"stage-{rank}")
+    if record:
+        record_ids(logs / f"ids-{rank}.jsonl")
+    if nan is not None:
+        before("step", nan, make_nan)
+    if slow:
+        before("step", None, lambda training: time.sleep(slow))
+    if linger:
+        linger_over_views(linger)
+    if misread and misread["rank"] == rank:
+        before("step", misread["images"], lambda training: fail_a_read())
+    if die and die["rank"] == rank:
+        if "phase" in die:
+            follow_saves(dying(die["phase"], die["time"]))
+        else:
+            before("step", die["images"], lambda training: kill_self())
+    if hang and hang["where"] == "disk":
+        wait_for_disk(**hang, own=rank)
+    elif hang and hang["rank"] == rank and hang["where"] == "data":
+        before("step", hang["images"], lambda training: setattr(training, "loader", Silent()))
+    elif hang and hang["rank"] == rank:
+        before(hang["where"], hang["images"], lambda training: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+class Silent:
+    """A loader that never gives a batch."""
+
+    waited = 0.0
+
+    def __next__(self):
+        time.sleep(3600)
+
+
+def wait_for_disk(rank: int, images: int, own: int, **_: object) -> None:
+    """Writes for ever where `own` is that rank; every rank waits for seconds where it would for minutes."""
+    from trainer.runs import run
+
+    inner, run.WRITTEN = run.write, 6.0
+
+    def write(snapshot, folder, seen, *arguments, **options):
+        if own == rank and seen == images:
+            time.sleep(3600)
+        return inner(snapshot, folder, seen, *arguments, timeout=3.0, **options)
+
+    run.write = write
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying(phase: str, number: int) -> Callable[[str], None]:
+    """What kills the process when it hears of a phase for the number-th time."""
+    assert phase in PHASES
+    met = Counter()
+
+    def reached(name: str) -> None:
+        met[name] += 1
+        if met[phase] == number:
+            kill_self()
+
+    return reached
+
+
+# ---- where a rank is -------------------------------------------------------------------------------
+
+
+def note_stages(path: Path) -> None:
+    """Keeps one word and the images seen in a file: start, step, evaluation, save or finish."""
+    from trainer.runs import run
+    from trainer.tasks import pretrain
+    from trainer.training.trainer import Training
+
+    file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    now = {"stage": "start", "images": 0, "writing": 0}
+
+    def tell(**changes) -> None:
+        now.update(changes)
+        stage = "save" if now["writing"] else now["stage"]
+        os.pwrite(file, f"{stage:<12}{now['images']:>12}\n".encode(), 0)
+
+    def during(owner, name: str, stage: str) -> None:
+        """Wraps a function that takes the training first: what it does is told, and that steps go on."""
+        inner = getattr(owner, name)
+
+        def told(training, *arguments):
+            tell(stage=stage, images=training.images)
+            try:
+                return inner(training, *arguments)
+            finally:
+                tell(stage="step", images=training.images)
+
+        setattr(owner, name, told)
+
+    def write(*arguments, **options):
+        tell(writing=1)
+        try:
+            return inner_write(*arguments, **options)
+        finally:
+            tell(writing=0)
+
+    during(Training, "step", "step")
+    during(pretrain, "watch", "evaluation")
+    during(pretrain, "save", "save")
+    during(pretrain, "finish", "finish")
+    inner_write, run.write = run.write, write
+
+
+def before(what: str, images: int | None, act: Callable) -> None:
+    """Calls `act` with the training before a step, or a logging of one, after so many images; None: each."""
+    from trainer.tasks import pretrain
+    from trainer.training.trainer import Training
+
+    owner = Training if what == "step" else pretrain
+    inner = getattr(owner, what)
+
+    def acting(training, *arguments):
+        if images in (None, training.images):
+            act(training)
+        return inner(training, *arguments)
+
+    setattr(owner, what, acting)
+
+
+def make_nan(training) -> None:
+    import torch
+
+    with torch.no_grad():
+        next(iter(training.objective.parameters()))[0] = float("nan")
+
+
+def linger_over_views(seconds: float) -> None:
+    from trainer.evaluation.figures import images
+
+    inner = images.views
+
+    def slow(*arguments):
+        time.sleep(seconds)
+        inner(*arguments)
+
+    images.views = slow
+
+
+def fail_a_read() -> None:
+    real = os.pread
+
+    def failing(*_):
+        os.pread = real
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    os.pread = failing
+
+
+def record_ids(path: Path) -> None:
+    """Appends a line a batch: images seen before it, and of each view the places and the samples."""
+    from data_pipelines.loader import Loader
+
+    inner = Loader.__next__
+
+    def told(loader):
+        batch = inner(loader)
+        if loader.reader.split == "train":  # evaluation has loaders of its own
+            with open(path, "a") as file:
+                line = [batch.images_seen, batch.positions.tolist(), batch.ids.tolist()]
+                file.write(json.dumps(line) + "\n")
+        return batch
+
+    Loader.__next__ = told
+
+
+# ---- where a save is -------------------------------------------------------------------------------
+
+
+def follow_saves(reached: Callable[[str], None]) -> None:
+    """Calls `reached` with each of PHASES that a save of this process comes to, by what it does to files.
+
+    For the rest of the process: the functions of `os` that a save goes through are replaced.
+    """
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "rename", "unlink", "rmdir")}
+    hidden = set()  # by this process: a start also removes what dead ones have hidden
+
+    def opened(path, mode="r", *arguments, **options):
+        if mode == "wb" and is_part(path):
+            return Halting(path, reached)
+        return real_open(path, mode, *arguments, **options)
+
+    def fsync(descriptor):
+        part = is_part(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if part:
+            reached("part written")
+        real["fsync"](descriptor)
+        if part:
+            reached("part flushed")
+
+    def replace(source, to, **options):
+        name = os.path.basename(to)
+        if name == "manifest.json":
+            reached("manifest written")
+        real["replace"](source, to, **options)
+        if name == "manifest.json":
+            reached("manifest named")
+        elif re.fullmatch(r"part-\d+-of-\d+\.json", name):
+            reached("part described")
+
+    def rename(source, to, **options):
+        published = re.fullmatch(r"images-\d+", os.path.basename(to))
+        if published:
+            reached("before the rename")
+        real["rename"](source, to, **options)
+        if published:
+            reached("after the rename")
+        elif str(to).endswith(".removing"):
+            hidden.add(str(to))
+            reached("old one hidden")
+
+    def unlink(path, *, dir_fd=None):
+        folder = os.path.dirname(path) if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
+        real["unlink"](path, dir_fd=dir_fd)
+        if str(folder) in hidden:
+            reached("old one half removed")
+
+    def rmdir(path, *, dir_fd=None):
+        real["rmdir"](path, dir_fd=dir_fd)
+        if str(path) in hidden:
+            reached("old one removed")
+
+    real_open, builtins.open = builtins.open, opened
+    os.fsync, os.replace, os.rename, os.unlink, os.rmdir = fsync, replace, rename, unlink, rmdir
+
+
+def is_part(path) -> bool:
+    return re.fullmatch(r"part-\d+-of-\d+\.safetensors", os.path.basename(path)) is not None
+
+
+class Halting(io.BufferedWriter):
+    """A part's file that tells when its header and some of its tensors are in it."""
+
+    def __init__(self, path, reached: Callable[[str], None]):
+        super().__init__(io.FileIO(path, "w"))
+        self._reached, self._writes = reached, 0
+
+    def write(self, content) -> int:
+        written = super().write(content)
+        self._writes += 1
+        if self._writes == 4:
+            self.flush()
+            self._reached("part half written")
+        return written

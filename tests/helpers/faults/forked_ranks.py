@@ -1,0 +1,222 @@
+"""Real training on several processes at a second a start: a parent that has imported everything forks them.
+
+    with Nursery() as nursery:
+        ranks = nursery.start(folder / "logs", 2, ["recipe=quickstart", ...], die={"rank": 1, "images": 640})
+        assert ranks.wait(60) == [0, 0], ranks.text()
+
+The parent is this file run by an interpreter of its own, with one thread and no parallel region behind it.
+A forked rank is what `accelerate launch` starts: trainer/main.py run as a script in an environment that says
+which rank of how many it is. `fault_hooks` says what can be made to happen inside it.
+"""
+
+import ctypes
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MAIN = REPOSITORY / "trainer" / "main.py"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+GRACE = 1.0  # seconds between a launcher's SIGTERM to the ranks that are left and its SIGKILL; torchrun: 30
+ENGINES = {  # what accelerate launch exports for the files of recipes/launch
+    "ddp": {},
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    **{
+        f"zero{stage}": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+        for stage in (1, 2, 3)
+    },
+}
+
+
+class Nursery:
+    """The parent of ranks, and through it all ranks that it started; both end with this process."""
+
+    def __init__(self):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=REPOSITORY,
+            env=clean | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ended: dict[int, int] = {}  # by process: exit status, or minus the signal
+
+    def start(
+        self, logs: Path, world: int, arguments: list[str], engine: str = "ddp", **hooks: object
+    ) -> "Ranks":
+        """Forks ranks that run main.py with `arguments`; what they print and note comes to `logs`."""
+        logs.mkdir(parents=True)
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | ENGINES[engine]
+        asked = {"logs": str(logs), "world": world, "arguments": arguments, "hooks": hooks}
+        answer = self._ask("start", asked | {"environment": environment if world > 1 else {}})
+        return Ranks(self, answer, logs)
+
+    def ended(self) -> dict[int, int]:
+        """How the processes ended that have."""
+        self._ended |= {int(process): status for process, status in self._ask("ended", {}).items()}
+        return self._ended
+
+    def _ask(self, what: str, request: dict):
+        self._process.stdin.write(json.dumps({"ask": what} | request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the parent of the ranks has died"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.stdin.close()  # it then kills what is left and ends
+        self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Ranks:
+    """The processes of one start, in the order of their ranks."""
+
+    def __init__(self, nursery: Nursery, processes: list[int], logs: Path):
+        self.nursery, self.processes, self.logs = nursery, processes, logs
+
+    def statuses(self) -> list[int | None]:
+        """Of each rank its exit status, minus the signal that killed it, or None while it runs."""
+        ended = self.nursery.ended()
+        return [ended.get(process) for process in self.processes]
+
+    def running(self) -> bool:
+        return None in self.statuses()
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Sends a signal to a rank, or to all."""
+        for which, status in enumerate(self.statuses()):
+            if status is None and rank in (None, which):
+                with suppress(ProcessLookupError):
+                    os.kill(self.processes[which], number)
+
+    def wait(self, timeout: float, alone: bool = False) -> list[int]:
+        """Waits for all; as a launcher does, tells the others to end where one fails, and then makes them.
+
+        Args:
+            alone: leave the others alone, and only wait.
+
+        Raises:
+            TimeoutError: some still ran; they were killed.
+        """
+        deadline, told = time.monotonic() + timeout, None
+        while None in (found := self.statuses()):
+            now = time.monotonic()
+            if now > deadline:
+                self.kill()
+                raise TimeoutError(f"after {timeout} s the ranks' ends were {found}\n{self.text()}")
+            if told is None and any(found) and not alone:
+                told = now
+                self.signal(signal.SIGTERM)
+            if told is not None and now - told > GRACE:
+                self.signal(signal.SIGKILL)
+            time.sleep(0.02)
+        return found
+
+    def kill(self) -> list[int]:
+        """Ends all at once."""
+        self.signal(signal.SIGKILL)
+        while None in (found := self.statuses()):
+            time.sleep(0.005)
+        return found
+
+    def stage(self, rank: int = 0) -> tuple[str, int]:
+        """What the rank does, as `fault_hooks.note_stages` names it, and the images seen before that."""
+        path = self.logs / f"stage-{rank}"
+        words = path.read_text().split() if path.exists() else []
+        return (words[0], int(words[1])) if len(words) == 2 else ("start", 0)
+
+    def text(self, rank: int | None = None) -> str:
+        """What a rank, or each, printed."""
+        ranks = range(len(self.processes)) if rank is None else [rank]
+        return "".join((self.logs / f"rank-{number}.log").read_text() for number in ranks)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# ---- in the parent of the ranks --------------------------------------------------------------------
+
+
+def imported() -> None:
+    """All that a run imports, which is most of the time that a start takes."""
+    from trainer.distributed import launch
+
+    launch.set_environment()
+    import accelerate.state  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import torch._dynamo  # noqa: F401 - what an optimizer imports when it is made
+
+    from trainer.engines import fsdp  # noqa: F401
+    from trainer.tasks import evaluate, pretrain  # noqa: F401
+
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"{len(threads)} threads after the imports: a fork would lose the others"
+
+
+def serve() -> tuple[int, dict]:
+    """Answers requests until there are no more; returns in each forked rank: its number, the request."""
+    alive: set[int] = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["ask"] == "start":
+            answer = []
+            for rank in range(request["world"]):
+                if (process := os.fork()) == 0:
+                    return rank, request
+                answer.append(process)
+            alive.update(answer)
+        else:
+            answer = {}
+            while alive and (found := os.waitpid(-1, os.WNOHANG))[0]:
+                answer[found[0]] = os.waitstatus_to_exitcode(found[1])
+                alive.discard(found[0])
+        print(json.dumps(answer), flush=True)
+    for process in alive:
+        os.kill(process, signal.SIGKILL)
+    os._exit(0)
+
+
+def become(rank: int, request: dict) -> None:
+    """Makes this process a rank that was just started by a launcher."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests
+    world, logs = request["world"], Path(request["logs"])
+    log = os.open(logs / f"rank-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    for descriptor, taken in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, taken)
+    os.environ.update(request["environment"])
+    if world > 1:
+        os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
+        os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world)))
+    sys.argv = [str(MAIN), *request["arguments"]]
+    sys.path[0] = str(MAIN.parent)
+    fault_hooks.install(rank, logs, **request["hooks"])
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(REPOSITORY))
+    from tests.helpers.faults import fault_hooks
+
+    imported()
+    number, asked = serve()
+    become(number, asked)
+    runpy.run_path(str(MAIN), run_name="__main__")

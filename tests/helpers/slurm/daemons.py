@@ -1,0 +1,86 @@
+"""A real Slurm for the tests of this folder and its jobs: munged, slurmctld and two slurmd (cluster.sh)."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def lacking() -> str | None:
+    """Why no cluster can be started here, if so."""
+    if os.geteuid() != 0:
+        return "a throw-away Slurm cluster wants root"
+    programs = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
+    missing = [name for name in programs if not shutil.which(name, path=ENVIRONMENT["PATH"])]
+    if missing:
+        packages = "slurmctld slurmd slurm-client munge iproute2 util-linux"
+        return f"{', '.join(missing)} missing: apt-get install {packages}"
+    if subprocess.run(["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "true"]).returncode:
+        return "namespaces are not allowed here"
+    return None
+
+
+class Slurm:
+    """The cluster: `slurm("squeue", ...)` runs a command on its head node."""
+
+    def __init__(self, directory: Path):
+        self.env = ENVIRONMENT | {"CLUSTER_DIR": str(directory), "NODES": "2"}
+
+    def __call__(self, *words: str, cluster: tuple[str, ...] = ("exec",)) -> str:
+        command = [CLUSTER, *cluster, *words]
+        for _ in range(3 if "scontrol" in words else 1):  # a controller that is late drops who asks: SIGPIPE
+            done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+            if done.returncode != 128 + signal.SIGPIPE:
+                break
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout.strip() or done.stderr.strip()
+
+
+class Job:
+    """A job of one of the scripts in slurm/, submitted from the repository's root."""
+
+    def __init__(self, slurm: Slurm, folder: Path, script: str, *words: str):
+        """`words`: sbatch's options, then the training's arguments."""
+        self.slurm, self.log = slurm, folder / "job.log"
+        options = [word for word in words if word.startswith("-")]
+        arguments = [word for word in words if word not in options]
+        # --time: well above the 300 s of --signal, which would be sent at once otherwise
+        self.id = slurm(
+            *("sbatch", "--parsable", "--time=30", f"--output={self.log}", *options),
+            *(f"slurm/{script}", *arguments),
+        )
+
+    def told(self, key: str) -> str:
+        """What `scontrol show job` says of JobState, Restarts, ExitCode, ..."""
+        return re.search(rf"\b{key}=(\S+)", self.slurm("scontrol", "show", "job", self.id))[1]
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def until(self, what, seconds: float = 1200):
+        """Waits for `what()` to be true; it has to be while the job lives, or at its end."""
+        end = time.monotonic() + seconds
+        while True:
+            state = self.told("JobState")  # before what(), which may wait for this very state
+            if what():
+                return
+            assert state not in ENDS, f"{state}: {self.text}"
+            assert time.monotonic() < end, f"nothing after {seconds} s, {state}: {self.text}"
+            time.sleep(0.1)
+
+    def end(self) -> str:
+        """Waits for the end of the job; its last state."""
+        self.until(lambda: self.told("JobState") in ENDS)
+        return self.told("JobState")

@@ -1,0 +1,258 @@
+"""What the tests of several ranks run on each rank, through the real launcher: worker.py jobs-NAME.json
+
+A job says which recipe, under which engine (the launch file's, or any other in its place) and what to do with
+it; rank 0 writes what came out of all of them to results-NAME.json.
+"""
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset_loading import load_dataset
+from trainer.checkpoints import state
+from trainer.checkpoints.format import folder_name, read_manifest
+from trainer.checkpoints.load import Found
+from trainer.checkpoints.save import snapshot, write
+from trainer.distributed import collectives, launch
+from trainer.distributed.rows import Rows
+from trainer.engines import fsdp, zero
+from trainer.recipe import loading
+from trainer.training.trainer import Training
+
+
+def main(file: Path) -> None:
+    jobs = json.loads(file.read_text())
+    place = launch.start("float32")
+    torch.set_num_threads(1)
+    results = {}
+    for job in jobs:
+        here = replace(place, engine=job.get("engine", place.engine))
+        results[job["name"]] = Job(job, here, file.parent).run() | {"engine": here.engine}
+    if place.main:
+        file.with_name(file.name.replace("jobs-", "results-")).write_text(json.dumps(results))
+    launch.leave(0)
+
+
+class Job:
+    """One job on this rank; `do` names its methods."""
+
+    def __init__(self, job: dict, place: launch.Place, folder: Path):
+        self.job, self.place, self.folder = job, place, folder
+        self.recipe = loading.load(job["recipe"]).recipe
+        self.dataset = load_dataset(self.recipe.data.root)
+
+    def run(self) -> dict:
+        out = {}
+        for word in self.job["do"]:
+            out |= getattr(self, word)()
+        return out
+
+    def training(self, saved=None, step: int = 0) -> Training:
+        training = Training(self.recipe, self.place, self.dataset, saved, step * self.recipe.batch)
+        assert_engine(training)
+        return training
+
+    def free(self) -> dict:
+        """A run of `steps` steps: its losses, what every rank saw, and checkpoints at the steps in `keep`."""
+        training, losses, ids = self.training(), [], []
+        follow_ids(training, ids)
+        for step in range(self.job["steps"]):
+            if step in self.job.get("keep", ()):
+                self._save(training, step, self.job["name"])
+            losses.append(mean_loss(training.step()))
+        assert training.all_finite()
+        training.close()
+        return {"losses": losses, "ids": everyones(ids)}
+
+    def _save(self, training: Training, step: int, name: str) -> Path:
+        images, folder = step * self.recipe.batch, self.folder / name
+        shares = snapshot(training.state(), self.place.rank, self.place.world)
+        write(shares, folder, images, {}, attempt="once", keep=100)
+        collectives.barrier()
+        return folder / folder_name(images)
+
+    def one_step(self) -> dict:
+        """From each checkpoint of the jobs in `from` at each step in `at`: a step's loss and whole gradient.
+
+        And what of the checkpoint is not what the training then holds, bit for bit, on this rank.
+        """
+        losses, different = {}, []
+        for source in self.job["from"]:
+            for step in self.job["at"]:
+                name = f"{source} {step}"
+                path = self.folder / source / folder_name(step * self.recipe.batch)
+                saved = load(path)
+                training, found = self.training(saved, step), []
+                different += [f"{name}: {what}" for what in differences(saved, training.state())]
+                take = training.engine.step
+                training.engine.step = lambda: (found.append(gradient(training)), take())  # noqa: B023
+                losses[name] = mean_loss(training.step())
+                training.close()
+                if self.place.main:
+                    file = f"gradient {self.job['name']} {self.place.world} {name}.safetensors"
+                    save_file({"gradient": found[0]}, self.folder / file)
+        return {"one step": losses, "restored": everyones(different)}
+
+    def wrong(self) -> dict:
+        """What is said, on every rank, of each way in which the engine can become another one."""
+        told = []
+        for owner, name, other in wrappings(self.place):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(owner, name, other)
+                try:
+                    self.training()
+                    told.append("nothing")
+                except UserError as mistake:
+                    told.append(str(mistake))
+        return {"told": everyones(told)}
+
+    def resume(self) -> dict:
+        """Stops after every step, goes on, and compares bits with the run that was not disturbed."""
+        training, saves, steps = self.training(), [], self.job["steps"]
+        for step in range(steps):
+            saves.append(self._save(training, step, f"{self.job['name']} {self.place.world}"))
+            training.step()
+        final = host(training.state())
+        training.close()
+        different = []
+        for step, path in enumerate(saves):
+            saved = load(path)
+            training = self.training(saved, step)
+            while training.images < steps * self.recipe.batch:
+                training.step()
+            ended = host(training.state())
+            training.close()
+            equal = ended.keys() == final.keys() and all(torch.equal(ended[k], final[k]) for k in final)
+            different += [] if equal else [step]
+        return {"different": everyones(different), "tensors": len(final)}
+
+
+def load(path: Path) -> dict:
+    """What a rank reads of a checkpoint."""
+    manifest = read_manifest(path)
+    return state.load(Found(path, manifest["images"], manifest))
+
+
+# ---- what is looked at ---------------------------------------------------------------------------
+
+
+def assert_engine(training: Training) -> None:
+    """The engine that runs is the one that was asked for: by its own classes, not by its name."""
+    asked, model = training.place.engine, getattr(training.engine, "model", None)
+    if asked == "single process":
+        assert model is training.objective
+        assert collectives.world() == 1
+    elif asked == "ddp":
+        assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    elif asked == "fsdp2":
+        from torch.distributed.fsdp import FSDPModule
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(training.objective, FSDPModule)
+        assert all(isinstance(p, DTensor) for p in training.objective.parameters())
+        assert all(isinstance(p, DTensor) for g in training.optimizer.param_groups for p in g["params"])
+    else:
+        from deepspeed import DeepSpeedEngine
+        from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+        from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+        engine, stage = training.engine.engine, int(asked[-1])
+        assert isinstance(engine, DeepSpeedEngine)
+        assert engine.zero_optimization_stage() == stage
+        kind = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
+        assert isinstance(engine.optimizer, kind)
+        assert stage == 3 or engine.optimizer.partition_gradients == (stage == 2)
+        partitioned = [hasattr(p, "ds_tensor") for p in training.objective.parameters()]
+        assert all(partitioned) if stage == 3 else not any(partitioned)
+
+
+def wrappings(place: launch.Place) -> list[tuple]:
+    """Functions that wrap an objective for an engine, each with one that makes something else of it."""
+    if place.engine == "ddp":
+        return [(place.accelerator, "prepare", lambda objective: objective)]
+    if place.engine == "fsdp2":
+        return [(fsdp, "fully_shard", lambda unit, mesh: unit)]
+    made = zero.initialize
+
+    def other_stage(objective, optimizer, stage):
+        return made(objective, optimizer, 2 if stage == 1 else 1)
+
+    def other_optimizer(objective, optimizer, stage):
+        return made(objective, copy.copy(optimizer), stage)
+
+    return [(zero, "initialize", other) for other in (other_stage, other_optimizer)]
+
+
+def gradient(training: Training) -> torch.Tensor:
+    """All gradients, clipped, as one vector of whole tensors; between the backward pass and the step."""
+    parts = []
+    for parameter in training.objective.parameters():
+        if parameter.requires_grad:
+            if training.place.engine.startswith("zero"):
+                from deepspeed.utils import safe_get_full_grad
+
+                whole = safe_get_full_grad(parameter)
+            else:
+                whole = parameter.grad
+                whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+            parts.append(whole.detach().flatten().double())
+    return torch.cat(parts)
+
+
+def differences(saved: dict, held: dict) -> list[str]:
+    """Names of what this rank holds otherwise than it was saved (whole; under shard/ its rows)."""
+    found = sorted(saved.keys() ^ held.keys())
+    for name in saved.keys() & held.keys():
+        value, expected = held[name], saved[name]
+        if isinstance(value, Rows):
+            if not name.startswith("shard/"):
+                expected = expected[value.offset : value.offset + len(value.rows)]
+            value = value.rows
+        if not torch.equal(value.cpu(), expected):
+            found.append(name)
+    return found
+
+
+def follow_ids(training: Training, ids: list) -> None:
+    """Notes which samples this rank trains on, and where in the run they stand."""
+    loader = training.loader
+
+    class Noted:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            batch = next(loader)
+            ids.append([batch.ids.tolist(), batch.positions.tolist()])
+            return batch
+
+        def __getattr__(self, name):
+            return getattr(loader, name)
+
+    training.loader = Noted()
+
+
+def everyones(value) -> list:
+    """What each rank found, in the order of the ranks."""
+    return collectives.on_all(lambda: value)
+
+
+def mean_loss(values: dict) -> float:
+    return collectives.mean(values["loss"].double()).item()
+
+
+def host(held: dict) -> dict:
+    """Copies, of sharded tensors this rank's rows."""
+    rows = {name: value.rows if isinstance(value, Rows) else value for name, value in held.items()}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in rows.items()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

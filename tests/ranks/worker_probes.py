@@ -1,0 +1,50 @@
+"""What the test of probes on several ranks runs on each of them: worker_probes.py JOBS.json"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from data_pipelines.common.errors import SharedError
+from data_pipelines.dataset_loading import load_dataset
+from data_pipelines.loader import Images
+from data_pipelines.reader import Reader
+from data_pipelines.views import Normalize
+from trainer.distributed import collectives, launch
+from trainer.evaluation.features import cached, gathered, labelled_ids
+from trainer.evaluation.suite import measure_probes
+from trainer.recipe.evaluation import Evaluate, FewShot
+
+
+def encode(view: torch.Tensor) -> dict[str, torch.Tensor]:
+    flat = view.flatten(1)
+    return {"conv": flat, "y": flat[:, ::5].relu()}
+
+
+def main(file: Path) -> None:
+    (job,) = json.loads(file.read_text())
+    place = launch.start("float32")
+    torch.set_num_threads(2 // place.world)  # that many jobs at a time, each on one thread
+    dataset = load_dataset(job["data"])
+    readers = Reader(dataset, "train"), Reader(dataset, "test")
+    images, folder = Images(8, Normalize(), 1, place.device), file.parent / f"features-{place.world}"
+    splits = [(reader, labelled_ids(reader)) for reader in readers]
+    with cached(folder, encode, splits, images, 100) as sets:
+        figures = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, place.device)
+        sums = [rows.double().sum().item() for examples in sets for rows in examples.features.values()]
+        try:
+            measure_probes(*sets, 10, Evaluate(few_shot=FewShot(shots=1000)), 0, place.device)
+        except SharedError as error:
+            refused = str(error)
+    found = gathered(encode, readers[1], splits[1][1][:1], images, 100)  # fewer images than ranks
+    rows = found[0]["conv"].tolist() if found else None
+    ranks = collectives.on_all(lambda: [figures, sums, refused, folder.exists()])
+    if place.main:
+        results = {"ranks": ranks, "rows": rows}
+        file.with_name(f"results-{place.world}.json").write_text(json.dumps(results))
+    launch.leave(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""What a launch file asks for, as the launcher hands it on, and what of it is refused."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from data_pipelines.common.errors import UserError
+from trainer.distributed import launch
+from trainer.engines.engine import Ddp, check_engine
+
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+
+
+@pytest.fixture(autouse=True)
+def without_launcher(monkeypatch):
+    for name in (*ZERO, *FSDP, STAGE, "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"),
+    [
+        ({}, "single process"),
+        ({"WORLD_SIZE": "1"}, "single process"),
+        ({"WORLD_SIZE": "2"}, "ddp"),
+        (ZERO | {STAGE: "1", "WORLD_SIZE": "1"}, "zero1"),
+        (ZERO | {STAGE: "3", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}, "zero3"),
+        (FSDP | {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}, "fsdp2"),
+    ],
+)
+def test_the_engine_is_the_launch_files(monkeypatch, said, engine):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert launch.asked_engine() == engine
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        (ZERO | {STAGE: "0"}, r"ZeRO stage 0; expected 1, 2 or 3: recipes/launch/"),
+        (ZERO | {STAGE: "2", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offloading"),
+        (ZERO | {STAGE: "2", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "mine.json"}, "configuration of its own"),
+        (FSDP | {"FSDP_VERSION": "1"}, r"asks for FSDP 1 .* recipes/launch/fsdp2\.yaml"),
+        (FSDP | {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "offloading"),
+    ],
+)
+def test_what_no_engine_does_is_refused_in_one_line(monkeypatch, said, refused):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=refused) as mistake:
+        launch.asked_engine()
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_missing_deepspeed_is_one_line(monkeypatch):
+    for name, value in (ZERO | {STAGE: "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # so no import finds it
+    with pytest.raises(UserError, match="ZeRO-2, but DeepSpeed is not installed: pip install deepspeed, or"):
+        launch.asked_engine()
+
+
+def test_an_engine_that_became_another_is_refused_in_one_line():
+    model = nn.Linear(1, 1)
+    check_engine("ddp", True, model)
+    with pytest.raises(
+        UserError, match="asks for ddp, but Linear would run; install the versions of"
+    ) as mistake:
+        check_engine("ddp", isinstance(model, torch.nn.parallel.DistributedDataParallel), model)
+    assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"), [(ZERO | {STAGE: "2"}, "zero2"), (FSDP | {"FSDP_VERSION": "2"}, "fsdp2")]
+)
+def test_an_engine_of_several_ranks_in_a_single_process_is_refused(monkeypatch, said, engine):
+    """As where a program started by hand finds a launch file's environment, but no group of ranks."""
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "cpu" if name == "DS_ACCELERATOR" else "no")  # `start` sets them: undone
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(True)
+    with pytest.raises(UserError, match=f"asks for {engine}, but this is a single process; use ") as mistake:
+        launch.start("float32")
+    assert "recipes/launch/ddp.yaml" in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+    AcceleratorState._reset_state(True)
+
+
+def test_ddp_that_nothing_was_wrapped_for_is_refused():
+    """As by an accelerate that believes to be alone; the other engines' like: tests/distributed."""
+    alone = SimpleNamespace(accelerator=SimpleNamespace(prepare=lambda objective: objective))
+    with pytest.raises(UserError, match="asks for ddp, but Linear would run"):
+        Ddp(nn.Linear(1, 1), lambda parameters: torch.optim.SGD(parameters, lr=0.1), alone, {})
+
+
+def test_every_launch_file_is_of_its_engine():
+    folder = Path(__file__).resolve().parents[3] / "recipes/launch"
+    said = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    assert said.keys() == {"cpu", "ddp", "zero1", "zero2", "zero3", "fsdp2"}
+    for stage in (1, 2, 3):
+        assert said[f"zero{stage}"]["distributed_type"] == "DEEPSPEED"
+        assert said[f"zero{stage}"]["deepspeed_config"]["zero_stage"] == stage
+    assert said["fsdp2"]["fsdp_config"]["fsdp_version"] == 2

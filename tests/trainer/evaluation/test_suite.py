@@ -1,0 +1,86 @@
+"""All probes of a recipe: which figures come of them, and who computes them."""
+
+import threading
+from statistics import mean, pstdev
+
+import pytest
+import torch
+
+from data_pipelines.common.errors import SharedError
+from trainer.evaluation.features import Examples
+from trainer.evaluation.heads import head_probes
+from trainer.evaluation.suite import Job, deal, jobs, measure_probes, run_all
+from trainer.recipe.evaluation import Evaluate, FewShot, LinearProbe, MlpProbe, SgdProbe, SvmProbe
+
+CPU = torch.device("cpu")
+SVM = SvmProbe(epochs=3, runs=3, lr=0.5)
+EVERYTHING = Evaluate(
+    linear=LinearProbe(iterations=5),
+    linear_sgd=SgdProbe(epochs=10),
+    mlp=MlpProbe(epochs=10),
+    svm=SVM,
+    few_shot=FewShot(draws=1),
+)
+
+
+@pytest.fixture
+def sets(pixels):
+    train_x, train_y, test_x, test_y, _ = pixels
+    return (
+        Examples({"pooled": train_x, "y": train_x[:, ::2]}, train_y, None),
+        Examples({"pooled": test_x, "y": test_x[:, ::2]}, test_y, None),
+    )
+
+
+def test_every_probe_of_every_feature(sets, pixels):
+    figures = measure_probes(*sets, 10, EVERYTHING, 0, CPU)
+    each = ["linear/{}", "linear_sgd/{}", "mlp/{}", "svm/{}", "svm/{}/std"]
+    expected = [f"probe/{key}".format(name) for name in ("pooled", "y") for key in each]
+    assert list(figures) == [*expected, "few_shot/5/linear/y", "knn/y"]
+    runs = head_probes(*pixels, {"svm": SVM}, 0)["svm"]
+    assert figures["probe/svm/pooled"] == pytest.approx(mean(runs), abs=0.01)
+    assert 0 < figures["probe/svm/pooled/std"] < 0.1
+    assert figures["probe/svm/pooled/std"] == pytest.approx(pstdev(runs), abs=0.01)
+    assert all(value > 0.4 for name, value in figures.items() if not name.endswith("std"))
+
+
+def test_what_is_null_is_left_out(sets):
+    options = Evaluate(linear=None, mlp=None, few_shot=None)
+    assert list(measure_probes(*sets, 10, options, 0, CPU)) == ["knn/y"]
+    options = Evaluate(linear=None, mlp=None)
+    assert list(measure_probes(*sets, 10, options, 0, CPU)) == ["few_shot/5/linear/y", "knn/y"]
+
+
+def test_a_probe_that_refuses_is_told_to_every_rank(sets):
+    with pytest.raises(SharedError, match=r"few_shot\.shots=1000"):
+        measure_probes(*sets, 10, Evaluate(linear=None, mlp=None, few_shot=FewShot(shots=1000)), 0, CPU)
+
+
+def test_jobs_are_dealt_so_that_all_ranks_end_together():
+    work = [Job(name, cost, dict) for name, cost in (("a", 1), ("b", 5), ("c", 3), ("d", 2))]
+    hands = [[job.name for job in hand] for hand in deal(work, 2)]
+    assert hands == [["b", "a"], ["c", "d"]]
+    assert [len(hand) for hand in deal(work, 6)] == [1, 1, 1, 1, 0, 0]
+
+
+def test_the_dear_jobs_are_known_to_be_dear(sets):
+    cost = {job.name: job.cost for job in jobs(*sets, 10, EVERYTHING, 0, CPU)}
+    assert cost["heads/pooled"] == 2 * cost["heads/y"]
+    assert cost["heads/pooled"] == 4 * 1437 * 64 * ((10 + 200) * 10 + 3 * 10 * 3)
+
+
+def test_jobs_share_the_cores_and_leave_the_threads_as_they_were():
+    """Two jobs that wait for each other can only end if they run at the same time."""
+    meeting, threads = threading.Barrier(2, timeout=60), torch.get_num_threads()
+
+    def meet():
+        meeting.wait()
+        return {"threads": torch.get_num_threads()}
+
+    torch.set_num_threads(2)
+    try:
+        found = run_all([Job("a", 2, meet), Job("b", 1, meet)], threads=1, device=CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert found == {"a": {"threads": 1}, "b": {"threads": 1}}

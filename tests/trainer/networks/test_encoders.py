@@ -1,0 +1,231 @@
+"""What holds for every kind of encoder: the shapes it tells, groups, layouts, precision, export, recipes."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from data_pipelines.common.errors import UserError
+from trainer.exports.encoder import export, load_encoder
+from trainer.networks.batch_norm import GroupBatchNorm, commit, recalibrate
+from trainer.networks.build import build_encoder, encoder_options
+from trainer.recipe.loading import load
+from trainer.training.build import build_objective
+
+SIX = ["encoder.channels=[4, 6, 8, 8, 6]", "encoder.fc=10", "encoder.y=5"]
+NVAE = [
+    "encoder.width=4",
+    "encoder.cells=1",
+    "encoder.tower=1",
+    "encoder.decoder_tower=1",
+    "encoder.latent=2",
+]
+TINY = {
+    "dim": ["data.size=16", "encoder.channels=[4, 8]", "encoder.fc=10", "encoder.y=5"],
+    "dim_alexnet": ["data.size=16", *SIX],
+    "folded_alexnet": ["data.size=32", *SIX],
+    "folded_resnet": ["data.size=16", "encoder.depth=19", "encoder.width=2", "encoder.fc=10", "encoder.y=5"],
+    "resnet": ["data.size=16", "encoder.depth=18", "encoder.stem=cifar", "encoder.width=2", "encoder.y=5"],
+    "nvae": ["data.size=16", *NVAE, "encoder.layout=map"],
+    "nvae_pooled": ["data.size=16", *NVAE, "encoder.layout=pooled"],
+}
+ALL = pytest.mark.parametrize("kind", TINY)
+
+
+def recipe(kind: str, *overrides: str):
+    arguments = [
+        "recipe=quickstart",
+        f"encoder.kind={kind.removesuffix('_pooled')}",
+        *TINY[kind],
+        "groups.norm=3",
+        *overrides,
+    ]
+    return load(arguments).recipe
+
+
+def build(kind: str, *overrides: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_encoder(encoder_options(recipe(kind, *overrides)))
+
+
+def images(kind: str, n: int = 6, dtype=torch.float64) -> torch.Tensor:
+    size = recipe(kind).data.size
+    generator = torch.Generator().manual_seed(7)
+    return (
+        torch.randn(n, 3, size, size, generator=generator, dtype=dtype)
+        * torch.arange(1, n + 1)[:, None, None, None]
+    )
+
+
+def squares(features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A loss that all parameters have a part in: of every feature, w beside y."""
+    return sum(rows.to(torch.float64).square().sum() for rows in features.values())
+
+
+@ALL
+def test_it_gives_the_shapes_that_it_tells(kind):
+    encoder = build(kind).double()
+    features = encoder(images(kind))
+    side = encoder.local_side
+    assert features.pop("local").shape == (6, encoder.local_channels, side, side)
+    assert {name: value.shape for name, value in features.items()} == {
+        name: (6, width) for name, width in encoder.widths.items()
+    }
+    assert list(features) == list(encoder.widths)
+    assert list(encoder.widths)[-1] == "y"
+    assert encoder.widths["y"] == (64 if kind.startswith("nvae") else 5)
+
+
+@ALL
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_the_tail_takes_the_local_map_and_is_fresh(kind, norm):
+    encoder = build(kind, f"encoder.norm={norm}").double()
+    tail, width = encoder.tail()
+    local = encoder(images(kind))["local"]
+    found = tail.double()(local)
+    assert found.shape == (6, width)
+    assert not {id(p) for p in tail.parameters()} & {id(p) for p in encoder.parameters()}
+    found.square().sum().backward()
+    assert all(p.grad is not None for p in tail.parameters())
+    norms = [module for module in tail.modules() if isinstance(module, (GroupBatchNorm, nn.GroupNorm))]
+    assert {type(module) for module in norms} == {GroupBatchNorm if norm == "batch" else nn.GroupNorm}
+
+
+@ALL
+def test_two_groups_in_a_batch_are_two_batches(kind):
+    """Forward, gradients, and the statistics that a commit leaves."""
+    together, apart = (build(kind).double() for _ in range(2))
+    batch = images(kind)
+    ones = together(batch)
+    twos = [apart(part) for part in batch.split(3)]
+    for name, value in ones.items():
+        assert torch.allclose(value, torch.cat([two[name] for two in twos]), rtol=0, atol=1e-10)
+    squares(ones).backward()
+    sum(squares(two) for two in twos).backward()
+    commit(together)
+    commit(apart)
+    for one, two in zip(together.parameters(), apart.parameters(), strict=True):
+        assert torch.allclose(one.grad, two.grad, rtol=1e-8, atol=1e-10)
+    for one, two in zip(together.buffers(), apart.buffers(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-10, atol=1e-12)
+    batch[3:] += 1
+    changed = together(batch)
+    assert torch.equal(changed["y"][:3], ones["y"][:3])
+    assert not torch.allclose(changed["y"][3:], ones["y"][3:])
+
+
+@ALL
+def test_group_norm_knows_no_other_image(kind):
+    encoder = build(kind, "encoder.norm=group").double()
+    assert not [module for module in encoder.modules() if isinstance(module, GroupBatchNorm)]
+    assert not list(encoder.buffers())
+    batch = images(kind)
+    together, alone = encoder(batch), encoder(batch[2:3])
+    for name, value in alone.items():
+        assert torch.allclose(value, together[name][2:3], rtol=0, atol=1e-10)
+    assert together["y"].std(0).min() > 1e-3  # images differ: no layer is normalised to nothing
+
+
+@ALL
+def test_an_exported_encoder_gives_the_same_features_whatever_its_group(kind, tmp_path):
+    encoder = build(kind)
+    recalibrate(encoder, [images(kind, dtype=torch.float32)])
+    encoder.eval().to(memory_format=torch.channels_last)
+    path = tmp_path / "encoder.safetensors"
+    for group in (3, 64):
+        options = encoder_options(recipe(kind, f"groups.norm={group}"))
+        export(path, encoder.state_dict(), {"encoder": json.dumps(options)})
+        loaded = load_encoder(path)
+        batch = images(kind, n=5, dtype=torch.float32)
+        with torch.no_grad():
+            for name, value in encoder(batch).items():
+                assert torch.allclose(loaded(batch)[name], value, rtol=1e-4, atol=1e-5), name
+
+
+@ALL
+def test_it_is_built_without_memory_with_the_same_parameters(kind):
+    with torch.device("meta"):
+        shadow = build(kind)
+        tail, _ = shadow.tail()
+    real = build(kind)
+    for (name, one), (other, two) in zip(shadow.named_parameters(), real.named_parameters(), strict=True):
+        assert (name, one.shape) == (other, two.shape)
+    assert all(p.is_meta for p in (*shadow.parameters(), *tail.parameters()))
+
+
+@ALL
+def test_layouts_do_not_change_the_result_and_the_local_map_is_channels_last(kind):
+    encoder, batch = build(kind).double(), images(kind)
+    first = encoder(batch)
+    encoder.to(memory_format=torch.channels_last)
+    second = encoder(batch.to(memory_format=torch.channels_last))
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], rtol=0, atol=1e-10)
+    assert second["local"].is_contiguous(memory_format=torch.channels_last)
+
+
+@ALL
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
+    encoder = build(kind, f"encoder.norm={norm}")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = encoder(images(kind, dtype=torch.float32))
+    squares(features).backward()
+    commit(encoder)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        ("dim", 18, "data.size=18 cannot be halved 2 times"),
+        (
+            "dim_alexnet",
+            14,
+            "data.size=14: encoder.kind=dim_alexnet pools three times; at least 15 is needed",
+        ),
+        ("folded_alexnet", 36, "data.size=36 cannot be folded into patches of 16 pixels, 8 apart"),
+        ("folded_alexnet", 24, "data.size=24: encoder.kind=folded_alexnet needs 3 x 3 patches"),
+        ("folded_resnet", 30, "data.size=30 cannot be folded into patches of 8 pixels, 4 apart"),
+        ("folded_resnet", 4, "a multiple of 4 is needed, at least 8"),
+    ],
+)
+def test_an_image_of_the_wrong_size_is_refused_in_a_line(kind, size, said):
+    with pytest.raises(UserError) as caught:
+        build_objective(recipe(kind, f"data.size={size}"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["encoder.kind=resnet", "encoder.depth=20"], "encoder.depth: expected 18, 34, 50 or 101, got 20"),
+        (["encoder.kind=resnet", "encoder.local=layer5"], "did you mean 'layer"),
+        (["encoder.kind=resnet", "encoder.fc=3"], "encoder.fc: unknown key; it belongs to encoder.kind dim,"),
+        (["encoder.kind=folded_resnet", "encoder.stem=cifar"], "it belongs to encoder.kind resnet"),
+        (["encoder.kind=dim_alexnet", "encoder.channels=[4]"], "expected a list of 5 whole numbers above 0"),
+        (["encoder.kind=alexnet"], "did you mean 'dim_alexnet'?"),
+        (["encoder.norm=layer"], "encoder.norm: expected 'batch' or 'group', got 'layer'"),
+    ],
+)
+def test_a_recipe_says_what_an_encoder_takes(overrides, said):
+    with pytest.raises(UserError) as caught:
+        load(["recipe=quickstart", *overrides])
+    assert said in str(caught.value)
+
+
+def test_a_kind_change_drops_what_belonged_to_the_other():
+    encoder = load(["recipe=quickstart", "encoder.kind=resnet"]).recipe.encoder
+    assert encoder.model_dump() == {
+        "kind": "resnet",
+        "depth": 50,
+        "stem": "imagenet",
+        "width": 64,
+        "local": "layer3",
+        "y": 64,
+        "norm": "batch",
+        "zero_init_residual": False,
+    }

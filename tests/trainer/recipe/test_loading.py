@@ -1,0 +1,289 @@
+"""Recipes: inheritance, overrides, YAML 1.2, origins, fingerprints, and one clear line for every mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.loading import RECIPES, YOUNGER, differences, listing, load, load_saved
+from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.yaml12 import flatten, flow, parse, plain
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
+    "data.views.0.crop={scale: {low: 0.2, high: 1}}",
+    "data.views.0.jitter={hue: 0.1}",
+    "data.views.0.blur={sigma: {low: 0.1, high: 2}}",
+    "schedule={kind: cosine, final: 0.1}",
+]
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return f"recipe={path}"
+
+
+# ---- the recipes that come with the project --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_loads_and_its_text_reads_back_equal(name, tmp_path):
+    loaded = load([f"recipe={name}"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(loaded.text(), encoding="utf-8")
+    assert load_saved(path).recipe == loaded.recipe
+    assert load_saved(path).resolved() == loaded.resolved() == yaml.safe_load(loaded.text())
+    assert load_saved(path).fingerprint() == loaded.fingerprint()
+
+
+def test_listing_shows_name_task_and_first_comment():
+    shown = {one.name: one for one in listing()}
+    assert sorted(shown) == NAMES
+    assert shown["dim_local_paper"].task == "pretrain"  # inherited
+    assert shown["evaluate"].task == "evaluate"
+    for name, one in shown.items():
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert one.description
+        assert first == f"# {one.description}"
+
+
+def test_the_pretraining_recipes_fit_their_groups_and_the_paper_twin_is_one_group():
+    for name in NAMES:
+        recipe = load([f"recipe={name}"]).recipe
+        if isinstance(recipe, Pretrain):
+            assert recipe.batch % recipe.groups.norm == 0
+    paper, local = load(["recipe=dim_local_paper"]).recipe, load(["recipe=dim_local"]).recipe
+    assert paper.batch == paper.groups.norm == 64
+    assert paper.model_copy(update={"batch": local.batch}) == local
+
+
+def test_quickstart_saves_at_least_ten_times():
+    recipe = load(["recipe=quickstart"]).recipe
+    assert recipe.images / recipe.save.every >= 10
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_the_launch_files(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))  # raises on a key that it does not know
+    assert (config.num_machines, config.mixed_precision) == (1, "no")
+    # with `use_cpu`, or as MULTI_CPU, accelerate 1.15 starts one process for any --num_processes, or warns
+    types = {"ddp": "MULTI_GPU", "cpu": "NO", "fsdp2": "FSDP"}
+    assert str(config.distributed_type.value) == types.get(path.stem, "DEEPSPEED")
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+    assert not config.use_cpu
+
+
+def test_importing_is_cheap():
+    code = "import sys, trainer.recipe.loading; print({'torch', 'numpy', 'accelerate'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=RECIPES.parent, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "set()"
+
+
+# ---- overrides, inheritance, origins ---------------------------------------------------------------
+
+
+def test_overrides_reach_values_sections_list_items_and_null():
+    recipe = load(
+        [
+            "recipe=dim_local",
+            "optimizer.lr=3e-4",
+            "optimizer.betas.0=0.8",
+            "data.views.0.flip=0.5",
+            "schedule={kind: cosine, warmup: 5120}",
+            "evaluate.mlp=null",
+            "images=5e7",
+            "batch=128",
+            "batch=256",
+        ]
+    ).recipe
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.optimizer.betas == [0.8, 0.999]
+    assert recipe.data.views[0].flip == 0.5
+    assert (recipe.schedule.kind, recipe.schedule.warmup) == ("cosine", 5120)
+    assert recipe.evaluate.mlp is None
+    assert recipe.images == 50_000_000
+    assert isinstance(recipe.images, int)
+    assert recipe.batch == 256  # the last of a key given twice
+
+
+def test_part_of_a_section_keeps_the_rest_of_its_default():
+    recipe = load(
+        ["recipe=dim_local", "data.views.0.crop={scale: {low: 0.2, high: 1}, ratio: {low: 0.5}}"]
+    ).recipe
+    assert recipe.data.views[0].crop.ratio.low == 0.5
+    assert recipe.data.views[0].crop.ratio.high == pytest.approx(4 / 3)
+
+
+def test_inheritance_merges_sections_replaces_lists_and_drops_the_keys_of_another_kind(tmp_path):
+    write(tmp_path, "grandparent", "base: dim_local\nschedule: {kind: cosine, final: 0.5, warmup: 64}\n")
+    write(
+        tmp_path, "parent", "base: grandparent.yaml\nencoder: {channels: [8, 16]}\nschedule: {warmup: 128}\n"
+    )
+    same = load([write(tmp_path, "same", "base: parent.yaml\ndata: {views: [{flip: 0.5}, {flip: 1.0}]}\n")])
+    assert (same.recipe.schedule.final, same.recipe.schedule.warmup) == (0.5, 128)
+    assert same.recipe.encoder.channels == [8, 16]
+    assert same.recipe.encoder.fc == 1024
+    assert [view.flip for view in same.recipe.data.views] == [0.5, 1.0]
+    assert same.origin["encoder.channels"] == "parent.yaml"
+    assert same.origin["schedule.final"] == "grandparent.yaml"
+    assert same.origin["batch"] == "dim_local.yaml"
+
+    other = load([write(tmp_path, "other", "base: parent.yaml\nschedule: {kind: constant}\n")]).recipe
+    assert other.schedule.model_dump() == {"kind": "constant", "warmup": 0}
+    by_command = load([f"recipe={tmp_path}/parent.yaml", "schedule.kind=constant"]).recipe
+    assert by_command == other
+
+
+def test_a_kind_changed_on_the_command_line_drops_inherited_keys_whatever_the_order():
+    for order in (
+        ["optimizer.kind=adamw", "optimizer.lr=1e-3"],
+        ["optimizer.lr=1e-3", "optimizer.kind=adamw"],
+    ):
+        optimizer = load(["recipe=dim_local", *order]).recipe.optimizer
+        assert (optimizer.kind, optimizer.lr, optimizer.betas) == ("adamw", 1e-3, [0.9, 0.999])
+
+
+def test_origins_name_every_leaf_once():
+    loaded = load(
+        ["recipe=dim_local_small", "optimizer.lr=1e-3", "optimizer.betas.0=0.8", "data.views.0.flip=0.5"]
+    )
+    assert list(loaded.origin) == [key for key, _ in flatten(loaded.resolved())]
+    assert loaded.origin["optimizer.lr"] == loaded.origin["data.views.0.flip"] == "command line"
+    assert loaded.origin["optimizer.betas"] == "command line, dim_local.yaml"
+    assert loaded.origin["objective.critic.units"] == "dim_local_small.yaml"
+    assert loaded.origin["data.root"] == "dim_local.yaml"
+    assert loaded.origin["seed"] == loaded.origin["data.views.0.crop"] == "default"
+    assert loaded.name == "dim_local_small"
+
+
+def test_text_shows_origins_in_one_column_and_keeps_awkward_text(tmp_path):
+    awkward = [
+        "1e-3",
+        "on",
+        "1:30",
+        "null",
+        "a: b # c",
+        "naïve\nlines",
+        "2024-01-01",
+        "",
+        "'\"",
+        "0x1F",
+        "{",
+        "é\t",
+    ]
+    for value in awkward:
+        loaded = load(["recipe=quickstart", f"data.root={flow(value)}", *EVERY_SECTION])
+        assert loaded.recipe.data.root == value
+        assert loaded.text().count("\n") == load(["recipe=quickstart", *EVERY_SECTION]).text().count("\n")
+        path = tmp_path / "recipe.yaml"
+        path.write_text(loaded.text(), encoding="utf-8")
+        assert load_saved(path).recipe == loaded.recipe
+    lines = load(["recipe=quickstart", "optimizer.lr=1e-3"]).text().splitlines()[1:]
+    assert {line.rindex("#") for line in lines if "#" in line} == {lines[0].rindex("#")}
+    assert next(line for line in lines if line.startswith("  lr:")).endswith("# command line")
+
+
+def test_from_is_written_and_read_as_from():
+    loaded = load(["recipe=evaluate", "from=outputs/x"])
+    assert isinstance(loaded.recipe, EvaluateRun)
+    assert loaded.recipe.from_ == loaded.resolved()["from"] == "outputs/x"
+    assert loaded.origin["from"] == "command line"
+    with pytest.raises(UserError, match="did you mean 'from'"):
+        load(["recipe=evaluate", "from_=outputs/x"])
+
+
+# ---- fingerprint -----------------------------------------------------------------------------------
+
+
+def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
+    whole = load(["recipe=dim_local"])
+    meaningless = {
+        "outputs",
+        "run",
+        "accumulate",
+        "data.root",
+        "data.threads",
+        "data.prefetch",
+        "data.patience",
+        "data.cache",
+        "data.cache_bytes",
+        "images",
+        "step_timeout",
+        "profile",
+    }
+    sections = ("save.", "log.", "evaluate.", "tracking.")
+    silent = {*meaningless, *YOUNGER}  # the younger keys have the values of before there were any
+    expected = [key for key in whole.origin if key not in silent and not key.startswith(sections)]
+    assert sorted(whole.fingerprint()) == sorted(expected)
+    assert {"seed", "batch", "groups.norm", "optimizer.lr", "data.views.0.flip", "data.window"} <= set(
+        expected
+    )
+
+    harmless = [
+        "run=again",
+        "accumulate=2",
+        "data.root=elsewhere",
+        "save.every=7",
+        "tracking.uri=none",
+        "images=1",
+    ]
+    assert load(["recipe=dim_local", *harmless]).fingerprint() == whole.fingerprint()
+
+
+def test_the_length_of_training_counts_where_the_schedule_depends_on_it():
+    cosine = ["recipe=dim_local", "schedule.kind=cosine"]
+    old, new = load(cosine).fingerprint(), load([*cosine, "images=1000000"]).fingerprint()
+    assert differences(old, new) == ["images: 50000000 -> 1000000"]
+
+
+def test_differences_name_key_old_and_new():
+    old = load(["recipe=dim_local"]).fingerprint()
+    new = load(
+        ["recipe=dim_local", "optimizer.lr=1e-3", "schedule={kind: cosine}", "objective.bound=infonce"]
+    )
+    assert differences(old, old) == []
+    lines = differences(old, new.fingerprint())
+    assert "optimizer.lr: 0.0001 -> 0.001" in lines
+    assert "objective.bound: 'jsd' -> 'infonce'" in lines
+    assert "schedule.final: (none) -> 0.0" in lines
+
+
+# ---- YAML 1.2 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E5", 1e5), ("+1.5", 1.5), (".5", 0.5), ("-.inf", float("-inf")), ("5.", 5.0),
+        ("010", 10), ("0o10", 8), ("0x1F", 31), ("-7", -7), ("true", True), ("False", False), ("~", None),
+        ("null", None), ("on", "on"), ("yes", "yes"), ("No", "No"), ("1:30", "1:30"), ("1_000", "1_000"),
+        ("2024-01-01", "2024-01-01"), ("<<", "<<"), ("=", "="), ("1e", "1e"), (".", "."),
+        ('"5"', "5"), ("0b1", "0b1"), ("nan", "nan"),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    read = plain(parse(text, "here"))
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value", [1e-8, 5e-05, 1e300, 3, -0.5, True, None, "1e-3", "yes", [0.5, 1], {"a": [1, "b"]}]
+)
+def test_flow_reads_back_equal(value):
+    read = plain(parse(flow(value), "here"))
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_anchors_are_fine():
+    assert plain(parse("a: &x {low: 1}\nb: *x\n", "here")) == {"a": {"low": 1}, "b": {"low": 1}}

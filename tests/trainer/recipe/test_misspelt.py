@@ -1,0 +1,173 @@
+"""Every key, name and choice, a letter dropped or two swapped: the message names what was meant."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.loading import RECIPES, load
+from trainer.recipe.messages import choices, fields, likeness
+from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.yaml12 import flow, parse, plain
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
+    "data.views.0.crop={scale: {low: 0.2, high: 1}}",
+    "data.views.0.jitter={hue: 0.1}",
+    "data.views.0.blur={sigma: {low: 0.1, high: 2}}",
+    "schedule={kind: cosine, final: 0.1}",
+]
+
+HYBRID = ["objective.kind=hybrid", "objective.omega=1"]
+DIM = ["objective.contrast.kind=dim", "objective.contrast.bound=jsd"]
+OPENED_BY = {
+    "encoder.stem": ["encoder.kind=resnet"],
+    "encoder.local": ["encoder.kind=resnet"],
+    "encoder.layout": ["encoder.kind=nvae"],
+    "objective.global_critic.score": ["objective.global_critic.kind=dot"],
+    "objective.queue.start": ["objective.kind=moco"],
+    "objective.reconstruct": [*HYBRID, "objective.contrast.kind=moco"],
+    "objective.contrast": [*HYBRID, *DIM],
+    "objective.contrast.kind": HYBRID,
+    "objective.contrast.global_critic.score": [*HYBRID, *DIM, "objective.contrast.global_critic.kind=dot"],
+    "objective.contrast.queue": [*HYBRID, "objective.contrast.kind=moco"],
+}
+
+
+def opened_by(dotted: str) -> list[str]:
+    """What must be said for a key to exist: that of the longest beginning of it that has such a thing."""
+    parts = dotted.split(".")
+    beginnings = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((OPENED_BY[key] for key in beginnings if key in OPENED_BY), [])
+
+
+def mistake(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(list(arguments))
+    return str(caught.value)
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return f"recipe={path}"
+
+
+def mutations(word: str) -> list[str]:
+    """Every other word with a letter dropped or two neighbours swapped."""
+    found = {word[:index] + word[index + 1 :] for index in range(len(word))}
+    found |= {word[:index] + word[index : index + 2][::-1] + word[index + 2 :] for index in range(len(word))}
+    return sorted(found - {word, ""})
+
+
+def meant(told: str, wrong: str, right: str) -> bool:
+    """Whether the hint at the end of a message names the right word, or another as like the wrong one."""
+    hint = told.partition("did you mean '")[2].partition("'?")[0]
+    return hint == right or (hint != "" and likeness(wrong, hint) >= likeness(wrong, right))
+
+
+def keys_of(section, at=()):
+    """The path of every key in a plain tree."""
+    for key, value in section.items() if isinstance(section, dict) else enumerate(section):
+        if isinstance(key, str):
+            yield (*at, key)
+        if isinstance(value, (dict, list)):
+            yield from keys_of(value, (*at, key))
+
+
+def renamed(tree, path, name):
+    """The tree with the last key of `path` called `name`, its place kept."""
+    if len(path) == 1:
+        return {name if key == path[0] else key: value for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [
+            renamed(item, path[1:], name) if index == path[0] else item for index, item in enumerate(tree)
+        ]
+    return {key: renamed(value, path[1:], name) if key == path[0] else value for key, value in tree.items()}
+
+
+def section_at(tree, path):
+    for step in path[:-1]:
+        tree = tree[step]
+    return tree
+
+
+def schema_siblings(recipe, path) -> list[str]:
+    for step in path[:-1]:
+        recipe = recipe[step] if isinstance(step, int) else getattr(recipe, step)
+    return list(fields(type(recipe)))
+
+
+def misspelt(tree, recipe, folder):
+    """Each misspelling of each key, a file each: the mistake told, the dotted key misspelt, the right key."""
+    for path in keys_of(tree):
+        siblings = schema_siblings(recipe, path)
+        for wrong in set(mutations(path[-1])) - {*siblings}:
+            told = mistake(
+                write(folder, "misspelt", yaml.safe_dump(renamed(tree, path, wrong), sort_keys=False))
+            )
+            yield told, ".".join(map(str, (*path[:-1], wrong))), path[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_misspelt_key_of_every_recipe_is_told(name, tmp_path):
+    tree = plain(parse((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), name))
+    count = 0
+    for told, wrong, right in misspelt(tree, load([f"recipe={name}"]).recipe, tmp_path):
+        assert told.startswith("misspelt.yaml")
+        assert "more mistake" not in told  # the key that was meant is not called missing as well
+        assert f": {wrong}: unknown key; did you mean '" in told
+        assert meant(told, wrong.rpartition(".")[2], right)
+        count += 1
+    assert count >= 2 * len(list(keys_of(tree)))
+
+
+@pytest.mark.parametrize("arguments", [["recipe=dim_local", *EVERY_SECTION], ["recipe=evaluate"]], ids=len)
+def test_every_misspelt_key_of_the_schema_is_told_on_the_command_line(arguments):
+    loaded = load(arguments)
+    tree = loaded.resolved()
+    for path in keys_of(tree):
+        siblings = schema_siblings(loaded.recipe, path)
+        value = flow(section_at(tree, path)[path[-1]])
+        for wrong in set(mutations(path[-1])) - {*siblings}:
+            dotted = ".".join(map(str, (*path[:-1], wrong)))
+            told = mistake(*arguments, f"{dotted}={value}")
+            assert told.startswith(f"command line: {dotted}: unknown key; did you mean '")
+            assert meant(told, wrong, path[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_misspelt_recipe_name_is_told(name, tmp_path):
+    for wrong in set(mutations(name)) - {*NAMES}:
+        for told in (mistake(f"recipe={wrong}"), mistake(write(tmp_path, "heir", f"base: {wrong}\n"))):
+            assert f"unknown recipe '{wrong}'; did you mean '" in told
+            assert meant(told, wrong, name)
+
+
+def every_choice(sections, at=""):
+    """(dotted key, its choices) for the whole schema."""
+    found = {}
+    for section in sections:
+        for key, what in fields(section).items():
+            if words := [option for option in what.options if isinstance(option, str)]:
+                found[at + key] = [*found.get(at + key, []), *words]
+            below = (what.item.sections, f"{at}{key}.0.") if what.item else (what.sections, f"{at}{key}.")
+            found.update(every_choice(*below))
+    return found
+
+
+def test_every_misspelt_choice_is_told():
+    known = every_choice((Pretrain,))
+    assert {"precision", "data.source", "schedule.kind", "optimizer.kind", "objective.critic.score"} <= set(
+        known
+    )
+    known["task"] = list(choices((Pretrain, EvaluateRun)))
+    for dotted, options in known.items():
+        for choice in options:
+            for wrong in set(mutations(choice)) - {*options}:
+                kind = opened_by(dotted)
+                told = mistake("recipe=dim_local", *kind, f"{dotted}={flow(wrong)}")
+                assert f"command line: {dotted}: expected " in told
+                assert f"got '{wrong}'; did you mean '" in told
+                assert meant(told, wrong, choice)

@@ -1,0 +1,46 @@
+"""What a run leaves: pictures, with and without labels, and what a picture that fails may cost."""
+
+import json
+import shutil
+
+import numpy as np
+
+from tests.helpers.command_lines import script, tiny
+from trainer.runs.folder import RunFolder
+from trainer.tasks import report
+from trainer.tracking.journal import read
+
+
+def test_data_without_classes_has_its_pictures_and_its_health(capsys, digits, tmp_path):
+    root = shutil.copytree(digits.root, tmp_path / "digits")
+    header = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(header | {"classes": []}))
+    for path in root.glob("*/*.npy"):
+        index = np.load(path, allow_pickle=False)
+        index["label"] = -1
+        np.save(path, index, allow_pickle=False)
+    views = "data.views=[{flip: 0.5, crop: {scale: {low: 0.2, high: 1.0}}}]"
+    done = script(capsys, *tiny(tmp_path / "outputs", root, "evaluate.every=256", views))
+    assert done.status == 0, done.err
+    assert "was not drawn" not in done.err
+    folder = tmp_path / "outputs" / "quickstart"
+    pictures = {"curves.png", "neighbours.png", "tsne.png", "views.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == pictures
+    records = [record for record, _ in read(folder / "journal.jsonl")]
+    assert {f"figures/{name}" for name in pictures} <= {record["name"] for record in records}
+    values = {record["name"]: record["value"] for record in records if record["kind"] == "metric"}
+    assert 1 < values["health/effective_rank"] <= 64
+    assert -8 <= values["health/uniformity"] < 0 < values["health/alignment"] <= 4
+    assert values["health/dead_dimensions"] == 0.0
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line(capsys, tmp_path):
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    folder = RunFolder(tmp_path)
+    report.draw_accuracies(folder)  # none to draw
+    assert not capsys.readouterr().err
+    folder.merge_results({"knn/y": 0.5})
+    report.draw_accuracies(folder)
+    line = capsys.readouterr().err
+    assert line.startswith(f"warning: {tmp_path / 'figures' / 'accuracies.png'} was not drawn: ")
+    assert line.count("\n") == 1

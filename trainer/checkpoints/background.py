@@ -1,0 +1,73 @@
+"""A checkpoint written beside the next steps: one at a time, and never an error that nobody hears of."""
+
+import threading
+from collections.abc import Callable
+
+from data_pipelines.common.errors import UserError
+from trainer.distributed import collectives
+
+
+class Saving:
+    """One write in a thread of its own.
+
+    Args:
+        alarm: called from that thread when a write fails, so that training can stop soon; the error itself
+            comes out of `wait`.
+        limit: seconds that `wait` waits; None: to the end.
+    """
+
+    def __init__(self, alarm: Callable[[], None], limit: float | None = None):
+        self._alarm, self._limit = alarm, limit
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether `wait` has not been called since the last `start`."""
+        return self._thread is not None
+
+    def start(self, write: Callable[[], object]) -> None:
+        """Begins a write; the one before must have been waited for."""
+        assert not self.under_way
+        self._thread = threading.Thread(target=self._run, args=(write,), name="saving", daemon=True)
+        self._thread.start()
+
+    def _run(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except BaseException as error:
+            self._error = error
+            self._alarm()
+
+    def wait(self) -> None:
+        """Waits for the write that was begun, if one was.
+
+        Raises:
+            UserError: it cannot be written, or was not within the limit; another rank's part did not come.
+        """
+        if self._thread is not None:
+            self._thread.join(self._limit)
+            if self._thread.is_alive():
+                raise UserError(
+                    f"rank {collectives.rank()} has not written its part of the checkpoint within "
+                    f"{self._limit:g} s; look at that machine's disk, and run the same command again"
+                )
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def abandon(self, say: Callable[[str], None], patience: float | None) -> None:
+        """Waits so many seconds, where training has failed already: what went wrong here is only told.
+
+        None waits to the end. Of several ranks, others' parts may never come.
+        """
+        if self._thread is not None:
+            self._thread.join(patience)
+            if self._thread.is_alive():
+                say(f"warning: the last checkpoint was still being written after {patience:g} s: given up")
+                return
+        try:
+            self.wait()
+        except Exception as error:
+            say(f"warning: the last checkpoint was not saved: {error}")

@@ -1,0 +1,88 @@
+"""Checkpoints in a folder: which there are, the newest that is whole, its tensors on any number of ranks."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.common.errors import UserError
+from trainer.checkpoints.format import DTYPES, Damaged, part_names, read_manifest, read_rows, verify
+from trainer.distributed.rows import row_count, row_range
+
+NAME = re.compile(r"images-([0-9]{12,})")  # as `folder_name` makes it; a run may be called images-5
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that is complete and undamaged."""
+
+    path: Path
+    images: int
+    manifest: dict
+
+
+def visible(folder: Path) -> list[tuple[int, Path]]:
+    """(images, folder) of the visible checkpoints, fewest images first."""
+    named = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("images-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def kept(folder: Path) -> list[int]:
+    """Images seen at each visible checkpoint, damaged or not, fewest first."""
+    return [images for images, _ in visible(folder)]
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
+    """The checkpoint of most images that is complete and whose digests hold; None if there is none.
+
+    Each damaged one that is passed over is named, with the reason, by a call of `warn`.
+    """
+    found, damaged = None, []
+    for images, path in reversed(visible(folder)):
+        try:
+            found = Found(path, images, verify(path))
+            break
+        except Damaged as why:
+            damaged.append((path, why))
+    instead = f"using {found.path.name}" if found else "there is no undamaged one before it"
+    for path, why in damaged:
+        warn(f"checkpoint {path} is damaged ({why}); {instead}")
+    return found
+
+
+def load(checkpoint: Found | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """Whole tensors on the host, bit for bit, from however many parts: all, or those named.
+
+    Digests are not checked again (`newest` did). Raises UserError for a damaged checkpoint or unknown name.
+    """
+    return load_rows(checkpoint, 0, 1, names)
+
+
+def load_rows(
+    checkpoint: Found | Path, rank: int, world: int, names: Iterable[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Like `load`, of each tensor the rows that fall to `rank` of `world`; 0-dim tensors on every rank."""
+    path = checkpoint.path if isinstance(checkpoint, Found) else Path(checkpoint)
+    try:
+        manifest = read_manifest(path)
+        wanted = {}
+        for name in manifest["tensors"] if names is None else names:
+            if name not in manifest["tensors"]:
+                raise UserError(f"checkpoint {path} holds no tensor {name!r}: it is another model's")
+            shape, dtype = (manifest["tensors"][name][key] for key in ("shape", "dtype"))
+            start, stop = row_range(shape[0], rank, world) if shape else (0, 1)
+            rows = [stop - start, *shape[1:]] if shape else []
+            wanted[name] = (start, torch.empty(rows, dtype=DTYPES[dtype]))
+        lacking = {name: row_count(tensor.shape) for name, (_, tensor) in wanted.items()}
+        for part in part_names(manifest):
+            for name, rows in read_rows(path / part, wanted).items():
+                lacking[name] -= rows
+        if any(lacking.values()):
+            raise Damaged(f"rows of {next(n for n in lacking if lacking[n])!r} are in none of its parts")
+    except (Damaged, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as why:
+        raise UserError(
+            f"checkpoint {path} is damaged ({why}); remove that folder to use the one before it"
+        ) from why
+    return {name: tensor for name, (_, tensor) in wanted.items()}

@@ -1,0 +1,177 @@
+"""Checkpoints: a flat mapping of names to tensors, saved by all ranks, loaded on any number of them.
+
+    folder/images-000012800000/part-00000-of-00002.safetensors  part-00001-of-00002.safetensors  manifest.json
+
+Saving is `snapshot` (a copy in host memory, inside the step) then `write` (files only, no collective: it may
+run beside the next steps). The ranks write into a hidden folder, which takes its name by one rename when
+every byte of it is on the disk; only then does an older checkpoint go, hidden by a rename before it is
+removed. So a kill at any instant leaves what is visible whole, and hidden leftovers that `clean` removes.
+
+python -m trainer.checkpoints.save list|verify|prune DIR     looks at what lies in a folder, see --help
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.common.files import cannot_write, flush, replacing
+from trainer.checkpoints.format import (
+    Damaged,
+    folder_name,
+    part_name,
+    verify,
+    write_manifest,
+    write_part,
+)
+from trainer.checkpoints.retention import remove, thin
+from trainer.distributed.rows import Rows, row_range
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's share of the state in host memory; a tensor of which it has no row may be absent."""
+
+    rank: int
+    world: int
+    parts: Mapping[str, Rows]
+
+
+# ---- saving ----------------------------------------------------------------------------------------
+
+
+def snapshot(state: Mapping[str, torch.Tensor | Rows], rank: int, world: int) -> Snapshot:
+    """Copies this rank's rows of a state to the host.
+
+    Tensors are equal on all ranks, and a rank takes its rows (of 0-dim ones rank 0); `Rows` are its own. The
+    copies are contiguous and share no memory with the state or each other. One synchronisation in all.
+    """
+    parts = {}
+    for name, value in state.items():
+        own = value if isinstance(value, Rows) else _own_rows(value, rank, world)
+        if rank == 0 or (
+            own.shape and len(own.rows)
+        ):  # rank 0 also names the tensors that have no rows at all
+            parts[name] = Rows(own.shape, own.offset, _host_copy(own.rows))
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return Snapshot(rank, world, parts)
+
+
+def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> Rows:
+    if not tensor.dim():
+        return Rows((), 0, tensor.detach())
+    start, stop = row_range(len(tensor), rank, world)
+    return Rows(tuple(tensor.shape), start, tensor.detach()[start:stop])
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy on the host; from a GPU it is there only after a synchronisation."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor, non_blocking=True)
+
+
+def write(
+    snapshot: Snapshot,
+    folder: Path,
+    images: int,
+    manifest: dict,
+    attempt: str,
+    keep: int,
+    timeout: float = 600.0,
+    keep_every: int = 0,
+) -> Path | None:
+    """Writes this rank's part; rank 0 then waits for the others' and makes the checkpoint visible.
+
+    Args:
+        manifest: entries of the caller for manifest.json (fingerprints and the like), used on rank 0.
+        attempt: a token equal on all ranks and new in each start; it saves a number of images once.
+        keep: how many checkpoints remain, counted back from this one by images; those beyond are removed (a
+            warning on stderr where that fails: the new one is there).
+        timeout: seconds that rank 0 waits for the other ranks' parts.
+        keep_every: of each interval of so many images the first checkpoint remains too; 0: none.
+
+    Returns the checkpoint's folder on rank 0, None elsewhere. An undamaged checkpoint of the same number of
+    images stays as it is. Raises UserError if the folder cannot be written (whatever was written of this
+    checkpoint is removed) or a part does not come in time.
+    """
+    folder = Path(folder)
+    partial = folder / f".{folder_name(images)}.{attempt}.partial"
+    part = partial / part_name(snapshot.rank, snapshot.world)
+    sidecar = _sidecar(partial, snapshot.rank, snapshot.world)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        description = write_part(part, snapshot.parts)
+        # From its name on rank 0 may publish the folder, so that this rank must not fail any more.
+        with replacing(sidecar, flush_name=False) as temporary:
+            temporary.write_text(json.dumps(description))
+        if snapshot.rank:
+            return None
+        descriptions = _wait_for_sidecars(partial, snapshot.world, timeout)
+        write_manifest(partial, images, descriptions, manifest)
+        for rank in range(snapshot.world):
+            _sidecar(partial, rank, snapshot.world).unlink()
+        flush(partial)
+        path = _publish(partial, folder / folder_name(images))
+        thin(folder, images, keep, keep_every)  # this one is whole: nothing good is lost
+        return path
+    except OSError as error:
+        if snapshot.rank:
+            _report_failure(part, sidecar, error)
+        raise cannot_write(folder, error) from error
+    finally:
+        if snapshot.rank == 0:  # gone already unless the save failed
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sidecar(partial: Path, rank: int, world: int) -> Path:
+    """A part's description, for rank 0: it is there once the part is on the disk."""
+    return (partial / part_name(rank, world)).with_suffix(".json")
+
+
+def _report_failure(part: Path, sidecar: Path, error: OSError) -> None:
+    """Makes room and tells rank 0 why this part will not come, if the disk still takes a line."""
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        with replacing(sidecar, flush_name=False) as temporary:
+            temporary.write_text(json.dumps({"error": error.strerror or str(error)}))
+
+
+def _wait_for_sidecars(partial: Path, world: int, timeout: float) -> list[dict]:
+    """Each part's description, in the order of ranks, once all parts are on the disk."""
+    descriptions: dict[int, dict] = {}
+    deadline = time.monotonic() + timeout
+    while True:
+        for rank in set(range(world)) - set(descriptions):
+            with suppress(FileNotFoundError):
+                descriptions[rank] = json.loads(_sidecar(partial, rank, world).read_bytes())
+                if "error" in descriptions[rank]:
+                    raise OSError(f"rank {rank}: {descriptions[rank]['error']}")
+        missing = [part_name(rank, world) for rank in range(world) if rank not in descriptions]
+        if not missing:
+            return [descriptions[rank] for rank in range(world)]
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"checkpoint not saved: after {timeout:g} s {partial} still lacks {', '.join(missing)}; "
+                "those ranks have died, hang, or see another file system"
+            )
+        time.sleep(0.02)
+
+
+def _publish(partial: Path, path: Path) -> Path:
+    """Gives the finished folder its name, unless an undamaged checkpoint of the same images bears it."""
+    if path.exists():
+        try:
+            verify(path)
+            return path
+        except Damaged:
+            remove(path)
+    os.rename(partial, path)
+    flush(path.parent)
+    return path

@@ -1,0 +1,1 @@
+"""Processes and ranks: launch, collectives, signals, the watchdog."""

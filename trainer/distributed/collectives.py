@@ -1,0 +1,209 @@
+"""The one door to other ranks. On one process everything here is the identity.
+
+Tensors of the training step travel over the engine's group (NCCL on GPUs); what ranks agree on about
+the run travels over a gloo group on the CPU, which waits for hours where rank 0 probes or writes.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.common.errors import SharedError, UserError
+
+_cpu_group: "dist.ProcessGroup | None" = None
+
+
+def open_cpu_group() -> None:
+    """Makes the group of the CPU; every rank calls it once, after the engine has made its own."""
+    global _cpu_group
+    if world() > 1:
+        _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+
+
+def world() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this rank."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world()
+    return tensor
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def maximum(tensor: Tensor) -> Tensor:
+    """The largest over ranks of a tensor without gradient; written in place where there are several."""
+    if world() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def scatter_sum(rows: Tensor) -> Tensor:
+    """The sum over ranks of rows [world * n, ...] without gradient; rank r gets the n from r * n on."""
+    if world() == 1:
+        return rows
+    total = torch.empty_like(rows[: len(rows) // world()])
+    renamed = getattr(dist, "reduce_scatter_single", None)  # in torch 2.13
+    (renamed or dist.reduce_scatter_tensor)(total, rows.contiguous())
+    return total
+
+
+def gather(rows: Tensor) -> Tensor:
+    """All ranks' rows [n, ...], equally many on each, in the order of the ranks: [world * n, ...].
+
+    Differentiable: what every rank's loss asks of a rank's rows is added up there. Where the ranks' gradients
+    are averaged afterwards, that gives the gradient of the mean of their losses.
+    """
+    return _Gather.apply(rows) if world() > 1 else rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
+
+
+def returned(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
+    """Rows [n, ...] made in a shuffled order, each brought home to the rank and place of its image.
+
+    Args:
+        order: int64 [batch], the place in the global batch of the image in each slot; None: not shuffled.
+        first: the place of this rank's first image; its n images follow each other.
+
+    Rows travel, without gradient, only where the order mixes ranks, and then it does on all of them.
+    """
+    if order is None:
+        return rows
+    slots = np.argsort(order)[first : first + len(rows)]
+    if slots.min() >= first and slots.max() < first + len(rows):
+        slots = slots - first
+    else:
+        rows = gather(rows)
+    return rows[on_device(slots, rows.device)]
+
+
+def on_device(index: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on the device, without waiting for what the device has still to do."""
+    tensor = torch.from_numpy(index)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def store() -> "dist.Store":
+    """The store that the ranks met at: the launcher's, or rank 0's where there is none."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def lost(error: BaseException) -> str | None:
+    """A line where an error is that another rank has gone, which may come out of any library; else None."""
+    if not isinstance(error, dist.DistError) and not (
+        "gloo" in str(error) and isinstance(error, RuntimeError)
+    ):
+        return None
+    said = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
+    return f"rank {rank()}: another rank has gone ({said}); its own last line says why"
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world() > 1:
+        dist.barrier(group=_cpu_group)
+
+
+def share(value):
+    """Rank 0's value of a small object, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_cpu_group)
+    return box[0]
+
+
+def on_first(function: Callable):
+    """Runs a function on rank 0; every rank gets its value.
+
+    Raises:
+        SharedError: on every rank, where rank 0 met a UserError: no rank waits for one that has ended.
+    """
+    value = mistake = None
+    if rank() == 0:
+        try:
+            value = function()
+        except UserError as error:
+            mistake = str(error)
+    value, mistake = share((value, mistake))
+    if mistake is not None:
+        raise SharedError(mistake)
+    return value
+
+
+def on_all(function: Callable) -> list:
+    """Runs a function on every rank; every rank gets all values, small objects, in the order of the ranks.
+
+    Raises:
+        SharedError: on every rank, the UserErrors that were met. Where a rank met something else, that is
+            raised there, and this on the others.
+    """
+    value = mistake = met = None
+    try:
+        value = function()
+    except UserError as error:
+        mistake = str(error)
+    except Exception as error:  # told before it goes its way: the others would wait for this rank
+        met, mistake = error, f"rank {rank()}: {error!r}"
+    found = [(value, mistake)] * world()
+    if world() > 1:
+        dist.all_gather_object(found, (value, mistake), group=_cpu_group)
+    if met is not None:
+        raise met
+    if mistakes := dict.fromkeys(mistake for _, mistake in found if mistake is not None):
+        raise SharedError("; ".join(mistakes))
+    return [value for value, _ in found]
+
+
+def gather_rows(rows: Tensor) -> Tensor | None:
+    """All ranks' rows [n_r, ...] in the order of the ranks, on the CPU of rank 0; None elsewhere."""
+    rows = rows.cpu()
+    if world() == 1:
+        return rows
+    counts = torch.zeros(world(), dtype=torch.int64)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts, group=_cpu_group)
+    padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype)  # gather wants equal shapes
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world())] if rank() == 0 else None
+    dist.gather(padded, parts, dst=0, group=_cpu_group)
+    if parts is None:
+        return None
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+
+def start_sum(number: Tensor) -> "dist.Work | None":
+    """Begins to add up a CPU tensor over the ranks, in place; `wait` on what is returned."""
+    return dist.all_reduce(number, group=_cpu_group, async_op=True) if world() > 1 else None

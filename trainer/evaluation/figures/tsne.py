@@ -1,0 +1,102 @@
+"""A map of test images: t-SNE of their y in two dimensions, as points and as the images themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer.evaluation.figures.charts import INK, PALE, bare, save
+from trainer.evaluation.figures.images import pixels
+
+FEWEST, MOST = 10, 2000  # images
+PERPLEXITY = 30
+CELLS = 28  # a side of the map of images
+NAMED = 20  # classes at most that a legend names
+UNLABELLED = "#9a9a9a"
+
+
+def embed(y: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE of y [N, d], started from its first two principal components: float [N, 2] in [0, 1].
+
+    N is at least FEWEST, d at least 2. Source: van der Maaten and Hinton 2008 (JMLR 9), by scikit-learn.
+    """
+    from sklearn.manifold import TSNE  # takes seconds to import, so only where it is used
+
+    perplexity = min(PERPLEXITY, (len(y) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed % 2**32).fit_transform(np.asarray(y))
+    low, high = points.min(0), points.max(0)
+    return (points - low) / (high - low)
+
+
+def on_grid(points: np.ndarray) -> dict[tuple[int, int], int]:
+    """{(row, column) of a grid of CELLS x CELLS: the point nearest to its middle}, of cells with points.
+
+    `points` [N, 2] are in [0, 1]; row 0 is at the top, where the second coordinate is 1.
+    """
+    columns, rows = np.minimum((points * CELLS).astype(int), CELLS - 1).T
+    away = np.abs(points * CELLS - np.stack([columns, rows], axis=1) - 0.5).max(axis=1)
+    cells: dict[tuple[int, int], int] = {}
+    for point in np.argsort(-away, kind="stable"):  # the nearest comes last, and stays
+        cells[CELLS - 1 - int(rows[point]), int(columns[point])] = int(point)
+    return cells
+
+
+def draw(
+    path: Path | str,
+    points: np.ndarray,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    cells: dict[tuple[int, int], int],
+    images: Sequence,
+) -> None:
+    """Points [N, 2] in [0, 1] coloured by class; beside them `images`, one for each of `cells`, in its order.
+
+    A label of -1 is none. Up to NAMED classes are named in a legend.
+    """
+    figure = Figure(figsize=(14, 7.7), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.02)
+    figure.suptitle(f"t-SNE of y, {len(points):,} test images", x=0.016, ha="left", weight="bold", color=INK)
+    left, right = figure.subplots(1, 2)
+    _points(left, points, np.asarray(labels), classes)
+    tiles = [pixels(image) for image in images]
+    side = max(tiles[0].shape[:2])
+    page = np.full((CELLS * side, CELLS * side, 3), 255, np.uint8)
+    for (row, column), tile in zip(cells, tiles, strict=True):
+        page[row * side :, column * side :][: tile.shape[0], : tile.shape[1]] = tile
+    right.imshow(page, extent=(0, 1, 0, 1), interpolation="antialiased")
+    for axes in (left, right):
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xticks=[], yticks=[], aspect="equal")
+        bare(axes, ("top", "right", "left", "bottom"))
+    save(figure, path)
+
+
+def _points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    size = float(np.clip(16_000 / len(points), 8, 40))
+    style = {"s": size, "linewidths": 0, "alpha": 0.85}
+    unknown = labels < 0
+    if unknown.any():
+        axes.scatter(*points[unknown].T, color=UNLABELLED, label="no label", **style)
+    present = np.unique(labels[~unknown])
+    wheel = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"].colors
+    if len(classes) > NAMED:
+        wheel = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
+    for label in present:
+        axes.scatter(*points[labels == label].T, color=wheel[label], label=classes[label], **style)
+    if len(present) and len(classes) <= NAMED:
+        legend = axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            ncols=min(len(present) + int(unknown.any()), 5 if len(classes) <= 10 else 7),
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=1.2,
+            fontsize=10,
+        )
+        for handle in legend.legend_handles:
+            handle.set(sizes=[50], alpha=1)
+    else:
+        note = f"{len(classes)} classes, a colour each" if len(present) else "no labels"
+        axes.text(0.5, -0.02, note, ha="center", va="top", fontsize=10, color=PALE)

@@ -1,0 +1,1 @@
+"""Encoders as single files, for others and from others."""

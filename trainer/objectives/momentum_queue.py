@@ -1,0 +1,271 @@
+"""The sharded momentum queue: the negatives of InfoNCE, of which every rank keeps its share.
+
+The part of the loss that the negatives n_j make is attention. With queries q and temperature t,
+
+    log sum_j e^(q·n_j / t)                 is the log-sum-exp of an attention with keys n_j and scale 1/t,
+    its gradient in q, times t,             is the output of that attention with values n_j,
+
+so one fused attention call gives loss and gradient, no matrix of queries by keys ever exists, and the
+backward pass is a scaling. Shards of the keys combine exactly by their log-sum-exps. Keys carry no gradient.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from data_pipelines.draws import stream
+from trainer.distributed import collectives
+from trainer.distributed.rows import Rows
+
+PIECE = 2**21  # numbers that exist at a time where the fused kernel cannot take the shard as it is
+STORAGE = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
+
+
+class MomentumQueue(nn.Module):
+    """The last `keys` keys of the run, first in, first out, in the order of the global batch.
+
+    A rank keeps a shard [T, n, width]: of each of T = keys / batch steps the n = batch / ranks keys that it
+    added itself, so keys are never gathered. No pointer is stored: step s writes slot s mod T. The shard is
+    neither parameter nor buffer, since engines broadcast or cut those; it is made when it is first used, on
+    the device of the queries, so a model that is only evaluated holds none.
+
+    Args:
+        keys: K, of all ranks together.
+        width: of a key.
+        batch: keys that all ranks add in an optimizer step.
+        start: `random` begins with unit keys drawn by (seed, slot), `empty` with none.
+        storage: what keys are kept in: float32, float64 or bf16.
+        seed: of the first keys.
+
+    Raises:
+        ValueError: `keys` is no multiple of `batch`.
+    """
+
+    def __init__(
+        self,
+        keys: int,
+        width: int,
+        batch: int,
+        start: str = "random",
+        storage: str = "float32",
+        seed: int = 0,
+    ):
+        super().__init__()
+        if keys % batch or keys < batch:
+            below = keys // batch * batch
+            numbers = f"{below} or {below + batch}" if below else f"{batch}"
+            raise ValueError(
+                f"objective.queue.keys={keys} is no multiple of the {batch} keys that a step adds; "
+                f"use {numbers}, or change batch"
+            )
+        self.keys, self.width, self.batch, self.seed = keys, width, batch, seed
+        self.slots = keys // batch
+        self.random = start == "random"
+        self.storage = STORAGE[storage]
+        self.shard: Tensor | None = None
+
+    def held(self, step: int) -> int:
+        """Keys of all ranks that optimizer step number `step` (the first is 0) compares its queries with."""
+        return self.batch * (self.slots if self.random else min(step, self.slots))
+
+    def drawn(self, step: int) -> int:
+        """Of those, how many are still the random ones that the queue began with."""
+        return self.batch * max(self.slots - step, 0) if self.random else 0
+
+    def log_sum_exp(self, queries: Tensor, temperature: float, step: int) -> Tensor:
+        """log sum_j e^(q·n_j / temperature) over the keys of all ranks, [n]; with no keys, minus infinity.
+
+        Args:
+            queries: [n, width], equally many on each rank; every rank must call.
+            step: number of the optimizer step, 0 for the run's first.
+
+        Computed in float32, in float64 where queries or keys are, whatever autocast says. Differentiable in
+        the queries, once; the backward pass speaks to no other rank.
+        """
+        shard = self._shard_on(queries.device)
+        wide = torch.float64 in (queries.dtype, self.storage)
+        queries = queries.to(torch.float64 if wide else torch.float32)
+        filled = self.held(step) // self.batch
+        if not filled:
+            return queries.sum(1) * 0 - math.inf  # its gradient is 0, as that of a loss without negatives
+        with torch.autocast(queries.device.type, enabled=False):
+            return _LogSumExp.apply(queries, shard[:filled].flatten(0, 1), temperature)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, step: int) -> None:
+        """Puts this rank's keys [batch / ranks, width] of optimizer step number `step` where the oldest were.
+
+        Rank r holds the keys of the global batch from r * n on, in its order: with gradient accumulation
+        those of all micro-batches in a row, in a symmetric loss in the order (sample, view).
+
+        Raises:
+            ValueError: the keys have another shape.
+        """
+        shard = self._shard_on(keys.device)
+        if keys.shape != shard.shape[1:]:
+            raise ValueError(
+                f"a step adds keys of shape {list(shard.shape[1:])} a rank, not {list(keys.shape)}"
+            )
+        shard[step % self.slots].copy_(keys)
+
+    # ---- the shard ---------------------------------------------------------------------------------
+
+    def _shard_on(self, device: torch.device) -> Tensor:
+        if self.shard is None:
+            self.shard = self._first_keys(device)
+        elif self.shard.device != device:
+            self.shard = self.shard.to(device)
+        return self.shard
+
+    @torch.no_grad()
+    def _first_keys(self, device: torch.device) -> Tensor:
+        n = self.batch // collectives.world()
+        shape = (self.slots, n, self.width)
+        if not self.random:
+            return torch.zeros(shape, dtype=self.storage, device=device)
+        shard = torch.empty(shape, dtype=self.storage, device=device)
+        some = max(1, PIECE // 8 // (n * self.width))  # slots at a time: what fits a processor's cache
+        for slot in range(0, self.slots, some):
+            part = shard[slot : slot + some]
+            slots = range(slot, slot + len(part))
+            part.copy_(unit_keys(self.seed, slots, collectives.rank() * n, n, self.width))
+        return shard
+
+    def shared_rows(self) -> dict[str, Rows]:
+        """This rank's rows of a checkpoint's `keys` [batch, T, width]: row p is place p of a global batch."""
+        shard = self._shard_on(torch.device("cpu") if self.shard is None else self.shard.device)
+        n = shard.shape[1]
+        return {
+            "keys": Rows((self.batch, self.slots, self.width), collectives.rank() * n, shard.transpose(0, 1))
+        }
+
+    def restore_rows(self, rows: dict[str, Tensor]) -> None:
+        """Takes this rank's rows back: `keys` [batch / ranks, T, width].
+
+        Raises:
+            ValueError: they have another shape.
+        """
+        keys, shape = rows["keys"], (self.batch // collectives.world(), self.slots, self.width)
+        if keys.shape != shape:
+            raise ValueError(f"a rank's rows of the queue have shape {list(shape)}, not {list(keys.shape)}")
+        self.shard = torch.empty(keys.transpose(0, 1).shape, dtype=self.storage).copy_(keys.transpose(0, 1))
+
+
+def unit_keys(seed: int, slots: range, first: int, count: int, width: int) -> Tensor:
+    """Random unit keys [slots, count, width] in float32: of each slot those at places first, first + 1, ...
+
+    Normal numbers by Box and Muller from 32-bit pieces of the slot's random bits, brought to unit length.
+    """
+    steps = -(-width // 8)  # of the generator a key; each makes eight pieces
+    bits = []
+    for slot in slots:
+        generator = stream(seed, "queue", slot)
+        generator.advance(first * steps)
+        bits.append(torch.from_numpy(generator.random_raw(count * steps * 4).view("int32")))
+    uniform = torch.stack(bits).view(len(slots), count, 8 * steps).float().mul_(2.0**-32).add_(0.5)
+    radius, angle = uniform.chunk(2, dim=2)
+    radius = radius.clamp(min=2.0**-33).log_().mul_(-2).sqrt_()
+    angle = angle * (2 * math.pi)
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=2)[:, :, :width]
+    return nn.functional.normalize(normal, dim=2)
+
+
+# ---- the attention ---------------------------------------------------------------------------------
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Of queries [n, D] over the shards [N, D] of all ranks. Saves the softmax-weighted mean of the keys."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, shard: Tensor, temperature: float) -> Tensor:
+        everyones = collectives.gather(queries)
+        mean, log = attend(everyones, shard, temperature)
+        top = collectives.maximum(log.clone())
+        weight = (log - top).exp()[:, None]
+        sums = collectives.scatter_sum(torch.cat([weight * mean, weight], dim=1))  # of one's own queries
+        mean, weight = sums[:, :-1] / sums[:, -1:], sums[:, -1]
+        ctx.save_for_backward(mean)
+        ctx.temperature = temperature
+        return top.view(collectives.world(), -1)[collectives.rank()] + weight.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple:
+        (mean,) = ctx.saved_tensors
+        return gradient[:, None] * mean / ctx.temperature, None, None
+
+
+def path(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """How log-sum-exps are computed: `fused`, by torch's attention kernel, or `chunked`, by plain products.
+
+    Args:
+        dtype: that of the computation: float64 where queries or keys are, else float32.
+
+    On CUDA it is the memory-efficient kernel, for float32 and widths that are a multiple of 8.
+    """
+    if device.type == "cpu":
+        return "fused"
+    cuda = device.type == "cuda" and torch.version.cuda is not None
+    return "fused" if cuda and dtype == torch.float32 and width % 8 == 0 else "chunked"
+
+
+def attend(
+    queries: Tensor, shard: Tensor, temperature: float, way: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax-weighted mean of a shard's keys, [B, D], and log-sum-exp of the scores, [B].
+
+    Args:
+        queries: [B, D] in float32 or float64.
+        shard: keys [N, D], N at least 1: with none, torch's kernel on CPU ends the process, and that of CUDA
+            says plus infinity.
+        way: `path`'s answer, or the other.
+
+    Keys in another type than the queries' are converted a piece at a time: torch's kernel for bf16 would
+    round queries and weights too (measured on CPU: the mean loss off by 0.06, in place of 0.00003).
+    """
+    way = way or path(shard.device, queries.dtype, shard.shape[1])
+    if way == "fused" and shard.dtype == queries.dtype:
+        return fused(queries, shard, temperature)
+    kernel = fused if way == "fused" else chunk
+    rows = max(1, PIECE // (shard.shape[1] if way == "fused" else max(queries.shape)))
+    mean, log = torch.zeros_like(queries), queries.new_full((len(queries),), -math.inf)
+    for keys in shard.split(rows):
+        part, part_log = kernel(queries, keys.to(queries.dtype), temperature)
+        both = torch.logaddexp(log, part_log)
+        mean = mean * (log - both).exp()[:, None] + part * (part_log - both).exp()[:, None]
+        log = both
+    return mean, log
+
+
+def chunk(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`attend` by plain products: the scores [B, N] exist."""
+    scores = queries @ keys.T / temperature
+    log = scores.logsumexp(1)
+    return (scores - log[:, None]).exp_() @ keys, log
+
+
+def fused(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`attend` by one call of torch's attention, which also tells the log-sum-exp.
+
+    A kernel works on a block of queries at a time, so a few queries against many keys would leave most of the
+    processor idle: the keys are cut into parts, which stand in the place of the batch, and combined.
+    """
+    blocks = 128 * torch.get_num_threads() if keys.device.type == "cpu" else 2**14
+    wanted = max(1, min(blocks // len(queries), len(keys) // 1024))
+    parts = math.gcd(len(keys), 1 << (wanted.bit_length() - 1))
+    k = keys.view(parts, 1, -1, keys.shape[1])
+    q = queries.expand(parts, 1, -1, -1)
+    scale = 1 / temperature
+    if keys.device.type == "cpu":
+        mean, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)
+    else:
+        mean, log, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, k, None, True, scale=scale
+        )
+    mean, log = mean[:, 0], log[:, 0, : len(queries)]  # the kernel of CUDA pads the latter
+    if parts == 1:
+        return mean[0], log[0]
+    both = log.logsumexp(0)
+    return ((log - both).exp()[:, :, None] * mean).sum(0), both

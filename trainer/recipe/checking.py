@@ -1,0 +1,246 @@
+"""A recipe's tree against the schema: complete with defaults, valid, or one line that says what to mend."""
+
+import math
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.messages import (
+    Expected,
+    choices,
+    closest,
+    did_you_mean,
+    either,
+    expected,
+    fields,
+    meant_key,
+    paths,
+    shown,
+    tag,
+)
+from trainer.recipe.optimizers import Lacking
+from trainer.recipe.schema import EvaluateRun, Pretrain, Recipe
+from trainer.recipe.yaml12 import (
+    COMMAND_LINE,
+    DEFAULT,
+    LARGEST,
+    Given,
+    defaults,
+    first_given,
+    flow,
+    merge,
+    origins,
+    parse,
+    plain,
+)
+
+RECIPE = expected(Recipe)
+
+
+def check(tree: dict, file: str) -> tuple[Pretrain | EvaluateRun, dict[str, str]]:
+    """A merged tree, read from `file` and the command line -> the recipe and the origin of each dotted key.
+
+    Raises UserError with the first mistake and the number of the others; unknown keys come first, for they
+    explain missing ones.
+    """
+    return _Check(file).run(tree)
+
+
+class _Check:
+    def __init__(self, file: str):
+        self.file = file
+        self.structure: list[str] = []  # unknown keys, unknown kinds
+        self.values: list[str] = []
+        self.meant: set[str] = set()  # what misspelt keys were meant to be: not called missing as well
+        self.everywhere = paths(RECIPE.sections)
+
+    def run(self, tree: dict):
+        recipe = None
+        section = self._member(RECIPE.sections, tree, "")
+        if section:
+            self.everywhere = paths((section,))
+            tree = self._complete(Expected(section), tree, "")
+            try:
+                recipe = section.model_validate(plain(tree))
+            except ValidationError as error:
+                for found in error.errors(include_url=False):
+                    if found["type"] != "value_error" or not self.structure:  # an unknown key explains it
+                        self._translate(found, section, tree)
+        mistakes = list(dict.fromkeys(" ".join(text.split()) for text in self.structure + self.values))
+        if mistakes:
+            more = len(mistakes) - 1
+            raise UserError(mistakes[0] + (f" (and {more} more mistake{'s' * (more > 1)})" if more else ""))
+        return recipe, origins(tree)
+
+    # -- structure: which keys, which kinds, defaults
+
+    def _complete(self, what: Expected, tree, at: str):
+        """The tree without unknown keys and with every default; `at` ends in a dot, or is empty."""
+        if what.item and isinstance(tree, list):
+            return [self._complete(what.item, item, f"{at}{index}.") for index, item in enumerate(tree)]
+        if what.sections and isinstance(tree, dict):
+            section = self._member(what.sections, tree, at)
+            if section is None:
+                return tree
+            known, name = fields(section), tag(what.sections)
+            unknown = [key for key in tree if key not in known]
+            # a misspelt `kind` explains the keys that came with it
+            for key in [
+                key for key in unknown if name and meant_key(key, list(known), []) == name
+            ] or unknown:
+                self._unknown(key, tree[key], section, what.sections, at)
+            return {
+                key: self._complete(child, _with_default(child, tree.get(key), f"{at}{key}."), f"{at}{key}.")
+                for key, child in known.items()
+                if key in tree or child.default is not ...
+            }
+        if isinstance(tree, Given) and isinstance(tree.value, float):
+            if what.type is int and tree.value.is_integer() and abs(tree.value) < LARGEST:
+                return replace(tree, value=int(tree.value))  # 5e7 images are as whole as 50000000
+            if what.type is float and not math.isfinite(tree.value):  # pydantic takes them for numbers
+                self.values.append(f"{tree.where}: {at[:-1]}: expected {what.words()}, got {tree.raw}")
+        return tree
+
+    def _member(self, sections: tuple, tree: dict, at: str):
+        """The member of a tagged union that a section's `kind` (a recipe's `task`) chooses, if it does."""
+        name = tag(sections)
+        if name is None:
+            return sections[0]
+        options, given = choices(sections), tree.get(name)
+        if isinstance(given, Given) and given.value in options:
+            return options[given.value]
+        words = either([f"'{option}'" for option in options])
+        if given is not None:
+            got = shown(plain(given))
+            near = did_you_mean(closest(plain(given), options))
+            self.structure.append(f"{self._where(given)}: {at}{name}: expected {words}, got {got}{near}")
+            return None
+        known = [key for section in sections for key in fields(section)]
+        for key in tree:
+            if key not in known:
+                self._unknown(key, tree[key], None, sections, at)
+        if not self.meant & {f"{at}{name}", "base"}:
+            self.structure.append(f"{self.file}: {at}{name}: missing, expected {words}")
+        return None
+
+    def _unknown(self, key: str, node, section, sections: tuple, at: str):
+        """`section` is the member of `sections` that holds the key, None where that is not known."""
+        candidates = (section,) if section else sections
+        siblings = list(dict.fromkeys(key for one in candidates for key in fields(one)))
+        where, given = self._where(node), first_given(node)
+        if not at:
+            siblings.append("recipe" if given and given.origin == COMMAND_LINE else "base")
+        tagged = choices(sections) if section and tag(sections) else {}
+        kinds = [option for option, one in tagged.items() if key in fields(one)]
+        meant = meant_key(key, siblings, self.everywhere)
+        if kinds:
+            hint = f"; it belongs to {at}{tag(sections)} {either(kinds)}"
+        elif meant:
+            self.meant.add(at + meant)
+            hint = did_you_mean(meant)
+        else:
+            hint = f"; expected {either(siblings)}"
+        self.structure.append(f"{where}: {at}{key}: unknown key{hint}")
+
+    # -- values: pydantic finds what is wrong, the schema says what is right
+
+    def _translate(self, error: dict, section, tree: dict):
+        if error["type"].startswith("union_tag"):
+            return  # told by _member
+        dotted, what, node, holder, what_holds = _locate(error["loc"], section, tree)
+        if error["type"] == "missing":
+            if not self.meant & {dotted, "base"} and not _kind_is_wrong(what_holds, holder):
+                place = self.file if holder is tree else self._where(first_given(holder), line=False)
+                why = _dropped(holder, dotted)
+                self.values.append(f"{place}: {dotted}: missing, expected {what.words()}{why}")
+        elif error["type"] == "value_error":
+            name, what = f"{dotted}: " if dotted else "", error["ctx"]["error"]
+            why = _dropped(node, f"{dotted}.") if isinstance(what, Lacking) else ""
+            self.values.append(f"{self._where(node)}: {name}{what}{why}")
+        else:
+            raw = node.raw if isinstance(node, Given) and not isinstance(node.value, str) else None
+            got = raw or shown(plain(node))
+            hint = _hint(what, node, dotted)
+            self.values.append(f"{self._where(node)}: {dotted}: expected {what.words()}, got {got}{hint}")
+
+    def _where(self, node, line: bool = True) -> str:
+        """File and line of a value; the file of a section; the recipe's file for what nobody gave."""
+        given = first_given(node)
+        if given is None or given.origin == DEFAULT:
+            return self.file
+        return given.where if line and not isinstance(node, dict) else given.origin
+
+
+def _with_default(child: Expected, given, at: str):
+    """What was given, laid on the schema's default as on a base recipe."""
+    if child.default is ...:
+        return given
+    default = child.default
+    if child.sections and default is not None:
+        default = default.model_dump(by_alias=True)
+    elif child.item:
+        default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default or []]
+    return defaults(default) if given is None else merge(defaults(default), given, at)
+
+
+def _locate(loc: tuple, section, tree: dict):
+    """Pydantic's location -> the dotted key, what is expected there, the node there, and for the section that
+    holds it, its node and what is expected of it."""
+    what, node, names = Expected(section), tree, []
+    holder, what_holds = node, what
+    for step in loc:
+        if isinstance(step, str) and tag(
+            what.sections
+        ):  # pydantic names the member of a union: no key of ours
+            what = Expected(choices(what.sections)[step])
+            continue
+        if isinstance(step, str) and not what.sections:  # a number or a word: pydantic names each in turn
+            continue
+        holder, what_holds = node, what
+        what = what.item if isinstance(step, int) else fields(what.sections[0])[step]
+        missing = isinstance(step, str) and step not in node
+        node = None if missing else node[step]
+        names.append(str(step))
+    return ".".join(names), what, node, holder, what_holds
+
+
+def _kind_is_wrong(what: Expected, section) -> bool:
+    """Whether a section's `kind` is no choice: then keys that it dropped are not to be called missing too."""
+    kind = section.get("kind") if isinstance(section, dict) else None
+    return kind is not None and plain(kind) not in fields(what.sections[0])["kind"].options
+
+
+def _dropped(section, dotted: str) -> str:
+    kind = section.get("kind") if isinstance(section, dict) else None
+    if not isinstance(kind, Given) or kind.was is None:
+        return ""
+    parent = dotted.rpartition(".")[0]
+    return f" ({parent}.kind went from {kind.was} to {kind.value}, which drops the keys it inherited)"
+
+
+def _hint(what: Expected, node, dotted: str) -> str:
+    """How the value was probably meant."""
+    if what.item and what.item.sections and isinstance(node, dict):
+        return f"; give a list, or address an item as {dotted}.0"
+    if not isinstance(node, Given) or node.value is None:
+        return ""
+    if what.type is str and not isinstance(node.value, str):
+        line = f"'{dotted}=\"{node.raw}\"'" if node.origin == COMMAND_LINE else f'"{node.raw}"'
+        return f"; text that looks like a number or a word of YAML is quoted: {line}"
+    if not isinstance(node.value, str):
+        return ""
+    if what.type in (int, float):
+        number = _number(node.value)
+        return f"; write {number}" if number else ""
+    return did_you_mean(closest(node.value, what.options))
+
+
+def _number(text: str) -> str | None:
+    """`50_000`, `50,000` and the quoted `"50000"` -> `50000`; None for what is no number."""
+    try:
+        given = parse(text.strip().replace("_", "").replace(",", ""), "", lines=False)
+    except UserError:
+        return None
+    number = isinstance(given, Given) and type(given.value) in (int, float)
+    return flow(given.value) if number else None

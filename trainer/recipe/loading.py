@@ -1,0 +1,223 @@
+"""Recipes from YAML files and the command line: inherit, override, validate, and say where values came from.
+
+One rule merges everything, from the bottom up: the schema's defaults, the chain of `base` recipes, the
+recipe, the command line. Sections merge key by key, lists replace, and where a section's `kind` changes, the
+keys that it inherited are dropped. Laid on a list, a section keyed by numbers changes those items
+(`data.views.0.flip`).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.checking import check
+from trainer.recipe.messages import closest, did_you_mean, either, shown
+from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.yaml12 import COMMAND_LINE, Given, flatten, flow, merge, parse, plain
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+LONGEST_CHAIN = 50  # recipes, each the base of the one before
+
+# What a changed run may go on with: none of these changes what is computed from the images that are seen.
+MEANINGLESS = (
+    *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
+)
+MEANINGLESS_DATA = tuple(
+    f"data.{key}" for key in ("root", "threads", "prefetch", "patience", "cache", "cache_bytes")
+)
+# Keys younger than some checkpoints, with the value that means what was meant before there was the key.
+YOUNGER = {"optimizer.lr_per_256": None, "optimizer.scaling": None, "optimizer.decay_norms": True}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default".
+
+    commands: whether `--allow-commands` was given, which no recipe can say: `data.root` may start programs.
+    """
+
+    recipe: Pretrain | EvaluateRun
+    name: str
+    origin: dict[str, str]
+    commands: bool = False
+
+    def resolved(self) -> dict:
+        """The recipe as plain nested values, in the schema's order, every default filled in."""
+        return self.recipe.model_dump(by_alias=True)
+
+    def text(self) -> str:
+        """The resolved recipe as YAML, each value's origin beside it. `load_saved` reads it back equal."""
+        lines = list(_lines(self.resolved(), "", 0, self.origin))
+        width = max(len(line) for line, origin in lines if origin)
+        body = [f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines]
+        return "\n".join([f"# {self.name}, resolved: every value, and where it came from", *body, ""])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The values, by dotted key, that must be the same when a run is resumed."""
+        values = dict(flatten(self.resolved()))
+        schedule = getattr(self.recipe, "schedule", None)
+        dropped = MEANINGLESS + (("images",) if schedule and schedule.kind == "constant" else ())
+        return {
+            key: value
+            for key, value in values.items()
+            if key.split(".")[0] not in dropped
+            and key not in MEANINGLESS_DATA
+            and YOUNGER.get(key, ...) != value
+        }
+
+
+class Listed(NamedTuple):
+    """A recipe as `--list` shows it."""
+
+    name: str
+    task: str
+    description: str
+
+
+def load(arguments: list[str]) -> Loaded:
+    """`["recipe=dim_local", "optimizer.lr=3e-4", ...]` -> the recipe, validated.
+
+    `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
+    Raises UserError, one line, for anything that the user can mend.
+    """
+    path, overrides = _command_line(arguments)
+    return _loaded(path, overrides)
+
+
+def load_saved(path) -> Loaded:
+    """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
+    try:
+        return _loaded(Path(path), {})
+    except UserError as error:
+        said = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(f"{said} (the run wrote it otherwise; mend it, or remove the run's folder)") from None
+
+
+def listing() -> list[Listed]:
+    """Every recipe of `recipes/`; one that cannot be read says why instead of what it is."""
+    found = []
+    for path in sorted(RECIPES.glob("*.yaml")):
+        try:
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            description = first.lstrip("# ") if first.startswith("#") else ""
+            task = plain(_inherited(path).get("task", "?"))
+            found.append(Listed(path.stem, str(task), description))
+        except (UserError, OSError, UnicodeDecodeError) as error:
+            found.append(Listed(path.stem, "?", f"cannot be read: {error}"))
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Two fingerprints -> a line for each key that differs, such as `optimizer.lr: 0.0001 -> 0.001`."""
+    sides = [{key: shown(value) for key, value in side.items()} for side in (old, new)]
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key, ...) != new.get(key, ...)]
+    return [f"{key}: {sides[0].get(key, '(none)')} -> {sides[1].get(key, '(none)')}" for key in changed]
+
+
+def _loaded(path: Path, overrides: dict) -> Loaded:
+    recipe, origin = check(merge(_inherited(path), overrides), path.name)
+    return Loaded(recipe, path.stem, origin)
+
+
+def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
+    """A section as lines of YAML, each with the origin of its value (None where it only opens a section)."""
+    for key, value in section.items():
+        pad, dotted = " " * indent, f"{at}{key}"
+        if isinstance(value, dict):
+            yield f"{pad}{key}:", None
+            yield from _lines(value, f"{dotted}.", indent + 2, origin)
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            yield f"{pad}{key}:", None
+            for index, item in enumerate(value):
+                (first, where), *rest = _lines(item, f"{dotted}.{index}.", indent + 4, origin)
+                yield f"{pad}  - {first.lstrip()}", where
+                yield from rest
+        else:
+            yield f"{pad}{key}: {flow(value)}", origin[dotted]
+
+
+# ---- from arguments and files to one tree ----------------------------------------------------------
+
+
+def _command_line(arguments: list[str]) -> tuple[Path, dict]:
+    """Arguments -> the recipe's file and one tree of overrides; of a key given twice, the last stands."""
+    path, overrides = None, {}
+    for argument in arguments:
+        dotted, equals, text = argument.partition("=")
+        if not equals or not all(dotted.split(".")):
+            recipe = argument if argument in _names() else closest(argument, _names(), cutoff=0.8)
+            hint = did_you_mean(recipe and f"recipe={recipe}")
+            raise UserError(
+                f"{COMMAND_LINE}: expected key=value, such as optimizer.lr=3e-4, got '{argument}'{hint}"
+            )
+        if dotted == "recipe":
+            path = _find(text, Path(), COMMAND_LINE)
+            continue
+        value = _value(dotted, text)
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        overrides = merge(overrides, value)
+    if path is None:
+        near = did_you_mean("recipe" if any(closest(key, ["recipe"]) for key in overrides) else None)
+        raise UserError(
+            f"{COMMAND_LINE}: no recipe given; expected recipe=NAME, one of {either(_names())}{near}"
+        )
+    return path, overrides
+
+
+def _value(dotted: str, text: str):
+    try:
+        value = parse(text, COMMAND_LINE, lines=False)
+    except UserError as error:
+        advice = "; text with special characters goes in quotes" if "not valid YAML" in str(error) else ""
+        raise UserError(f"{error}, in '{dotted}={text}'{advice}") from None
+    if value is None:
+        raise UserError(f"{COMMAND_LINE}: {dotted}: expected a value after '='; null says that there is none")
+    return value
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _find(name: str, folder: Path, where: str) -> Path:
+    """A recipe's name, or its path from `folder` when it ends in .yaml -> its file."""
+    is_path = name.endswith(".yaml")
+    if is_path and os.path.exists(folder / name):  # False, too, for one in a folder that is closed to us
+        if not Path(name).stem.strip("."):
+            raise UserError(f"{where}: '{name}': a recipe's file needs a name, which its runs bear")
+        return folder / name
+    if not is_path and name in _names():
+        return RECIPES / f"{name}.yaml"
+    what = f"no file '{folder / name}'" if is_path else f"unknown recipe '{name}'"
+    hint = did_you_mean(closest(Path(name).stem, _names()))
+    raise UserError(f"{where}: {what}{hint or f'; expected {either(_names())}, or a path to a .yaml file'}")
+
+
+def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
+    """A recipe's file merged onto the chain of its bases."""
+    path = path.resolve()
+    if path in chain:
+        names = [one.name for one in (*chain[chain.index(path) :], path)]
+        raise UserError(
+            f"{path.name}: base: these recipes inherit from each other in a circle: {' -> '.join(names)}"
+        )
+    if len(chain) == LONGEST_CHAIN:
+        raise UserError(f"{path.name}: base: more than {LONGEST_CHAIN} recipes inherit from each other")
+    try:
+        tree = parse(path.read_text(encoding="utf-8"), path.name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8; expected a recipe in YAML") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path.name}: expected a recipe, lines of key: value, got {shown(plain(tree))}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, Given) or not isinstance(base.value, str):
+        where = base.where if isinstance(base, Given) else path.name
+        raise UserError(f"{where}: base: expected the name of a recipe, got {shown(plain(base))}")
+    return merge(_inherited(_find(base.value, path.parent, f"{base.where}: base"), (*chain, path)), tree)

@@ -1,0 +1,100 @@
+"""The recipe's optimizers: one section a kind."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data_pipelines.common.section import PositiveFloat, Section, Weight
+
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+
+
+class Lacking(ValueError):
+    """A section lacks one of several keys: told as a missing key is."""
+
+
+class OptimizerSection(Section):
+    """What every optimizer has.
+
+    The learning rate is `lr`, or `lr_per_256` for a global batch of 256 images, scaled to the recipe's batch
+    linearly (`scaling` null or `linear`) or by its square root. `clip` is the largest norm of the gradient
+    (0: no clipping). `decay_norms: false` takes weight decay, and LARS's trust ratio, off norms and biases,
+    that is off every parameter of at most one dimension.
+    """
+
+    kind: str
+    lr: PositiveFloat | None = None
+    lr_per_256: PositiveFloat | None = None
+    scaling: Literal["linear", "sqrt"] | None = None
+    weight_decay: Weight = 0.0
+    decay_norms: bool = True
+    clip: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _one_rate(self):
+        if self.lr is None and self.lr_per_256 is None:
+            raise Lacking(
+                "no learning rate: expected lr, or lr_per_256 (for a batch of 256), a number above 0"
+            )
+        if self.lr is not None and self.lr_per_256 is not None:
+            raise ValueError(
+                f"both lr={self.lr:g} and lr_per_256={self.lr_per_256:g} are given; expected one of them: "
+                "set the other to null (optimizer.lr_per_256=null)"
+            )
+        if self.scaling and self.lr is not None:
+            raise ValueError(
+                f"scaling={self.scaling} scales lr_per_256, but lr={self.lr:g} is given; "
+                "give lr_per_256, or take scaling out (optimizer.scaling=null)"
+            )
+        return self
+
+    def rate(self, batch: int) -> float:
+        """The learning rate for a global batch of so many images, before any schedule.
+
+        Linear: Goyal et al., arXiv 1706.02677. Square root: Krizhevsky, arXiv 1404.5997.
+        """
+        if self.lr is not None:
+            return self.lr
+        factor = batch / 256
+        return self.lr_per_256 * (factor**0.5 if self.scaling == "sqrt" else factor)
+
+    def describe_rate(self, batch: int) -> str:
+        """The learning rate in words, and where it comes from."""
+        said = f"learning rate {self.rate(batch):g}"
+        if self.lr_per_256 is None:
+            return said
+        how = "with its square root" if self.scaling == "sqrt" else "linearly"
+        return f"{said} = {self.lr_per_256:g} for a batch of 256, scaled {how} to {batch:,}"
+
+
+class Adam(OptimizerSection):
+    """Adam, or AdamW with its decoupled weight decay."""
+
+    kind: Literal["adam", "adamw"]
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: PositiveFloat = 1e-8
+
+
+class Sgd(OptimizerSection):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    momentum: Decay = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self):
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true looks ahead along the momentum, which is 0; raise momentum")
+        return self
+
+
+class Lars(OptimizerSection):
+    """Layer-wise adaptive rates, for large batches. `trust` is the trust coefficient."""
+
+    kind: Literal["lars"]
+    momentum: Decay = 0.9
+    trust: PositiveFloat = 1e-3
+
+
+Optimizer = Annotated[Adam | Sgd | Lars, Field(discriminator="kind")]

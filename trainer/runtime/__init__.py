@@ -1,1 +1,0 @@
-"""What surrounds the loop: other ranks, checkpoints, the journal and MLflow, signals."""

@@ -1,0 +1,106 @@
+"""Delivers journals to MLflow later.
+
+python -m trainer.tracking sync outputs/     delivers what runs without a network have left
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.schema import NO_SECRETS, Tracking
+from trainer.tracking import mlflow_store
+from trainer.tracking.address import uri_for
+from trainer.tracking.delivery import Delivery
+
+
+def sync(folder: Path, uri: str | None = None) -> int:
+    """Delivers every run in `folder` (or the run that it is), a line for each, and returns the status.
+
+    0: nothing is left, 1: something is, 2: a run cannot be delivered before its user has mended something;
+    the others are all the same. `uri` is MLflow's address, by default that of the run's recipe, or the SQLite
+    file beside the run. Raises UserError where there is no run or `uri` is no address.
+    """
+    if uri is not None and uri_for(uri, folder) is None:
+        raise UserError("--uri none: is no address to deliver to; give MLflow's, or leave --uri out")
+    mlflow_store.configure()
+    alone = (folder / "journal.jsonl").is_file()
+    runs = [folder] if alone else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
+    if not runs:
+        raise UserError(
+            f"{folder}: holds no run (no journal.jsonl); name the folder of outputs or a run in it"
+        )
+    down: set[str] = set()
+    return max(_status(run, uri, down) for run in runs)
+
+
+def _status(run: Path, uri: str | None, down: set[str]) -> int:
+    try:
+        return 0 if _sync_run(run, uri, down) else 1
+    except (UserError, OSError) as error:
+        print(f"error: {run}: {error}", file=sys.stderr)
+        return 2
+
+
+def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
+    recipe = _tracking_of(run)
+    address = uri_for(uri or (None if recipe.uri == "none" else recipe.uri), run.resolve().parent)
+    delivery = Delivery(run, address, recipe.experiment, run.resolve().name, print)
+    size = delivery.waiting()
+    if not size:
+        print(f"{run}: nothing new")
+        return True
+    if address in down:
+        print(f"{run}: not delivered either")
+        return False
+    try:
+        delivery.deliver()
+    except Exception as error:
+        print(f"{run}: not delivered: MLflow at {delivery.address}: {mlflow_store.reason(error)}")
+        # An address that does not answer is not waited for once more for each further run.
+        if mlflow_store.is_outage(error) and not isinstance(error, mlflow_store.Outage):
+            down.add(address)
+        return False
+    finally:
+        delivery.close()
+    if delivery.aside:
+        print(f"{run}: delivered to {delivery.address}, but not {len(delivery.aside)} of its artifacts")
+        return False
+    print(f"{run}: {size} bytes of its journal delivered to {delivery.address}")
+    return True
+
+
+def _tracking_of(run: Path) -> Tracking:
+    try:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        return Tracking.model_validate(recipe.get("tracking", {}))
+    except FileNotFoundError:
+        return Tracking()
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
+        if NO_SECRETS in str(error):
+            raise UserError(f"recipe.yaml: tracking.uri: {NO_SECRETS}") from None
+        raise UserError("recipe.yaml is no recipe; put the file back, or remove it") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command: 0 where everything is delivered, 1 where something is left, 2 for a user's mistake.
+
+    A mistake in one run of several (a broken recipe.yaml) does not keep the others from being delivered.
+    """
+    parser = argparse.ArgumentParser(prog="python -m trainer.tracking.follower")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("sync", help="deliver to MLflow what runs without a network have left")
+    command.add_argument("folder", type=Path, help="the folder of outputs, or one run in it")
+    command.add_argument("--uri", help="MLflow's address (default: the recipe's, or outputs/mlflow.db)")
+    options = parser.parse_args(arguments)
+    try:
+        return sync(options.folder, options.uri)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""MLflow's address: what a recipe may say, and what to type to look at it."""
+
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.schema import NO_SECRETS
+from trainer.tracking import mlflow_store
+
+
+def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
+    """MLflow's address for a recipe's `tracking.uri`: None is the SQLite file of `outputs`, "none" is None.
+
+    Raises UserError for an address that is neither http(s) nor a SQLite file, or may hold a secret.
+    """
+    if recipe_uri == "none":
+        return None
+    if recipe_uri is None:
+        return f"sqlite:///{Path(outputs).resolve() / 'mlflow.db'}"
+    try:
+        parts = urlsplit(recipe_uri)
+    except ValueError:  # such as http://[
+        parts = urlsplit("")
+    if parts.scheme in ("http", "https") and parts.netloc:
+        if set("@?#") & set(recipe_uri):
+            raise UserError(f"tracking.uri: {NO_SECRETS}")
+        return recipe_uri.rstrip("/")
+    if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
+        return f"sqlite:///{Path(recipe_uri.removeprefix('sqlite:///')).resolve()}"
+    shown = re.split("[?#]", recipe_uri.rpartition("@")[2])[0]
+    raise UserError(
+        f"tracking.uri: '{shown}' is no address of MLflow; expected null "
+        "(a SQLite file beside the runs), none, http://HOST:PORT or sqlite:///FILE"
+    )
+
+
+def open_command(uri: str) -> str:
+    """What to type, or the address to open, to look at the runs of `uri`."""
+    if uri.startswith("sqlite:"):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return mlflow_store.without_secrets(uri)
+
+
+def sync_command(run_folder: Path, uri: str) -> str:
+    """What to type to deliver a run's journal later."""
+    address = shlex.quote(mlflow_store.without_secrets(uri))
+    return f"python -m trainer.tracking.follower sync {shlex.quote(str(run_folder))} --uri {address}"

@@ -1,0 +1,213 @@
+"""One run's journal to one MLflow: in order, once each.
+
+What has been delivered where stands in the run's delivered.json, replaced after each batch that MLflow was
+seen to have. A process that dies between a batch and that file sends the batch again, which changes nothing:
+time stamps come from the journal, and MLflow's SQL stores keep one of two equal points.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data_pipelines.common.files import flush, replace_text
+from data_pipelines.common.locks import close_locked, open_locked
+from trainer.tracking import mlflow_store
+from trainer.tracking.journal import FIELDS, read
+
+BATCH = {"metric": 500, "parameter": 100}  # MLflow's log_batch takes 1,000 metrics and 100 parameters
+TRIES = 3  # to send an artifact again where everything else can be sent
+
+
+class Delivery:
+    """What of one run's journal is in MLflow at `uri`, and the sending of the rest."""
+
+    def __init__(
+        self, run_folder: Path, uri: str, experiment: str, run_name: str, report: Callable[[str], object]
+    ):
+        self.folder = Path(run_folder)
+        self.journal = self.folder / "journal.jsonl"
+        self.uri = uri
+        self.address = mlflow_store.without_secrets(uri)
+        self.experiment = experiment
+        self.run_name = run_name
+        self.report = report
+        self._state = self.folder / "delivered.json"
+        self._lock = None
+        self._client = None
+        self._run_id = None
+        self.offset = 0  # bytes of the journal that have arrived
+        self.aside: list[dict] = []  # artifacts before it that have not
+
+    def deliver(self) -> None:
+        """Sends everything that is in the journal and not yet in MLflow.
+
+        A record that MLflow refuses while it takes others is reported and passed over; an artifact that it
+        cannot store, as its store of files is away, is reported, set aside, and tried again by the next
+        connection and at the run's end. Raises any other error, after which the next call connects anew and
+        goes on behind the last batch that arrived.
+        """
+        if not self.waiting():
+            return
+        try:
+            if self._client is None:
+                self._connect()
+                self._send_aside()
+            # What MLflow has must outlive a power cut here too, or a replay would send it with another time.
+            flush(self.journal)
+            for records, end in _batches(read(self.journal, self.offset)):
+                self._send(records)
+                if records[-1]["kind"] == "end":
+                    self._send_aside()
+                    mlflow_store.remove_twins(self._client, self._run_id, self._id)
+                self.offset = end
+                self._save()
+        except Exception:
+            self._client = None
+            raise
+
+    def waiting(self) -> int:
+        """Bytes of the journal that have not been delivered."""
+        aside = 0
+        if self._client is None:
+            known = self._known(self._first())
+            self.offset, self.aside = known.get("offset", 0), known.get("aside", [])
+            aside = sum(len(json.dumps(record)) + 1 for record in self.aside)
+        try:
+            return max(0, self.journal.stat().st_size - self.offset) + aside
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Lets another process deliver this run."""
+        if self._lock is not None:
+            close_locked(self._lock)
+            self._lock = None
+
+    def _first(self) -> dict | None:
+        try:
+            return next((record for record, _ in read(self.journal)), None)
+        except FileNotFoundError:
+            return None
+
+    def _known(self, first: dict | None) -> dict:
+        # The entry counts for this very journal only: the user may have deleted or replaced it.
+        entry = delivered(self.folder).get(self.address, {})
+        if first is None or entry.get("journal") != first["value"]:
+            return {}
+        return entry if entry["offset"] <= self.journal.stat().st_size else {**entry, "offset": 0}
+
+    def _connect(self) -> None:
+        if self._lock is None:
+            self._lock = open_locked(self.folder / ".delivered.lock")
+            if self._lock is None:
+                raise mlflow_store.Outage("another process is delivering this run")
+        first = self._first()
+        if first is None:
+            raise mlflow_store.Outage(f"{self.journal} has no whole line")
+        sqlite = self.uri.startswith("sqlite:")
+        artifacts = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" if sqlite else None
+        client = mlflow_store.connect(self.uri, artifacts)
+        known = self._known(first)
+        run_id, offset, aside = known.get("run_id"), known.get("offset", 0), known.get("aside", [])
+        if run_id is None or not mlflow_store.is_active(client, run_id):
+            experiment = mlflow_store.experiment_id(client, self.experiment, artifacts)
+            run_id = mlflow_store.find_or_create_run(
+                client, experiment, first["value"], self.run_name, first["time"]
+            )
+            offset, aside = 0, []
+        self._client, self._run_id, self._id = client, run_id, first["value"]
+        self.offset, self.aside = offset, aside
+        self._save()
+
+    def _save(self) -> None:
+        entry = {"journal": self._id, "run_id": self._run_id, "offset": self.offset, "aside": self.aside}
+        replace_text(self._state, json.dumps({**delivered(self.folder), self.address: entry}, indent=1))
+
+    def _send(self, records: list[dict]) -> None:
+        try:
+            mlflow_store.send(self._client, self._run_id, self.folder, records)
+        except Exception as error:
+            if mlflow_store.is_outage(error):
+                if records[0]["kind"] != "artifact":
+                    raise
+                self._try_artifact(records)
+                return
+            # One bad record makes MLflow refuse a batch: halve it until the bad one stands alone.
+            if len(records) > 1:
+                self._send(records[: len(records) // 2])
+                self._send(records[len(records) // 2 :])
+                return
+            # Is it the record? Only if a harmless write passes now and the record is refused again; else the
+            # store or the run is gone, or was away for a moment.
+            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
+            self._send_again(records)
+
+    def _try_artifact(self, records: list[dict]) -> None:
+        """Sends one artifact that failed; where only artifacts fail, they must not hold up the rest."""
+        for tries_left in reversed(range(TRIES)):
+            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})  # else MLflow is away
+            try:
+                return self._send_again(records)
+            except Exception as error:
+                if tries_left:
+                    continue
+                self.aside.append(records[0])
+                self.report(
+                    f"warning: MLflow at {self.address} cannot store the artifact {records[0]['name']!r} at "
+                    f"{records[0]['images']} images ({mlflow_store.reason(error)}); everything else is "
+                    "delivered, and this is tried again later"
+                )
+
+    def _send_aside(self) -> None:
+        waiting, self.aside = self.aside, []
+        for number, record in enumerate(waiting):
+            self._send([record])
+            if self.aside:  # the others will hardly pass now; next time they are first
+                self.aside = [*waiting[number + 1 :], *self.aside]
+                break
+        if waiting:
+            self._save()
+
+    def _send_again(self, records: list[dict]) -> None:
+        try:
+            mlflow_store.send(self._client, self._run_id, self.folder, records)
+        except Exception as error:
+            if mlflow_store.is_outage(error):
+                raise
+            record = records[0]
+            self.report(
+                f"warning: MLflow at {self.address} refused the {record['kind']} {record['name']!r} at "
+                f"{record['images']} images ({mlflow_store.reason(error)}); the journal keeps it"
+            )
+
+
+def delivered(run_folder: Path) -> dict:
+    """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is.
+
+    An entry of another form counts as none: everything is sent again, which changes nothing.
+    """
+    try:
+        found = json.loads((Path(run_folder) / "delivered.json").read_text())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {address: entry for address, entry in found.items() if _is_formed(entry)}
+
+
+def _is_formed(entry) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("journal", "run_id"))
+        and type(offset := entry.get("offset")) is int
+        and offset >= 0
+        and isinstance(aside := entry.get("aside", []), list)
+        and all(isinstance(record, dict) and record.keys() == FIELDS for record in aside)
+    )
+
+
+def _batches(lines: Iterator[tuple[dict, int]]) -> Iterator[tuple[list[dict], int]]:
+    for kind, group in itertools.groupby(lines, key=lambda line: line[0]["kind"]):
+        while batch := list(itertools.islice(group, BATCH.get(kind, 1))):
+            yield [record for record, _ in batch], batch[-1][1]

@@ -1,0 +1,280 @@
+"""MLflow's side of tracking: a SQLite store that no kill leaves half made, the client, experiments and runs.
+
+MLflow is imported inside the functions: it takes seconds, and a run without tracking must not pay them.
+"""
+
+import os
+import re
+import uuid
+from pathlib import Path
+
+from data_pipelines.common.files import replacing
+from data_pipelines.common.locks import close_locked, open_locked
+
+SETTINGS = {
+    # Outages are waited for by the follower, which can be woken. MLflow's own retries take minutes, and a
+    # retried create_run makes a second run.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # What goes wrong is told by the follower in one line, not by tracebacks of the store in the progress bar.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language-model tools
+NOT_THE_RECORDS_FAULT = (401, 403, 407, 408, 429)  # credentials, time, rate: later it may be accepted
+
+
+NO_EFFECT = "the answer was good, but {} did not arrive; is it an MLflow, and nothing in between?"
+
+
+class Outage(Exception):
+    """Nothing can be delivered at present; the text says why, in one line."""
+
+
+def configure() -> None:
+    """Sets what MLflow reads from the environment, where the user has not.
+
+    To be called before MLflow is imported, by the main thread: setting variables is not safe beside threads.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _answered(value, question: str):
+    """`value`, if there is one: MLflow's client takes an empty page for an answer of empty fields."""
+    if not value:
+        raise Outage(f"an empty answer to {question}; is it an MLflow, and nothing in between?")
+    return value
+
+
+def without_secrets(text: str) -> str:
+    """Takes user and password out of the addresses in `text`, also where the password holds a / or an @."""
+    return re.sub(r"://[^\s'\"]*@", "://", text)
+
+
+def reason(error: Exception) -> str:
+    """An exception of MLflow's as one short line without secrets."""
+    text = str(error) or type(error).__name__
+    known = r"\[Errno -?\d+\] [\w ]+|Read timed out|too many \d+ error responses"
+    refused = re.search(known, text)
+    line = refused.group() if refused else text.strip().splitlines()[0]
+    return without_secrets(line)[:200]
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether an exception says that the server, and not what it was sent, is at fault."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif isinstance(error, RequestException):
+        status = 503 if error.response is None else error.response.status_code
+    else:
+        return isinstance(error, Outage)
+    return status >= 500 or status in NOT_THE_RECORDS_FAULT
+
+
+def connect(uri: str, artifacts: Path):
+    """The MlflowClient for `uri`. A SQLite store is made first where there is none.
+
+    Raises Outage, or what MLflow raises where the store cannot be opened.
+    """
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:"):
+        create_sqlite(Path(uri.removeprefix("sqlite:///")), artifacts)
+    return MlflowClient(uri)
+
+
+def create_sqlite(path: Path, artifacts: Path) -> None:
+    """Makes MLflow's SQLite store at `path`, whole or not at all, where there is none.
+
+    MLflow takes seconds to make the tables, and a store with half of them stays broken. So they are made
+    under another name, by one process at a time, and renamed when they are on the disk.
+    """
+    if path.exists() and path.stat().st_size > 0:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open_locked(path.with_name(f"{path.name}.lock"), wait=60)
+    if lock is None:
+        raise Outage(f"another process has been making {path} for a minute")
+    try:
+        if path.exists() and path.stat().st_size > 0:
+            return
+        with replacing(path) as new:
+            for left in new.parent.glob(
+                f"{new.name}*"
+            ):  # by a maker that was killed, its rollback journal too
+                left.unlink()
+            SqlAlchemyStore(f"sqlite:///{new}", str(artifacts)).engine.dispose()
+    finally:
+        close_locked(lock)
+
+
+def experiment_id(client, name: str, artifacts: Path | None) -> str:
+    """The id of the experiment `name`. Where there is none it is made, its artifacts under `artifacts` (None:
+    where the server keeps them).
+
+    Raises Outage where an experiment of that name was deleted (MLflow then neither uses nor replaces it), or
+    where what answers is no MLflow.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in (1, 2):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            break
+        try:
+            folder = artifacts and str(artifacts / re.sub(r"[^\w+=-]", "_", name))
+            made = client.create_experiment(name, artifact_location=folder, tags=KIND)
+            return _answered(made, "the making of an experiment")
+        except MlflowException as error:
+            # Another run has made it between our question and our call: ask again, once.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or attempt == 2:
+                raise
+    _answered(experiment.experiment_id, "the question for the experiment")
+    if experiment.lifecycle_stage != "active":
+        raise Outage(
+            f"the experiment '{name}' was deleted there; restore it with `mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`, or choose another tracking.experiment"
+        )
+    return experiment.experiment_id
+
+
+def is_active(client, run_id: str) -> bool:
+    """Whether the run `run_id` exists and has not been deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        stage = client.get_run(run_id).info.lifecycle_stage
+        return _answered(stage, "the question for the run") == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def find_or_create_run(client, experiment: str, journal_id: str, name: str, start: float) -> str:
+    """The id of the run that carries the tag `journal.id`, made where there is none.
+
+    MLflow's create_run makes a second run when it is called twice; the tag, set in the same call, is what a
+    process that was killed right after it finds the run again by. `start` is in seconds since 1970.
+    """
+    found = _runs_of(client, experiment, journal_id)
+    if found:
+        return max(found, key=lambda run: len(run.data.metrics)).info.run_id
+    tags = {"journal.id": journal_id}
+    run = client.create_run(experiment, start_time=milliseconds(start), tags=tags, run_name=name)
+    return _answered(run.info.run_id, "the making of a run")
+
+
+def remove_twins(client, run_id: str, journal_id: str) -> None:
+    """Deletes empty runs beside `run_id` that carry the same tag `journal.id`.
+
+    A server that waits (for its locked database) may carry out a create_run after the client has given it
+    up, not found its run, and made another.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    for run in _runs_of(client, experiment, journal_id):
+        if run.info.run_id != run_id and not run.data.metrics and not run.data.params:
+            client.delete_run(run.info.run_id)
+
+
+def _runs_of(client, experiment: str, journal_id: str) -> list:
+    return client.search_runs([experiment], f"tags.`journal.id` = '{journal_id}'", max_results=100)
+
+
+def milliseconds(seconds: float) -> int:
+    """MLflow's time stamp for a time of the journal."""
+    return round(seconds * 1000)
+
+
+def send(client, run_id: str, folder: Path, records: list[dict]) -> None:
+    """Delivers records of one kind, in order, and makes sure of it. What is sent again changes nothing.
+
+    Raises what MLflow raises; Outage where the answer was good but the records are not there; ValueError for
+    an artifact that is not there or lies outside the run's folder.
+    """
+    from mlflow.entities import Metric, Param
+
+    kind = records[0]["kind"]
+    if kind == "metric":
+        points = [Metric(r["name"], r["value"], milliseconds(r["time"]), r["images"]) for r in records]
+        write(client, run_id, metrics=points)
+    elif kind == "parameter":
+        write(client, run_id, params=[Param(r["name"], str(r["value"])) for r in records])
+    else:
+        for record in records:
+            _send_one(client, run_id, folder, kind, record)
+
+
+def write(client, run_id: str, tags: dict[str, str] | None = None, **values) -> None:
+    """MLflow's log_batch, proved by a tag that is set last in the same call and read back.
+
+    The answer proves nothing: MLflow's client takes an empty page with status 200, as a proxy or a network's
+    login page may send it, for a yes. Raises Outage where the tag is not there.
+    """
+    from mlflow.entities import RunTag
+
+    receipt = uuid.uuid4().hex
+    told = [RunTag(name, value) for name, value in ((tags or {}) | {"journal.receipt": receipt}).items()]
+    client.log_batch(run_id, tags=told, **values)
+    if client.get_run(run_id).data.tags.get("journal.receipt") != receipt:
+        raise Outage(NO_EFFECT.format("a batch"))
+
+
+def _send_one(client, run_id: str, folder: Path, kind: str, record: dict) -> None:
+    name, value = record["name"], record["value"]
+    if kind == "tag":
+        write(client, run_id, {name: str(value)})
+    elif kind == "warning":
+        # The newest of each name: thousands of tags would make the run unreadable; the journal has them all.
+        write(client, run_id, {f"warning.{name.rpartition('.')[0]}": str(value)})
+    elif kind == "resumed":
+        client.update_run(run_id, status="RUNNING")
+        _confirm_status(client, run_id, "RUNNING")
+        count = name.rpartition(".")[2]
+        write(client, run_id, {"resumed": f"{count} times, the last at {record['images']} images"})
+    elif kind == "end":
+        client.set_terminated(run_id, str(value), milliseconds(record["time"]))
+        _confirm_status(client, run_id, str(value))
+    else:
+        _send_artifact(client, run_id, folder, str(value))
+
+
+def _confirm_status(client, run_id: str, status: str) -> None:
+    if client.get_run(run_id).info.status != status:
+        raise Outage(NO_EFFECT.format("the run's status"))
+
+
+def _send_artifact(client, run_id: str, folder: Path, relative: str) -> None:
+    path, root = (folder / relative).resolve(), folder.resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"{relative} lies outside the run's folder")
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            if not file.resolve().is_relative_to(root):
+                raise ValueError(f"{file} leads outside the run's folder")
+        client.log_artifacts(run_id, str(path), path.relative_to(root).as_posix())
+    elif path.is_file():
+        client.log_artifact(run_id, str(path), _place(path.parent, root))
+        files = [path]
+    else:
+        raise ValueError(f"{path} is not there")
+    for parent in {file.parent for file in files}:
+        listed = {file.path: file.file_size for file in client.list_artifacts(run_id, _place(parent, root))}
+        for file in files:
+            if file.parent == parent and listed.get(_place(file, root)) != file.stat().st_size:
+                raise Outage(NO_EFFECT.format(f"the file {relative}"))
+
+
+def _place(path: Path, root: Path) -> str | None:
+    """Where MLflow keeps a file of the run's folder; None for the folder itself."""
+    return path.relative_to(root).as_posix() if path != root else None

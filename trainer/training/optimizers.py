@@ -1,0 +1,129 @@
+"""From a recipe's optimizer to torch's, and the one that torch has not: LARS."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data_pipelines.common.errors import UserError
+from trainer.distributed import collectives
+from trainer.recipe.optimizers import Optimizer
+
+
+def build_optimizer(
+    options: Optimizer, lr: float, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer over those parameters that learn.
+
+    Nothing in it waits for the device: Adam is fused, one kernel and a step count that stays there; SGD and
+    LARS take all parameters of a group in a few calls. The groups: one, or with `decay_norms: false` a
+    second, of what is spared weight decay and trust ratio.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    shared = {"lr": lr, "weight_decay": options.weight_decay}
+    groups = split(learning, spare_norms=not options.decay_norms)
+    if options.kind == "lars":
+        return Lars(groups, **shared, momentum=options.momentum, trust=options.trust)
+    for group in groups:
+        group.pop("adapt")
+    if options.kind == "sgd":
+        return torch.optim.SGD(
+            groups, **shared, momentum=options.momentum, nesterov=options.nesterov, foreach=True
+        )
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[options.kind](groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+
+
+def split(parameters: list[nn.Parameter], spare_norms: bool) -> list[dict]:
+    """The parameter groups; of norms and biases (at most one dimension) an own one where they are spared."""
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1 or not spare_norms]
+    spared = [parameter for parameter in parameters if parameter.ndim <= 1 and spare_norms]
+    groups = [
+        {"params": matrices, "adapt": True},
+        {"params": spared, "adapt": False, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def moments(options: Optimizer) -> int:
+    """The numbers that the optimizer keeps for each one that it trains."""
+    if options.kind == "sgd":
+        return 1 if options.momentum else 0
+    return 1 if options.kind == "lars" else 2
+
+
+def check_engine(options: Optimizer, engine: str) -> None:
+    """Raises:
+    UserError: the engine hands the optimizer flat slices, in which a layer has no norm of its own.
+    """
+    if options.kind == "lars" and engine.startswith("zero"):
+        raise UserError(
+            f"optimizer.kind=lars takes the norm of every layer, and {engine} cuts layers apart; "
+            "launch with recipes/launch/ddp.yaml or fsdp2.yaml, or choose optimizer.kind=sgd"
+        )
+
+
+class Lars(torch.optim.Optimizer):
+    """Stochastic gradient descent whose learning rate is adapted to each layer.
+
+    With learning rate γ, momentum m, weight decay β and trust coefficient η, for a layer's weights w and
+    gradient g: λ = η‖w‖ / (‖g‖ + β‖w‖), v ← m v + γ λ (g + β w), w ← w - v (You et al., arXiv 1708.03888,
+    algorithm 1). λ is 1 where ‖w‖ or ‖g‖ is 0, and in groups whose `adapt` is false. A parameter is a layer;
+    one that FSDP2 has sharded has the norm of all its shards.
+    """
+
+    def __init__(self, groups, lr: float, momentum: float, trust: float, weight_decay: float = 0.0):
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "trust": trust,
+            "weight_decay": weight_decay,
+            "adapt": True,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; with `closure`, which computes the loss anew, that loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step(group, [parameter for parameter in group["params"] if parameter.grad is not None])
+        return loss
+
+    def _step(self, group: dict, parameters: list[nn.Parameter]) -> None:
+        if not parameters:
+            return
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [own(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        gradients = [own(parameter.grad) for parameter in parameters]
+        weights = [own(parameter) for parameter in parameters]
+        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if group["adapt"]:
+            sharded = any(mine is not whole for mine, whole in zip(weights, parameters, strict=True))
+            w, g = norms([weights, gradients], sharded)
+            ratio = group["trust"] * w / (g + group["weight_decay"] * w)
+            ratio = torch.where((w > 0) & (g > 0), ratio, 1.0)
+            torch._foreach_mul_(updates, list((group["lr"] * ratio).unbind()))
+        else:
+            torch._foreach_mul_(updates, group["lr"])
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_sub_(weights, buffers)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, as a view: all of it, but under FSDP2."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def norms(lists: list[list[Tensor]], sharded: bool) -> Tensor:
+    """The norms of lists of n tensors each [lists, n]; of sharded tensors, over the shards of all ranks."""
+    found = torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in lists])
+    if not sharded:
+        return found
+    return collectives.total(found.square()).sqrt()
