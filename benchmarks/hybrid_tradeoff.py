@@ -44,17 +44,17 @@ class Kind(NamedTuple):
     omega: float | None = None
 
 
-Rows = dict[Kind, list[dict[str, float]]]  # the results of each seed
+TensorShard = dict[Kind, list[dict[str, float]]]  # the results of each seed
 
 
-def read(folders: list[Path]) -> Rows:
+def read(folders: list[Path]) -> TensorShard:
     """The runs and their controls; in the order autoencoder, contrastive, hybrids by omega.
 
     Raises:
         UserError: a folder is no evaluated run, its encoder has no latent, or runs that do not differ in
             their seed alone would make one row.
     """
-    rows: Rows = {}
+    rows: TensorShard = {}
     told, meanings = set(), {}
     for folder in folders:
         for name in ("recipe.yaml", "results.json"):
@@ -103,7 +103,7 @@ def cell(seeds: list[dict[str, float]], key: str, decimals: int, factor: float) 
     return f"{sum(values) / len(values):.{decimals}f}{spread}"
 
 
-def table(rows: Rows) -> str:
+def table(rows: TensorShard) -> str:
     """Rows of Markdown."""
     lines = ["| run | layout | ω | " + " | ".join(COLUMNS) + " |", "|---|---|---:|" + "---:|" * len(COLUMNS)]
     for kind, seeds in rows.items():
@@ -113,7 +113,7 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: Rows) -> None:
+def draw(path: Path, rows: TensorShard) -> None:
     """The probe on y over the error of an image: a curve of each layout, its controls as straight lines."""
     figure = Figure(figsize=(9.2, 5.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()

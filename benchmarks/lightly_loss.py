@@ -29,7 +29,7 @@ def main(python: str) -> int:
     pairs = unit_keys(1, range(2 * STEPS), 0, BATCH, WIDTH).view(STEPS, 2, BATCH, WIDTH)
     pairs[:, 1] = torch.nn.functional.normalize(pairs[:, 0] + pairs[:, 1], dim=2)  # keys beside their queries
     queue = MomentumQueue(SLOTS * BATCH, WIDTH, BATCH, seed=0)
-    first = queue.shared_rows()["keys"].rows.transpose(0, 1).flatten(0, 1)
+    first = queue.sharded_state_dict()["keys"].rows.transpose(0, 1).flatten(0, 1)
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "given.npz", pairs=pairs.numpy(), first=first.numpy())
         subprocess.run([python, __file__, "--lightly", folder], check=True)

@@ -62,7 +62,7 @@ class Sharded:
 
     def __init__(self, keys: int, batch: int, device: str):
         self.queue = MomentumQueue(keys, WIDTH, batch)
-        self.queue.shared_rows()  # so that memory is there before a step is measured
+        self.queue.sharded_state_dict()  # so that memory is there before a step is measured
         self.queue.shard = self.queue.shard.to(device)
 
     def step(self, q: Tensor, k: Tensor, number: int) -> Tensor:
@@ -83,7 +83,7 @@ def pair(batch: int, number: int, device: str) -> tuple[Tensor, Tensor]:
     """This rank's queries and keys, at unit length, as an encoder would give them."""
     draws = torch.Generator().manual_seed(number)
     both = F.normalize(torch.randn(2, batch, WIDTH, generator=draws), dim=2)
-    q, k = both.chunk(collectives.world(), dim=1)[collectives.rank()].to(device)
+    q, k = both.chunk(collectives.world_size(), dim=1)[collectives.rank()].to(device)
     return q.clone().requires_grad_(), k.clone()
 
 
@@ -146,7 +146,7 @@ MEMORY = {
 def barrier() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    if collectives.world() > 1:
+    if collectives.world_size() > 1:
         torch.distributed.barrier()
 
 

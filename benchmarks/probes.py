@@ -25,7 +25,7 @@ import torch
 
 from trainer.distributed import collectives
 from trainer.evaluation.features import Examples
-from trainer.evaluation.suite import Job, deal, jobs, run_all
+from trainer.evaluation.suite import Job, assign_jobs, jobs, run_all
 from trainer.recipe.evaluation import Evaluate, SgdProbe, SvmProbe
 
 CLASSES, HIDDEN, BLOCK = 10, 256, 1000
@@ -47,7 +47,7 @@ def draw(images: int, width: int, first: int, to: Path | None) -> tuple[torch.Te
                 rows = (centres[labels[start : start + BLOCK]] + cloud) @ mix
                 file.write((rows + 0.1 * torch.randn(rows.shape, generator=draws)).relu().numpy().data)
 
-    collectives.on_first(write)
+    collectives.run_on_main(write)
     size = images * width
     return torch.from_file(str(to), size=size, dtype=torch.float32).view(images, width), labels
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=4096)
     options = parser.parse_args()
-    place = launch.start("float32")
+    context = launch.start("float32")
     Path("outputs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="outputs", prefix="probes-") as made:
         folder = Path(collectives.share(made))
@@ -82,18 +82,21 @@ def main() -> None:
         collectives.barrier()
         began, cpu = time.perf_counter(), time.process_time()
         everything = Evaluate(linear_sgd=SgdProbe(), svm=SvmProbe())
-        work = jobs(*sets, CLASSES, everything, 0, place.device)
+        work = jobs(*sets, CLASSES, everything, 0, context.device)
         lines: list[str] = []
-        mine = [timed(job, place.rank, lines) for job in deal(work, place.world)[place.rank]]
-        figures = run_all(mine, everything.threads, place.device)
-        found = collectives.on_all(lambda: (lines, figures, time.process_time() - cpu))
+        mine = [
+            timed(job, context.rank, lines) for job in assign_jobs(work, context.world_size)[context.rank]
+        ]
+        figures = run_all(mine, everything.threads, context.device)
+        found = collectives.run_on_all(lambda: (lines, figures, time.process_time() - cpu))
         wall = time.perf_counter() - began
-        if place.main:
+        if context.is_main:
             for lines, _, _ in found:
                 print("\n".join(lines))
             used = sum(seconds for _, _, seconds in found)
             print(
-                f"all          {place.world} x {place.threads} threads  {wall:.1f} s wall  {used:.1f} s CPU"
+                f"all          {context.world_size} x {context.threads} threads  "
+                f"{wall:.1f} s wall  {used:.1f} s CPU"
             )
             for name, value in sorted(
                 pair for _, part, _ in found for job in part.values() for pair in job.items()

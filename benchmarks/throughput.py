@@ -29,7 +29,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch
 from trainer.recipe import loading
-from trainer.training.trainer import Training
+from trainer.training.trainer import Trainer
 
 WARM = 3  # steps before the clock starts: memory, the choice of kernels, the queue's first keys
 ENDLESS = 10**12  # images
@@ -79,10 +79,12 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def measure(loaded: loading.Loaded, place: launch.Place, seconds: float) -> dict[str, float]:
+def measure(
+    loaded: loading.ResolvedRecipe, context: launch.DistributedContext, seconds: float
+) -> dict[str, float]:
     """Images a second by what is measured, and the share of waiting."""
     recipe = loaded.recipe.model_copy(update={"images": ENDLESS})
-    training = Training(recipe, place, load_dataset(recipe.data.root, recipe.data.source))
+    training = Trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
     loader = training.loader
     try:
         for _ in range(WARM):
@@ -117,10 +119,10 @@ def main() -> int:
     for loaded in recipes:
         if loaded.recipe.task != "pretrain":
             raise UserError(f"recipe={loaded.name} has task: {loaded.recipe.task}; pretrain was expected")
-    place = launch.start(recipes[0].recipe.precision)
-    if place.world > 1:
-        raise UserError(f"{place.world} processes were started; speeds are measured on one")
-    device = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU"
+    context = launch.start(recipes[0].recipe.precision)
+    if context.world_size > 1:
+        raise UserError(f"{context.world_size} processes were started; speeds are measured on one")
+    device = torch.cuda.get_device_name() if context.device.type == "cuda" else "CPU"
     cores = len(os.sched_getaffinity(0))
     print(f"{device}, {cores} cores, torch {torch.__version__}; images/s, {options.seconds:g} s each\n")
     common = [word for word in parts[0][1:] if len(parts) > 1 and all(word in words for words in parts)]
@@ -129,7 +131,7 @@ def main() -> int:
     print("| recipe | px | batch | precision | end to end | model alone | loader alone | data wait |")
     print("|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
     for loaded, words in zip(recipes, parts, strict=True):
-        recipe, found = loaded.recipe, measure(loaded, place, options.seconds)
+        recipe, found = loaded.recipe, measure(loaded, context, options.seconds)
         said = " ".join([loaded.name, *(word for word in words[1:] if word not in common)])
         cells = [said, recipe.data.size, recipe.batch, recipe.precision]
         cells += [f"{found[name]:,.1f}" for name in ("end to end", "model", "loader")]

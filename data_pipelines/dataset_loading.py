@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipelines.access import ONCE, Access, cache_folder, check_root, command_of, local_folder
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Patience
+from data_pipelines.common.retry import Retry
 from data_pipelines.dataset import FORMAT, Dataset, Shard, Split, fingerprint, missing_parts
 from data_pipelines.remote import transfer
 from data_pipelines.remote.connect import source_of
@@ -68,7 +68,7 @@ def read_description(root, source: str = "SOURCE") -> Dataset:
 
 
 def _load_remote(root: str, access: Access) -> Dataset:
-    fetch, patience = source_of(root, access), Patience(access.patience)
+    fetch, patience = source_of(root, access), Retry(access.patience)
     text = patience(lambda: transfer.description(fetch, patience.stopped)).decode("utf-8", "replace")
     make = "make the data set in a folder, then copy that folder to where it is served from"
     found = _described(text, Path(), fetch.address("dataset.json"), make)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Patience, to_stderr
+from data_pipelines.common.retry import Interrupted, Retry, to_stderr
 from data_pipelines.dali import ImagePipeline, Undecodable
 from data_pipelines.draws import draw
 from data_pipelines.noise import Noise
@@ -69,7 +69,7 @@ class ViewMaker:
         warn: Callable[[str], None],
     ):
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
-        self.patience = Patience(reader.dataset.access.patience, warn)
+        self.patience = Retry(reader.dataset.access.patience, warn)
         self.dtype = images.dtype
         self.pipeline = ImagePipeline(
             views,

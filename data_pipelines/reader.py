@@ -17,7 +17,7 @@ from tokenize import TokenError
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_magic
 
-from data_pipelines.common.retry import Patience, Trouble
+from data_pipelines.common.retry import Retry, TransientError
 from data_pipelines.dataset import INDEX, Dataset, Shard, index_name, tar_path
 from data_pipelines.remote.cache import File, ShardCache, check_room, index_of, tar_of
 from data_pipelines.remote.fetcher import Fetcher
@@ -55,7 +55,7 @@ class Reader:
         # Training and evaluation read through one reader, each in a thread of its own: a handle must not
         # be closed, and its number given to another shard, between being looked up and being read.
         self._lock = threading.Lock()
-        self._patience = Patience(dataset.access.patience)
+        self._patience = Retry(dataset.access.patience)
         self._fetcher = Fetcher(ShardCache(dataset)) if dataset.remote else None
         self._announced: list[list[int]] = []
 
@@ -78,7 +78,7 @@ class Reader:
         files = [[make(self._shards[s]) for s in part for make in (index_of, tar_of)] for part in parts]
         self._fetcher.ahead(*files)
 
-    def entries(self, ids: np.ndarray, patience: Patience | None = None) -> np.ndarray:
+    def entries(self, ids: np.ndarray, patience: Retry | None = None) -> np.ndarray:
         """The index rows of samples (`dataset.INDEX`: offset, size, height, width, label), [n].
 
         Raises:
@@ -93,7 +93,7 @@ class Reader:
             rows[mine] = patience(partial(self._index, shard, part, patience))[places[mine]]
         return rows
 
-    def read(self, ids: np.ndarray, patience: Patience | None = None) -> list[np.ndarray]:
+    def read(self, ids: np.ndarray, patience: Retry | None = None) -> list[np.ndarray]:
         """The encoded images of samples, each a uint8 array, in the order of `ids`.
 
         Raises:
@@ -112,7 +112,7 @@ class Reader:
                 self._fetcher.cache.touch(tar_of(self._shards[shard]))
         return images
 
-    def describe(self, sample: int, patience: Patience | None = None) -> str:
+    def describe(self, sample: int, patience: Retry | None = None) -> str:
         """Where a sample lies, for messages: its member's name, shard and place. Raises as `read`."""
         patience, shard = patience or self._patience, int(self._shard_of(np.array([sample]))[0])
         offset = int(self.entries(np.array([sample]), patience)["offset"][0])
@@ -125,7 +125,7 @@ class Reader:
     def close(self) -> None:
         """Ends all waiting and closes the files; they are opened again when somebody reads."""
         self._patience.stop()
-        self._patience = Patience(self.dataset.access.patience)
+        self._patience = Retry(self.dataset.access.patience)
         if self._fetcher:
             self._fetcher.close()
             self._announced = []
@@ -136,7 +136,7 @@ class Reader:
     def _shard_of(self, ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.first, ids, side="right") - 1
 
-    def _index(self, shard: int, part: int, patience: Patience) -> np.ndarray:
+    def _index(self, shard: int, part: int, patience: Retry) -> np.ndarray:
         with self._lock:
             if (rows := self._rows.get((shard, part))) is not None:
                 self._rows.move_to_end((shard, part))
@@ -148,7 +148,7 @@ class Reader:
                 self._rows.popitem(last=False)
         return rows
 
-    def _load_index(self, shard: int, part: int, patience: Patience) -> np.ndarray:
+    def _load_index(self, shard: int, part: int, patience: Retry) -> np.ndarray:
         """Part number `part` of a shard's index, of `INDEX_ROWS` rows. Raises Trouble."""
         path, images = self._index_path(shard), self.shards[shard]
         size = min(INDEX_ROWS, images - part * INDEX_ROWS) * INDEX.itemsize
@@ -168,13 +168,13 @@ class Reader:
             raise self._trouble(path, ": the shard's index ends early")
         return np.frombuffer(data, INDEX)
 
-    def _pread(self, shard: int, size: int, offset: int, patience: Patience) -> bytes:
+    def _pread(self, shard: int, size: int, offset: int, patience: Retry) -> bytes:
         try:
             return self._attempt(shard, size, offset, patience)
-        except Trouble as trouble:
+        except TransientError as trouble:
             return patience.again(partial(self._attempt, shard, size, offset, patience), trouble)
 
-    def _attempt(self, shard: int, size: int, offset: int, patience: Patience) -> bytes:
+    def _attempt(self, shard: int, size: int, offset: int, patience: Retry) -> bytes:
         try:
             with self._lock:
                 if (handle := self._handles.get(shard)) is not None:
@@ -193,7 +193,7 @@ class Reader:
             raise self._trouble(self._path(shard), f": ends before byte {offset + size}")
         return data
 
-    def _open(self, path: Path, file: Callable[[Shard], File], shard: int, patience: Patience) -> int:
+    def _open(self, path: Path, file: Callable[[Shard], File], shard: int, patience: Retry) -> int:
         """A handle; of what lies elsewhere, once it is in the cache. Raises OSError, and as `Fetcher.get`."""
         if self._fetcher is None:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -202,7 +202,7 @@ class Reader:
             with suppress(FileNotFoundError):  # others share the cache, and make room in it
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         advice = "raise data.cache_bytes, or give each run its own data.cache"
-        raise Trouble(str(path), " is removed again and again by those who share the cache", advice)
+        raise TransientError(str(path), " is removed again and again by those who share the cache", advice)
 
     def _keep(self, shard: int, handle: int) -> None:
         if (other := self._handles.pop(shard, None)) is not None:
@@ -237,6 +237,8 @@ class Reader:
             else str(self._path(shard))
         )
 
-    def _trouble(self, path: Path, what: str) -> Trouble:
+    def _trouble(self, path: Path, what: str) -> TransientError:
         advice = f"check with: python -m data_pipelines.shards verify {self.root}"
-        return Trouble(str(path), what, "check the disk that holds the cache" if self._fetcher else advice)
+        return TransientError(
+            str(path), what, "check the disk that holds the cache" if self._fetcher else advice
+        )

@@ -55,17 +55,17 @@ def main(arguments: list[str]) -> int:
 
         return plan.run(loaded)
     precision = getattr(loaded.recipe, "precision", "float32")
-    place = launch.start(precision)
-    if place.main:
+    context = launch.start(precision)
+    if context.is_main:
         print(
-            f"recipe {loaded.name}: {place.world} rank{'s' * (place.world > 1)} x {place.threads} "
-            f"thread{'s' * (place.threads > 1)}, {place.engine}, {place.device.type}, {precision}",
+            f"recipe {loaded.name}: {context.world_size} rank{'s' * (context.world_size > 1)} "
+            f"x {context.threads} thread{'s' * (context.threads > 1)}, {context.engine}, {context.device.type}, {precision}",
             flush=True,
         )
     from trainer.tasks import evaluate, pretrain
 
     task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
-    return task.run(loaded, place)
+    return task.run(loaded, context)
 
 
 if __name__ == "__main__":

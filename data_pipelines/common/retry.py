@@ -13,7 +13,7 @@ FIRST, LONGEST = 0.1, 5.0  # seconds between two attempts: the first pause, doub
 Value = TypeVar("Value")
 
 
-class Trouble(Exception):
+class TransientError(Exception):
     """What may pass by itself.
 
     Args:
@@ -36,7 +36,7 @@ def to_stderr(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-class Patience:
+class Retry:
     """Calls what may fail, again and again while it does, with growing pauses.
 
     Args:
@@ -63,10 +63,10 @@ class Patience:
         """
         try:
             return attempt()
-        except Trouble as trouble:
+        except TransientError as trouble:
             return self.again(attempt, trouble)
 
-    def again(self, attempt: Callable[[], Value], trouble: Trouble) -> Value:
+    def again(self, attempt: Callable[[], Value], trouble: TransientError) -> Value:
         """The same where the first attempt has been made, and met this trouble."""
         began = since = time.monotonic()
         pause, reached = FIRST, trouble.reached
@@ -80,7 +80,7 @@ class Patience:
                 pause = min(2 * pause, LONGEST)
                 try:
                     value = attempt()
-                except Trouble as again:
+                except TransientError as again:
                     trouble = again
                     if again.reached > reached:  # it comes in pieces, but it comes
                         reached, since, pause = again.reached, time.monotonic(), FIRST

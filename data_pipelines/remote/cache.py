@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from data_pipelines.access import cache_folder
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Trouble
+from data_pipelines.common.retry import Interrupted, TransientError
 from data_pipelines.dataset import Dataset, Shard, describe, index_name
 from data_pipelines.remote.connect import source_of
 from data_pipelines.remote.transfer import TIMEOUT, download
@@ -129,7 +129,7 @@ class ShardCache:
         except OSError as error:
             what = f" cannot be written ({error.strerror})"
             advice = "make room there, or choose another folder with data.cache"
-            raise Trouble(str(self.path(file)), what, advice) from None
+            raise TransientError(str(self.path(file)), what, advice) from None
 
     def arrived(self, file: File) -> int:
         """Bytes of a file that is on its way."""
@@ -216,7 +216,7 @@ class ShardCache:
                     raise Interrupted
                 if time.monotonic() > end:
                     what, advice = f" has been locked for {QUIET:g} s", "see which process hangs there"
-                    raise Trouble(str(path), what, advice)
+                    raise TransientError(str(path), what, advice)
             yield
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from data_pipelines.access import scrubbed
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Trouble
+from data_pipelines.common.retry import Interrupted, TransientError
 from data_pipelines.remote.transfer import CHUNK, TIMEOUT, Stream
 
 LAST_WORDS = 4096  # bytes of standard error that are kept
@@ -71,7 +71,9 @@ class Command:
         except (OSError, ValueError) as error:  # ValueError: of a word that holds a zero byte
             why = f"cannot be started ({getattr(error, 'strerror', None) or error})"
             if getattr(error, "errno", None) in MAY_PASS:
-                raise Trouble(self.address(name), f" {why}", "free memory, processes or files") from None
+                raise TransientError(
+                    self.address(name), f" {why}", "free memory, processes or files"
+                ) from None
             kind = self.root.partition(":")[0]
             raise UserError(f"data.root={kind}:...: {words[0]} {why}; install it, or give its path") from None
         try:
@@ -131,7 +133,7 @@ class _Output:
         with suppress(BlockingIOError):
             self.said = (self.said + os.read(self.process.stderr.fileno(), CHUNK))[-LAST_WORDS:]
 
-    def _trouble(self, what: str) -> Trouble:
+    def _trouble(self, what: str) -> TransientError:
         lines = self.said.decode("utf-8", "replace").strip().splitlines()
         last = f": {scrubbed(lines[-1])}" if lines else ""
-        return Trouble(self.address, f" {what}{last}", Command.advice)
+        return TransientError(self.address, f" {what}{last}", Command.advice)

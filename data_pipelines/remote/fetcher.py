@@ -4,7 +4,7 @@ import threading
 import time
 from concurrent import futures
 
-from data_pipelines.common.retry import Interrupted, Patience, Trouble
+from data_pipelines.common.retry import Interrupted, Retry, TransientError
 from data_pipelines.remote.cache import File, Full, ShardCache
 from data_pipelines.remote.transfer import TIMEOUT
 
@@ -42,7 +42,7 @@ class Fetcher:
                 self._had.clear()
                 self._wake()
 
-    def get(self, file: File, patience: Patience) -> None:
+    def get(self, file: File, patience: Retry) -> None:
         """Waits until a file is in the cache, or one attempt at it has failed.
 
         Raises:
@@ -135,7 +135,7 @@ class Fetcher:
             return [now | soon, now, {file.name}]
         return [now | soon, now] if file in self._now else [now | soon]
 
-    def _held_up(self, file: File) -> tuple[bool, Trouble | None]:
+    def _held_up(self, file: File) -> tuple[bool, TransientError | None]:
         """Another process fetches it: whether it has got nowhere for so long that this is worth saying."""
         size, clock = self.cache.arrived(file), time.monotonic()
         since, before = self._busy.get(file, (clock, -1))
@@ -145,10 +145,12 @@ class Fetcher:
             what = (
                 f" is being fetched by another process, and for {clock - since:.0f} s no byte of it has come"
             )
-            return True, Trouble(self.cache.source.address(file.at), what, "see whether that one hangs", size)
+            return True, TransientError(
+                self.cache.source.address(file.at), what, "see whether that one hangs", size
+            )
         return False, None
 
-    def _full(self, file: File) -> Trouble:
+    def _full(self, file: File) -> TransientError:
         what = f" has no room for {file.name} ({file.bytes:,} bytes) beside what others fetch"
         advice = f"raise data.cache_bytes={self.cache.bound}, or give each run its own data.cache"
-        return Trouble(str(self.cache.folder), what, advice)
+        return TransientError(str(self.cache.folder), what, advice)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Trouble
+from data_pipelines.common.retry import Interrupted, TransientError
 
 TIMEOUT = 30.0  # seconds without a byte, then a transfer has failed
 CHUNK = 1 << 18  # bytes read at once
@@ -36,7 +36,7 @@ def description(source, stop: threading.Event) -> bytes:
             if buffer.tell() > DESCRIPTION_BYTES:
                 raise UserError(f"{source.address(name)} is longer than any dataset.json; check data.root")
     if stream.length is not None and buffer.tell() < stream.length:
-        raise Trouble(source.address(name), f" broke off after {buffer.tell():,} bytes", source.advice)
+        raise TransientError(source.address(name), f" broke off after {buffer.tell():,} bytes", source.advice)
     return buffer.getvalue()
 
 
@@ -63,25 +63,27 @@ def download(source, name: str, part: BinaryIO, size: int, sha256: str, stop: th
                 if stream.length is not None and stream.start + stream.length != size:
                     found = stream.start + stream.length
                     what = f" has {found:,} bytes where dataset.json says {size:,}"
-                    raise Trouble(address, what, source.advice)
+                    raise TransientError(address, what, source.advice)
                 if stream.start != have:
                     digest, have = hashlib.sha256(), _cut(part)
                 while chunk := _next(stream, stop):
                     if have + len(chunk) > size:
                         _cut(part)
                         what = f" has more bytes than the {size:,} of dataset.json"
-                        raise Trouble(address, what, source.advice)
+                        raise TransientError(address, what, source.advice)
                     part.write(chunk)
                     digest.update(chunk)
                     have += len(chunk)
-    except Trouble as trouble:
+    except TransientError as trouble:
         trouble.reached = have
         raise
     if have < size:
-        raise Trouble(address, f" broke off after {have:,} of {size:,} bytes", source.advice, have)
+        raise TransientError(address, f" broke off after {have:,} of {size:,} bytes", source.advice, have)
     if digest.hexdigest() != sha256:
         _cut(part)
-        raise Trouble(address, " is not what dataset.json says: its digest differs", source.advice, have)
+        raise TransientError(
+            address, " is not what dataset.json says: its digest differs", source.advice, have
+        )
 
 
 def _next(stream: Stream, stop: threading.Event) -> bytes:

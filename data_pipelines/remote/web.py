@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from data_pipelines.access import scrubbed
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Trouble
+from data_pipelines.common.retry import TransientError
 from data_pipelines.remote.transfer import CHUNK, TIMEOUT, Stream
 
 AGAIN = (408, 425, 429)  # of the statuses 4xx those that pass: too slow, too early, too many requests
@@ -53,9 +53,11 @@ class Web:
             if response.status == 206:
                 begins, total = _range(response)
             elif response.status != 200:
-                raise Trouble(address, f" was answered with status {response.status}", self.advice)
+                raise TransientError(address, f" was answered with status {response.status}", self.advice)
             if begins not in (0, start):
-                raise Trouble(address, f" came from byte {begins:,}, asked from {start:,}", self.advice)
+                raise TransientError(
+                    address, f" came from byte {begins:,}, asked from {start:,}", self.advice
+                )
             length = response.headers.get("Content-Length", "")
             length = int(length) if length.isdecimal() and len(length) < 19 else None
             if total is not None:
@@ -76,7 +78,7 @@ class Web:
             if status == 416 and start:  # nothing lies there: what is here does not fit
                 return self._asked(address, 0, first)
             if status >= 500 or status in AGAIN:
-                raise Trouble(address, what, self.advice) from None
+                raise TransientError(address, what, self.advice) from None
             raise _refused(first, address, what, self._refusal(status)) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(address, getattr(error, "reason", error)) from None
@@ -91,16 +93,16 @@ class Web:
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a torn chunk
             raise self._failed(address, error) from None
 
-    def _failed(self, address: str, why) -> Trouble | UserError:
+    def _failed(self, address: str, why) -> TransientError | UserError:
         if isinstance(why, ssl.SSLCertVerificationError):
             return UserError(
                 f"{address} cannot be fetched: the server's certificate is not valid "
                 f"({why.verify_message}); where it is your own, name its authority in SSL_CERT_FILE"
             )
         if isinstance(why, TimeoutError):
-            return Trouble(address, f" sent nothing for {TIMEOUT:g} s", self.advice)
+            return TransientError(address, f" sent nothing for {TIMEOUT:g} s", self.advice)
         text = scrubbed(getattr(why, "strerror", None) or str(why)) or type(why).__name__
-        return Trouble(address, f" cannot be fetched ({text})", self.advice)
+        return TransientError(address, f" cannot be fetched ({text})", self.advice)
 
     def _refusal(self, status: int) -> str:
         """What to do about it."""
@@ -153,8 +155,8 @@ def _request(address: str, root: str) -> urllib.request.Request:
     return request
 
 
-def _refused(first: bool, address: str, what: str, advice: str) -> Trouble | UserError:
-    return UserError(f"{address}{what}; {advice}") if first else Trouble(address, what, advice)
+def _refused(first: bool, address: str, what: str, advice: str) -> TransientError | UserError:
+    return UserError(f"{address}{what}; {advice}") if first else TransientError(address, what, advice)
 
 
 def _server(address: str) -> tuple[str, str | None, int]:

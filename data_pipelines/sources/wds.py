@@ -28,7 +28,7 @@ LARGEST_TEXT = 1 << 24  # bytes of a json member
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-class Found(NamedTuple):
+class TarSplit(NamedTuple):
     """A sample with an image, or, where `why` says so, one without use. label: -1 where it is unlabelled."""
 
     key: str
@@ -97,7 +97,7 @@ class Tars:
         return self.percent is None or splits.in_test(key, self.percent) == (self.split == "test")
 
 
-def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[list[Found], str | None]:
+def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[list[TarSplit], str | None]:
     """All samples of a tar, in order, with those that are of no use, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
@@ -118,7 +118,7 @@ def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[l
     return found, damage
 
 
-def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[Found]:
+def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[TarSplit]:
     """The sample itself, and a Found without use for each further image in it."""
     # In the order of SUFFIXES, x.jpg before x.left.jpg; Python's sort keeps the tar's order among equals.
     images = [
@@ -126,7 +126,7 @@ def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[Fo
     ]
     images = [member for *_, member in sorted(images, key=lambda entry: entry[:2])]
     if not images:
-        yield Found(key, group[0][1], why="its sample has no image")
+        yield TarSplit(key, group[0][1], why="its sample has no image")
         return
     first, others = images[0], images[1:]
     texts = {suffix: member for suffix, member in reversed(group) if member.plain}
@@ -135,11 +135,13 @@ def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[Fo
             raise ValueError("a hidden file")
         if not first.plain:
             raise ValueError("a link, or no file")
-        yield Found(key, first, _label(fd, texts, label, classes))
+        yield TarSplit(key, first, _label(fd, texts, label, classes))
     except ValueError as error:
-        yield Found(key, first, why=str(error))
+        yield TarSplit(key, first, why=str(error))
     for other in others:
-        yield Found(key, other, why=f"{first.name} is the image of its sample: a key ends at the first dot")
+        yield TarSplit(
+            key, other, why=f"{first.name} is the image of its sample: a key ends at the first dot"
+        )
 
 
 def _rank(suffix: str) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, "benchmarks")
 from planning import highest_memory
-from data_pipelines.dataset import load_dataset
+from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.plan import PIECE, Plan
 from data_pipelines.reader import Reader
 

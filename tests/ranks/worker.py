@@ -18,24 +18,24 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from trainer.checkpoints import state
 from trainer.checkpoints.format import folder_name, read_manifest
-from trainer.checkpoints.load import Found
+from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.save import snapshot, write
 from trainer.distributed import collectives, launch
-from trainer.distributed.rows import Rows
+from trainer.distributed.rows import TensorShard
 from trainer.engines import fsdp, zero
 from trainer.recipe import loading
-from trainer.training.trainer import Training
+from trainer.training.trainer import Trainer
 
 
 def main(file: Path) -> None:
     jobs = json.loads(file.read_text())
-    place = launch.start("float32")
+    context = launch.start("float32")
     torch.set_num_threads(1)
     results = {}
     for job in jobs:
-        here = replace(place, engine=job.get("engine", place.engine))
+        here = replace(context, engine=job.get("engine", context.engine))
         results[job["name"]] = Job(job, here, file.parent).run() | {"engine": here.engine}
-    if place.main:
+    if context.is_main:
         file.with_name(file.name.replace("jobs-", "results-")).write_text(json.dumps(results))
     launch.leave(0)
 
@@ -43,8 +43,8 @@ def main(file: Path) -> None:
 class Job:
     """One job on this rank; `do` names its methods."""
 
-    def __init__(self, job: dict, place: launch.Place, folder: Path):
-        self.job, self.place, self.folder = job, place, folder
+    def __init__(self, job: dict, context: launch.DistributedContext, folder: Path):
+        self.job, self.context, self.folder = job, context, folder
         self.recipe = loading.load(job["recipe"]).recipe
         self.dataset = load_dataset(self.recipe.data.root)
 
@@ -54,8 +54,8 @@ class Job:
             out |= getattr(self, word)()
         return out
 
-    def training(self, saved=None, step: int = 0) -> Training:
-        training = Training(self.recipe, self.place, self.dataset, saved, step * self.recipe.batch)
+    def training(self, saved=None, step: int = 0) -> Trainer:
+        training = Trainer(self.recipe, self.context, self.dataset, saved, step * self.recipe.batch)
         assert_engine(training)
         return training
 
@@ -71,9 +71,9 @@ class Job:
         training.close()
         return {"losses": losses, "ids": everyones(ids)}
 
-    def _save(self, training: Training, step: int, name: str) -> Path:
+    def _save(self, training: Trainer, step: int, name: str) -> Path:
         images, folder = step * self.recipe.batch, self.folder / name
-        shares = snapshot(training.state(), self.place.rank, self.place.world)
+        shares = snapshot(training.state(), self.context.rank, self.context.world_size)
         write(shares, folder, images, {}, attempt="once", keep=100)
         collectives.barrier()
         return folder / folder_name(images)
@@ -95,15 +95,15 @@ class Job:
                 training.engine.step = lambda: (found.append(gradient(training)), take())  # noqa: B023
                 losses[name] = mean_loss(training.step())
                 training.close()
-                if self.place.main:
-                    file = f"gradient {self.job['name']} {self.place.world} {name}.safetensors"
+                if self.context.is_main:
+                    file = f"gradient {self.job['name']} {self.context.world_size} {name}.safetensors"
                     save_file({"gradient": found[0]}, self.folder / file)
         return {"one step": losses, "restored": everyones(different)}
 
     def wrong(self) -> dict:
         """What is said, on every rank, of each way in which the engine can become another one."""
         told = []
-        for owner, name, other in wrappings(self.place):
+        for owner, name, other in wrappings(self.context):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(owner, name, other)
                 try:
@@ -117,7 +117,7 @@ class Job:
         """Stops after every step, goes on, and compares bits with the run that was not disturbed."""
         training, saves, steps = self.training(), [], self.job["steps"]
         for step in range(steps):
-            saves.append(self._save(training, step, f"{self.job['name']} {self.place.world}"))
+            saves.append(self._save(training, step, f"{self.job['name']} {self.context.world_size}"))
             training.step()
         final = host(training.state())
         training.close()
@@ -137,18 +137,18 @@ class Job:
 def load(path: Path) -> dict:
     """What a rank reads of a checkpoint."""
     manifest = read_manifest(path)
-    return state.load(Found(path, manifest["images"], manifest))
+    return state.load(Checkpoint(path, manifest["images"], manifest))
 
 
 # ---- what is looked at ---------------------------------------------------------------------------
 
 
-def assert_engine(training: Training) -> None:
+def assert_engine(training: Trainer) -> None:
     """The engine that runs is the one that was asked for: by its own classes, not by its name."""
-    asked, model = training.place.engine, getattr(training.engine, "model", None)
+    asked, model = training.context.engine, getattr(training.engine, "model", None)
     if asked == "single process":
         assert model is training.objective
-        assert collectives.world() == 1
+        assert collectives.world_size() == 1
     elif asked == "ddp":
         assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
     elif asked == "fsdp2":
@@ -173,11 +173,11 @@ def assert_engine(training: Training) -> None:
         assert all(partitioned) if stage == 3 else not any(partitioned)
 
 
-def wrappings(place: launch.Place) -> list[tuple]:
+def wrappings(context: launch.DistributedContext) -> list[tuple]:
     """Functions that wrap an objective for an engine, each with one that makes something else of it."""
-    if place.engine == "ddp":
-        return [(place.accelerator, "prepare", lambda objective: objective)]
-    if place.engine == "fsdp2":
+    if context.engine == "ddp":
+        return [(context.accelerator, "prepare", lambda objective: objective)]
+    if context.engine == "fsdp2":
         return [(fsdp, "fully_shard", lambda unit, mesh: unit)]
     made = zero.initialize
 
@@ -190,12 +190,12 @@ def wrappings(place: launch.Place) -> list[tuple]:
     return [(zero, "initialize", other) for other in (other_stage, other_optimizer)]
 
 
-def gradient(training: Training) -> torch.Tensor:
+def gradient(training: Trainer) -> torch.Tensor:
     """All gradients, clipped, as one vector of whole tensors; between the backward pass and the step."""
     parts = []
     for parameter in training.objective.parameters():
         if parameter.requires_grad:
-            if training.place.engine.startswith("zero"):
+            if training.context.engine.startswith("zero"):
                 from deepspeed.utils import safe_get_full_grad
 
                 whole = safe_get_full_grad(parameter)
@@ -211,7 +211,7 @@ def differences(saved: dict, held: dict) -> list[str]:
     found = sorted(saved.keys() ^ held.keys())
     for name in saved.keys() & held.keys():
         value, expected = held[name], saved[name]
-        if isinstance(value, Rows):
+        if isinstance(value, TensorShard):
             if not name.startswith("shard/"):
                 expected = expected[value.offset : value.offset + len(value.rows)]
             value = value.rows
@@ -220,7 +220,7 @@ def differences(saved: dict, held: dict) -> list[str]:
     return found
 
 
-def follow_ids(training: Training, ids: list) -> None:
+def follow_ids(training: Trainer, ids: list) -> None:
     """Notes which samples this rank trains on, and where in the run they stand."""
     loader = training.loader
 
@@ -241,7 +241,7 @@ def follow_ids(training: Training, ids: list) -> None:
 
 def everyones(value) -> list:
     """What each rank found, in the order of the ranks."""
-    return collectives.on_all(lambda: value)
+    return collectives.run_on_all(lambda: value)
 
 
 def mean_loss(values: dict) -> float:
@@ -250,7 +250,7 @@ def mean_loss(values: dict) -> float:
 
 def host(held: dict) -> dict:
     """Copies, of sharded tensors this rank's rows."""
-    rows = {name: value.rows if isinstance(value, Rows) else value for name, value in held.items()}
+    rows = {name: value.rows if isinstance(value, TensorShard) else value for name, value in held.items()}
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in rows.items()}
 
 

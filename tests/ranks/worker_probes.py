@@ -24,25 +24,25 @@ def encode(view: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def main(file: Path) -> None:
     (job,) = json.loads(file.read_text())
-    place = launch.start("float32")
-    torch.set_num_threads(2 // place.world)  # that many jobs at a time, each on one thread
+    context = launch.start("float32")
+    torch.set_num_threads(2 // context.world_size)  # that many jobs at a time, each on one thread
     dataset = load_dataset(job["data"])
     readers = Reader(dataset, "train"), Reader(dataset, "test")
-    images, folder = Images(8, Normalize(), 1, place.device), file.parent / f"features-{place.world}"
+    images, folder = Images(8, Normalize(), 1, context.device), file.parent / f"features-{context.world_size}"
     splits = [(reader, labelled_ids(reader)) for reader in readers]
     with cached(folder, encode, splits, images, 100) as sets:
-        figures = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, place.device)
+        figures = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, context.device)
         sums = [rows.double().sum().item() for examples in sets for rows in examples.features.values()]
         try:
-            measure_probes(*sets, 10, Evaluate(few_shot=FewShot(shots=1000)), 0, place.device)
+            measure_probes(*sets, 10, Evaluate(few_shot=FewShot(shots=1000)), 0, context.device)
         except SharedError as error:
             refused = str(error)
     found = gathered(encode, readers[1], splits[1][1][:1], images, 100)  # fewer images than ranks
     rows = found[0]["conv"].tolist() if found else None
-    ranks = collectives.on_all(lambda: [figures, sums, refused, folder.exists()])
-    if place.main:
+    ranks = collectives.run_on_all(lambda: [figures, sums, refused, folder.exists()])
+    if context.is_main:
         results = {"ranks": ranks, "rows": rows}
-        file.with_name(f"results-{place.world}.json").write_text(json.dumps(results))
+        file.with_name(f"results-{context.world_size}.json").write_text(json.dumps(results))
     launch.leave(0)
 
 

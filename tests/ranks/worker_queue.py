@@ -65,7 +65,7 @@ def run(job: dict, folder: Path) -> dict[str, Tensor]:
     dtype, symmetric, world, rank = (
         getattr(torch, job["dtype"]),
         job["symmetric"],
-        collectives.world(),
+        collectives.world_size(),
         collectives.rank(),
     )
     encoder, key_encoder = encoders(dtype)
@@ -90,7 +90,7 @@ def run(job: dict, folder: Path) -> dict[str, Tensor]:
         found["gradients"].append(gradient_step(encoder, key_encoder))
         found["parameters"].append(flat([*encoder.parameters(), *key_encoder.parameters()]))
         queue.enqueue(torch.cat(pending), step)
-    rows = queue.shared_rows()["keys"]
+    rows = queue.sharded_state_dict()["keys"]
     assert rows.offset == rank * len(rows.rows)
     return {name: torch.stack(values) for name, values in found.items()} | {
         "queue": collectives.gather(rows.rows)
@@ -103,7 +103,7 @@ def restore(
     """Equal weights on all ranks; of the queue each takes its rows."""
     nn.utils.vector_to_parameters(state["encoder"], encoder.parameters())
     nn.utils.vector_to_parameters(state["key_encoder"], key_encoder.parameters())
-    queue.restore_rows({"keys": state["keys"].chunk(collectives.world())[collectives.rank()]})
+    queue.load_sharded_state_dict({"keys": state["keys"].chunk(collectives.world_size())[collectives.rank()]})
 
 
 def main(folder: Path, rank: int, world: int) -> None:
@@ -111,7 +111,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     if world > 1:
         rendezvous = f"file://{folder}/rendezvous-{world}"
         torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    assert collectives.world() == world
+    assert collectives.world_size() == world
     for job in json.loads((folder / "jobs.json").read_text()):
         results = run(job, folder)
         if rank == 0:

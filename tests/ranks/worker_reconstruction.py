@@ -22,7 +22,7 @@ from trainer.recipe.evaluation import Evaluate
 
 def main(file: Path) -> None:
     (job,) = json.loads(file.read_text())
-    place = launch.start("float32")
+    context = launch.start("float32")
     torch.set_num_threads(1)
     dataset = load_dataset(job["data"])
     readers = Reader(dataset, "train"), Reader(dataset, "test")
@@ -30,18 +30,18 @@ def main(file: Path) -> None:
     options = Nvae(kind="nvae", width=8, halvings=1, tower=1, decoder_tower=1, expansion=2, latent=2)
     encoder = NvaeEncoder(**options.model_dump(exclude={"kind"}), size=8, group=32)
     codec = Autoencoder(encoder, Normalize()).double().eval().codec
-    images = Images(8, Normalize(), 1, place.device, torch.float64)
+    images = Images(8, Normalize(), 1, context.device, torch.float64)
     figures, linear = measure(codec, *readers, images, Evaluate(batch=100), 0, lambda line: None)
     few = Sample(readers[1], np.arange(2), images, 100)  # fewer images than ranks
     errors = reconstruction_errors(lambda view: linear(codec.pixels(view)), codec, few).tolist()
     try:
-        diverged = torch.nan if place.main else 1.0
+        diverged = torch.nan if context.is_main else 1.0
         reconstruction_errors(lambda view: codec.pixels(view) * diverged, codec, few)
     except SharedError as error:
         refused = str(error)
-    ranks = collectives.on_all(lambda: [figures, errors, refused])
-    if place.main:
-        file.with_name(f"results-{place.world}.json").write_text(json.dumps(ranks))
+    ranks = collectives.run_on_all(lambda: [figures, errors, refused])
+    if context.is_main:
+        file.with_name(f"results-{context.world_size}.json").write_text(json.dumps(ranks))
     launch.leave(0)
 
 

@@ -7,7 +7,7 @@ from data_pipelines.dataset_loading import load_dataset
 from trainer.distributed import launch
 from trainer.recipe.loading import load
 from trainer.tasks import pretrain
-from trainer.training.trainer import Training
+from trainer.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def train(digits, monkeypatch):
         monkeypatch.setenv(name, "true")  # as the launcher sets them; gone after the test
     opened = []
 
-    def build(recipe: str, *overrides: str) -> Training:
+    def build(recipe: str, *overrides: str) -> Trainer:
         loaded = load([f"recipe={recipe}", "data.source=digits", f"data.root={digits.root}", *overrides])
         AcceleratorState._reset_state(True)  # a process trains in one precision; a test in several
-        place, dataset = launch.start(loaded.recipe.precision), load_dataset(digits.root)
-        pretrain.check(loaded.recipe, place, dataset)
-        opened.append(Training(loaded.recipe, place, dataset))
+        context, dataset = launch.start(loaded.recipe.precision), load_dataset(digits.root)
+        pretrain.check(loaded.recipe, context, dataset)
+        opened.append(Trainer(loaded.recipe, context, dataset))
         return opened[-1]
 
     yield build

@@ -12,7 +12,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.common.locks import close_locked, open_locked
 from trainer.checkpoints.format import MANIFEST, Damaged, verify
 from trainer.checkpoints.load import NAME, newest, visible
-from trainer.checkpoints.retention import beyond, clean, leftovers, remove
+from trainer.checkpoints.retention import clean, expired, leftovers, remove
 from trainer.recipe import loading
 
 PROGRAM = "python -m trainer.checkpoints.save"
@@ -21,7 +21,7 @@ NEXT = "; the next start continues from it, if verify finds it whole"
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointFolder:
     """A folder of checkpoints and those of them that are meant, (images, path), fewest images first."""
 
     folder: Path
@@ -29,27 +29,27 @@ class Place:
     alone: bool = False  # one checkpoint was named, not its folder
 
 
-def places(directory: Path) -> list[Place]:
+def places(directory: Path) -> list[CheckpointFolder]:
     """What is meant by DIR. Raises UserError where there is nothing of the kind."""
     if not directory.name or directory.name == "..":
         directory = directory.resolve()
     if (match := NAME.fullmatch(directory.name)) and directory.is_dir():
-        return [Place(directory.parent, [(int(match[1]), directory)], alone=True)]
+        return [CheckpointFolder(directory.parent, [(int(match[1]), directory)], alone=True)]
     if (directory / "checkpoints").is_dir() or (directory / "journal.jsonl").is_file():
         directory = directory / "checkpoints"
     elif directory.name != "checkpoints" and not visible(directory):
         if runs := sorted(directory.glob("*/checkpoints")):
-            return [Place(folder, visible(folder)) for folder in runs]
+            return [CheckpointFolder(folder, visible(folder)) for folder in runs]
         raise UserError(f"{directory}: no checkpoints there; expected {DIR}")
     if not directory.is_dir() and not directory.parent.is_dir():
         raise UserError(f"{directory}: does not exist; expected {DIR}")
-    return [Place(directory, visible(directory))]
+    return [CheckpointFolder(directory, visible(directory))]
 
 
 # ---- list ----------------------------------------------------------------------------------------
 
 
-def show(place: Place) -> int:
+def show(place: CheckpointFolder) -> int:
     """A line for each checkpoint, from its manifest and its files' sizes alone."""
     states = {path: state(path, digests=False) for _, path in place.checkpoints}
     total = f"{len(states)} checkpoint{'s' * (len(states) != 1)}, {megabytes(sum(map(size, states)))}"
@@ -73,7 +73,7 @@ def state(path: Path, digests: bool) -> tuple[dict, str]:
         return {}, str(why)
 
 
-def next_start(place: Place, digests: bool) -> Path | None:
+def next_start(place: CheckpointFolder, digests: bool) -> Path | None:
     """The checkpoint that a start of this run would continue from, as far as this check can tell."""
     there = reversed(visible(place.folder))
     return next((path for _, path in there if not state(path, digests)[1]), None)
@@ -105,7 +105,7 @@ def megabytes(count: int) -> str:
 # ---- verify --------------------------------------------------------------------------------------
 
 
-def check(place: Place) -> int:
+def check(place: CheckpointFolder) -> int:
     """Reads every byte, a line for each checkpoint; 1 where one is damaged."""
     damaged = 0
     for _, path in place.checkpoints:
@@ -123,7 +123,7 @@ def check(place: Place) -> int:
 # ---- prune ---------------------------------------------------------------------------------------
 
 
-def prune(place: Place, keep: int | None, keep_every: int | None, dry_run: bool) -> int:
+def prune(place: CheckpointFolder, keep: int | None, keep_every: int | None, dry_run: bool) -> int:
     """Removes what training would not have kept, and leftovers; 1 where no checkpoint is whole.
 
     Raises UserError where the run is being written, how many to keep is not known, or files resist.
@@ -145,7 +145,7 @@ def prune(place: Place, keep: int | None, keep_every: int | None, dry_run: bool)
             close_locked(lock)
 
 
-def rule(place: Place, keep: int | None, keep_every: int | None) -> tuple[int, int]:
+def rule(place: CheckpointFolder, keep: int | None, keep_every: int | None) -> tuple[int, int]:
     """What is not given is what the run's recipe says."""
     recipe = place.folder.parent / "recipe.yaml"
     if recipe.exists() and None in (keep, keep_every):
@@ -162,7 +162,7 @@ def _prune(folder: Path, keep: int, keep_every: int, dry_run: bool) -> int:
     if found is None and visible(folder):
         print(f"error: {folder}: no checkpoint is whole; nothing was removed", file=sys.stderr)
         return 1
-    going = beyond(folder, found.images, keep, keep_every) if found else []
+    going = expired(folder, found.images, keep, keep_every) if found else []
     left = [(path, size(path)) for path in leftovers(folder)]
     done, freed = "would be removed" if dry_run else "removed", 0
     for path in going:

@@ -7,7 +7,7 @@ from data_pipelines.common.errors import UserError
 from trainer.distributed import collectives
 
 
-class Saving:
+class BackgroundWriter:
     """One write in a thread of its own.
 
     Args:
@@ -22,13 +22,13 @@ class Saving:
         self._error: BaseException | None = None
 
     @property
-    def under_way(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether `wait` has not been called since the last `start`."""
         return self._thread is not None
 
     def start(self, write: Callable[[], object]) -> None:
         """Begins a write; the one before must have been waited for."""
-        assert not self.under_way
+        assert not self.in_progress
         self._thread = threading.Thread(target=self._run, args=(write,), name="saving", daemon=True)
         self._thread.start()
 

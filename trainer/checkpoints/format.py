@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from data_pipelines.common.files import replacing
-from trainer.distributed.rows import Rows, row_count
+from trainer.distributed.rows import TensorShard, row_count
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -92,7 +92,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
-def write_part(path: Path, parts: Mapping[str, Rows]) -> dict:
+def write_part(path: Path, parts: Mapping[str, TensorShard]) -> dict:
     """Writes and flushes one rank's rows; returns their description: size, sha256 and each tensor's place."""
     places = {
         name: {

@@ -15,7 +15,7 @@ NAME = re.compile(r"images-([0-9]{12,})")  # as `folder_name` makes it; a run ma
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A checkpoint that is complete and undamaged."""
 
     path: Path
@@ -34,7 +34,7 @@ def kept(folder: Path) -> list[int]:
     return [images for images, _ in visible(folder)]
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint of most images that is complete and whose digests hold; None if there is none.
 
     Each damaged one that is passed over is named, with the reason, by a call of `warn`.
@@ -42,7 +42,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
     found, damaged = None, []
     for images, path in reversed(visible(folder)):
         try:
-            found = Found(path, images, verify(path))
+            found = Checkpoint(path, images, verify(path))
             break
         except Damaged as why:
             damaged.append((path, why))
@@ -52,7 +52,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
     return found
 
 
-def load(checkpoint: Found | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+def load(checkpoint: Checkpoint | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
     """Whole tensors on the host, bit for bit, from however many parts: all, or those named.
 
     Digests are not checked again (`newest` did). Raises UserError for a damaged checkpoint or unknown name.
@@ -61,10 +61,10 @@ def load(checkpoint: Found | Path, names: Iterable[str] | None = None) -> dict[s
 
 
 def load_rows(
-    checkpoint: Found | Path, rank: int, world: int, names: Iterable[str] | None = None
+    checkpoint: Checkpoint | Path, rank: int, world: int, names: Iterable[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """Like `load`, of each tensor the rows that fall to `rank` of `world`; 0-dim tensors on every rank."""
-    path = checkpoint.path if isinstance(checkpoint, Found) else Path(checkpoint)
+    path = checkpoint.path if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
     try:
         manifest = read_manifest(path)
         wanted = {}

@@ -10,7 +10,7 @@ from data_pipelines.common.retry import to_stderr
 from trainer.checkpoints.load import visible
 
 
-def staying(saved: Iterable[int], keep: int, keep_every: int = 0) -> set[int]:
+def retained(saved: Iterable[int], keep: int, keep_every: int = 0) -> set[int]:
     """Of checkpoints at these numbers of images, those that stay.
 
     They are the newest `keep`, and with `keep_every` = M > 0, of each interval [kM, (k + 1)M), k >= 1, the
@@ -24,13 +24,13 @@ def staying(saved: Iterable[int], keep: int, keep_every: int = 0) -> set[int]:
     return set(saved[-keep:]) | set(first.values())
 
 
-def beyond(folder: Path, images: int, keep: int, keep_every: int = 0) -> list[Path]:
+def expired(folder: Path, images: int, keep: int, keep_every: int = 0) -> list[Path]:
     """The checkpoints that do not stay, fewest images first, where that at `images` is the newest whole one.
 
     Later ones are not counted and not among them: they are damaged, or the run would go on from them.
     """
     saved = {number: path for number, path in visible(folder) if number <= images}
-    stay = staying(saved, keep, keep_every)
+    stay = retained(saved, keep, keep_every)
     return [path for number, path in saved.items() if number not in stay]
 
 
@@ -43,9 +43,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next start
 
 
-def thin(folder: Path, images: int, keep: int, keep_every: int = 0) -> None:
-    """Removes what is `beyond`; one that resists stays for the next save to try, and is told on stderr."""
-    for path in beyond(folder, images, keep, keep_every):
+def prune(folder: Path, images: int, keep: int, keep_every: int = 0) -> None:
+    """Removes what is `expired`; one that resists stays for the next save to try, and is told on stderr."""
+    for path in expired(folder, images, keep, keep_every):
         try:
             remove(path)
         except OSError as error:

@@ -31,8 +31,8 @@ from trainer.checkpoints.format import (
     write_manifest,
     write_part,
 )
-from trainer.checkpoints.retention import remove, thin
-from trainer.distributed.rows import Rows, row_range
+from trainer.checkpoints.retention import prune, remove
+from trainer.distributed.rows import TensorShard, row_range
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,35 @@ class Snapshot:
 
     rank: int
     world: int
-    parts: Mapping[str, Rows]
+    parts: Mapping[str, TensorShard]
 
 
 # ---- saving ----------------------------------------------------------------------------------------
 
 
-def snapshot(state: Mapping[str, torch.Tensor | Rows], rank: int, world: int) -> Snapshot:
+def snapshot(state: Mapping[str, torch.Tensor | TensorShard], rank: int, world: int) -> Snapshot:
     """Copies this rank's rows of a state to the host.
 
-    Tensors are equal on all ranks, and a rank takes its rows (of 0-dim ones rank 0); `Rows` are its own. The
-    copies are contiguous and share no memory with the state or each other. One synchronisation in all.
+    Tensors are equal on all ranks, and a rank takes its rows (of 0-dim ones rank 0); `TensorShard` are its own.
+    The copies are contiguous and share no memory with the state or each other. One synchronisation in all.
     """
     parts = {}
     for name, value in state.items():
-        own = value if isinstance(value, Rows) else _own_rows(value, rank, world)
+        own = value if isinstance(value, TensorShard) else _own_rows(value, rank, world)
         if rank == 0 or (
             own.shape and len(own.rows)
         ):  # rank 0 also names the tensors that have no rows at all
-            parts[name] = Rows(own.shape, own.offset, _host_copy(own.rows))
+            parts[name] = TensorShard(own.shape, own.offset, _host_copy(own.rows))
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Snapshot(rank, world, parts)
 
 
-def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> Rows:
+def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> TensorShard:
     if not tensor.dim():
-        return Rows((), 0, tensor.detach())
+        return TensorShard((), 0, tensor.detach())
     start, stop = row_range(len(tensor), rank, world)
-    return Rows(tuple(tensor.shape), start, tensor.detach()[start:stop])
+    return TensorShard(tuple(tensor.shape), start, tensor.detach()[start:stop])
 
 
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def write(
             _sidecar(partial, rank, snapshot.world).unlink()
         flush(partial)
         path = _publish(partial, folder / folder_name(images))
-        thin(folder, images, keep, keep_every)  # this one is whole: nothing good is lost
+        prune(folder, images, keep, keep_every)  # this one is whole: nothing good is lost
         return path
     except OSError as error:
         if snapshot.rank:

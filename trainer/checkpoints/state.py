@@ -2,8 +2,8 @@
 
 model/<parameter or buffer>   optimizer/<slot>/<parameter>   shard/<module>/<tensor>
 
-A value is a whole tensor, equal on all ranks, or `Rows`: those rows of one that this rank answers for. Under
-`shard/` are the rows that a module's every rank keeps for itself, such as a queue's: no rank has them all.
+A value is a whole tensor, equal on all ranks, or `TensorShard`: those rows of one that this rank answers for.
+Under `shard/` are the rows that a module's every rank keeps for itself, such as a queue's: no rank has them all.
 """
 
 from collections import defaultdict
@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoints import load as load_module
-from trainer.checkpoints.load import Found, load_rows
+from trainer.checkpoints.load import Checkpoint, load_rows
 from trainer.distributed import collectives
-from trainer.distributed.rows import Rows, row_range
+from trainer.distributed.rows import TensorShard, row_range
 
 SHARD = "shard/"
-Held = Tensor | Rows
+StateValue = Tensor | TensorShard
 
 
-def collect(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+def collect(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, StateValue]:
     """The state of an objective and its optimizer, of which this rank has all parameters."""
     return gather(objective, Tensor.detach, lambda parameter: optimizer.state.get(parameter, {}))
 
 
 def gather(
     objective: nn.Module,
-    weight: Callable[[Tensor], Held],
-    slots: Callable[[nn.Parameter], Mapping[str, Held]],
-) -> dict[str, Held]:
+    weight: Callable[[Tensor], StateValue],
+    slots: Callable[[nn.Parameter], Mapping[str, StateValue]],
+) -> dict[str, StateValue]:
     """The state of an objective and its optimizer, however they are kept.
 
     `weight` gives the value of a parameter or buffer, `slots` what the optimizer keeps of a parameter.
@@ -38,20 +38,20 @@ def gather(
     found = {f"model/{name}": weight(t) for name, t in objective.state_dict(keep_vars=True).items()}
     for name, parameter in objective.named_parameters():
         found |= {f"optimizer/{slot}/{name}": value for slot, value in slots(parameter).items()}
-    return found | shared(objective)
+    return found | sharded_state(objective)
 
 
-def shared(objective: nn.Module) -> dict[str, Rows]:
-    """This rank's rows of what modules with `shared_rows` keep in shards."""
+def sharded_state(objective: nn.Module) -> dict[str, TensorShard]:
+    """This rank's rows of what modules with `sharded_state_dict` keep in shards."""
     return {
         f"{SHARD}{path}/{name}": rows
         for path, module in objective.named_modules()
         if hasattr(module, "shared_rows")
-        for name, rows in module.shared_rows().items()
+        for name, rows in module.sharded_state_dict().items()
     }
 
 
-def load(found: Found) -> dict[str, Tensor]:
+def load(found: Checkpoint) -> dict[str, Tensor]:
     """What this rank needs to go on from a checkpoint, on the host: whole tensors, of shards its own rows.
 
     Raises:
@@ -60,7 +60,7 @@ def load(found: Found) -> dict[str, Tensor]:
     names = found.manifest["tensors"]
     shards = [name for name in names if name.startswith(SHARD)]
     whole = load_module.load(found, [name for name in names if not name.startswith(SHARD)])
-    return whole | load_rows(found, collectives.rank(), collectives.world(), shards)
+    return whole | load_rows(found, collectives.rank(), collectives.world_size(), shards)
 
 
 def restore_weights(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -79,7 +79,7 @@ def restore_shards(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
         if hasattr(module, "restore_rows"):
             prefix = f"{SHARD}{path}/"
             rows = {name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)}
-            module.restore_rows(rows)
+            module.load_sharded_state_dict(rows)
 
 
 def restore_slots(
@@ -111,9 +111,11 @@ def elementwise(slot: str, value: Tensor, parameter: Tensor) -> bool:
     return slot != "step" and value.shape == parameter.shape
 
 
-def share(whole: Tensor) -> Held:
+def own_rows(whole: Tensor) -> StateValue:
     """This rank's rows, copied, of a tensor that all ranks have; one without dimensions stays whole."""
     if not whole.dim():
         return whole.clone()
-    start, stop = row_range(len(whole), collectives.rank(), collectives.world())
-    return Rows(tuple(whole.shape), start, whole[start:stop].clone(memory_format=torch.contiguous_format))
+    start, stop = row_range(len(whole), collectives.rank(), collectives.world_size())
+    return TensorShard(
+        tuple(whole.shape), start, whole[start:stop].clone(memory_format=torch.contiguous_format)
+    )

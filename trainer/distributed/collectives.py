@@ -21,47 +21,47 @@ _cpu_group: "dist.ProcessGroup | None" = None
 def open_cpu_group() -> None:
     """Makes the group of the CPU; every rank calls it once, after the engine has made its own."""
     global _cpu_group
-    if world() > 1:
+    if world_size() > 1:
         _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this rank."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def mean(tensor: Tensor) -> Tensor:
     """The mean over ranks of a tensor without gradient; written in place where there are several."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
-        tensor /= world()
+        tensor /= world_size()
     return tensor
 
 
 def total(tensor: Tensor) -> Tensor:
     """The sum over ranks of a tensor without gradient; written in place where there are several."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def maximum(tensor: Tensor) -> Tensor:
     """The largest over ranks of a tensor without gradient; written in place where there are several."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
-def scatter_sum(rows: Tensor) -> Tensor:
+def reduce_scatter(rows: Tensor) -> Tensor:
     """The sum over ranks of rows [world * n, ...] without gradient; rank r gets the n from r * n on."""
-    if world() == 1:
+    if world_size() == 1:
         return rows
-    total = torch.empty_like(rows[: len(rows) // world()])
+    total = torch.empty_like(rows[: len(rows) // world_size()])
     renamed = getattr(dist, "reduce_scatter_single", None)  # in torch 2.13
     (renamed or dist.reduce_scatter_tensor)(total, rows.contiguous())
     return total
@@ -73,13 +73,13 @@ def gather(rows: Tensor) -> Tensor:
     Differentiable: what every rank's loss asks of a rank's rows is added up there. Where the ranks' gradients
     are averaged afterwards, that gives the gradient of the mean of their losses.
     """
-    return _Gather.apply(rows) if world() > 1 else rows
+    return _Gather.apply(rows) if world_size() > 1 else rows
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
@@ -87,10 +87,10 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
-        return total.chunk(world())[rank()]
+        return total.chunk(world_size())[rank()]
 
 
-def returned(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
+def unshuffle(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
     """Rows [n, ...] made in a shuffled order, each brought home to the rank and place of its image.
 
     Args:
@@ -132,20 +132,20 @@ def lost(error: BaseException) -> str | None:
 
 def barrier() -> None:
     """Waits for all ranks."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier(group=_cpu_group)
 
 
 def share(value):
     """Rank 0's value of a small object, on every rank."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_cpu_group)
     return box[0]
 
 
-def on_first(function: Callable):
+def run_on_main(function: Callable):
     """Runs a function on rank 0; every rank gets its value.
 
     Raises:
@@ -163,7 +163,7 @@ def on_first(function: Callable):
     return value
 
 
-def on_all(function: Callable) -> list:
+def run_on_all(function: Callable) -> list:
     """Runs a function on every rank; every rank gets all values, small objects, in the order of the ranks.
 
     Raises:
@@ -177,8 +177,8 @@ def on_all(function: Callable) -> list:
         mistake = str(error)
     except Exception as error:  # told before it goes its way: the others would wait for this rank
         met, mistake = error, f"rank {rank()}: {error!r}"
-    found = [(value, mistake)] * world()
-    if world() > 1:
+    found = [(value, mistake)] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(found, (value, mistake), group=_cpu_group)
     if met is not None:
         raise met
@@ -187,23 +187,23 @@ def on_all(function: Callable) -> list:
     return [value for value, _ in found]
 
 
-def gather_rows(rows: Tensor) -> Tensor | None:
+def gather_to_main(rows: Tensor) -> Tensor | None:
     """All ranks' rows [n_r, ...] in the order of the ranks, on the CPU of rank 0; None elsewhere."""
     rows = rows.cpu()
-    if world() == 1:
+    if world_size() == 1:
         return rows
-    counts = torch.zeros(world(), dtype=torch.int64)
+    counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = len(rows)
     dist.all_reduce(counts, group=_cpu_group)
     padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype)  # gather wants equal shapes
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world())] if rank() == 0 else None
+    parts = [torch.empty_like(padded) for _ in range(world_size())] if rank() == 0 else None
     dist.gather(padded, parts, dst=0, group=_cpu_group)
     if parts is None:
         return None
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
-def start_sum(number: Tensor) -> "dist.Work | None":
+def start_all_reduce(number: Tensor) -> "dist.Work | None":
     """Begins to add up a CPU tensor over the ranks, in place; `wait` on what is returned."""
-    return dist.all_reduce(number, group=_cpu_group, async_op=True) if world() > 1 else None
+    return dist.all_reduce(number, group=_cpu_group, async_op=True) if world_size() > 1 else None

@@ -5,7 +5,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def follow(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum: float) -> None:
+def ema_update_(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum: float) -> None:
     """Moves keys towards queries: k <- m k + (1 - m) q (He et al., arXiv 1911.05722, equation 2).
 
     To be called once an optimizer step, after it, with parameters that were asked for since the engine took

@@ -24,18 +24,18 @@ ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or f
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
     """Where this process stands."""
 
     rank: int
-    world: int
+    world_size: int
     threads: int
     engine: str
     device: "torch.device"  # noqa: F821 - torch is imported after the environment is set
     accelerator: "accelerate.Accelerator"  # noqa: F821
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def description(self) -> dict:
@@ -43,7 +43,7 @@ class Place:
         import torch
 
         return {
-            "processes": self.world,
+            "processes": self.world_size,
             "threads": self.threads,
             "engine": self.engine,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
@@ -203,7 +203,7 @@ def asked_engine() -> str:
     return "ddp" if int(asked("WORLD_SIZE", "1")) > 1 else "single process"
 
 
-def start(precision: str) -> Place:
+def start(precision: str) -> DistributedContext:
     """Sets up ranks and device for the engine that the launcher names.
 
     Raises:
@@ -251,7 +251,9 @@ def start(precision: str) -> Place:
     collectives.open_cpu_group()
     if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
         print("this processor has no bf16 instructions: precision=float32 will be faster here")
-    return Place(accelerator.process_index, world, threads, engine, accelerator.device, accelerator)
+    return DistributedContext(
+        accelerator.process_index, world, threads, engine, accelerator.device, accelerator
+    )
 
 
 def leave(status: int) -> None:

@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Rows:
+class TensorShard:
     """Rows [offset, offset + len(rows)) of dimension 0 of a tensor of `shape`; a 0-dim tensor is one row."""
 
     shape: tuple[int, ...]

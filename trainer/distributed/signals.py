@@ -19,7 +19,7 @@ class Stopped(BaseException):
     """Told to stop where all is saved. No Exception: what makes light of those must end as well."""
 
 
-class StopVote:
+class StopRequest:
     """Asks all ranks at every step whether any was told to stop; the answer is read one step later.
 
     So the question costs no step a wait, and all ranks stop at the same one. A second Ctrl-C ends the
@@ -62,29 +62,29 @@ class StopVote:
                 if self._file.exists():
                     self.ask(f"the file {self._file}")
 
-    def stop_at_once(self) -> None:
+    def raise_immediately(self) -> None:
         """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
         self._look()
         self._at_once = True
         if self.received:
             raise Stopped
 
-    def heed_no_more(self) -> None:
+    def ignore(self) -> None:
         """From now on a request to stop changes nothing: what is left to do is little."""
         self._at_once = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def agreed(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether some rank had been told to stop at the step before; every rank asks at every step."""
         self._look()
-        if collectives.world() == 1:
+        if collectives.world_size() == 1:
             return self.received is not None
         answer = False
         if self._work is not None:
             self._work.wait()
             answer = bool(self._ballot.numpy()[0])  # through numpy: no tensor operation in the step
         self._ballot = torch.tensor([int(self.received is not None)], dtype=torch.int32)
-        self._work = collectives.start_sum(self._ballot)
+        self._work = collectives.start_all_reduce(self._ballot)
         return answer
 
     def close(self) -> None:

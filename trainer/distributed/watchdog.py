@@ -36,7 +36,7 @@ class Watchdog:
         self._since, self._armed, self._beats = time.monotonic(), False, 0
         self._closing = threading.Event()
         self._thread = None
-        if limit and collectives.world() > 1:
+        if limit and collectives.world_size() > 1:
             self._beat = min(30.0, max(0.2, limit / 10))
             self._store = collectives.store()
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -114,7 +114,7 @@ class Watchdog:
     def _told(self) -> dict[int, list]:
         """[beats, *what `_at` holds] of each rank; of one that never told, zero beats."""
         told = {}
-        for rank in range(collectives.world()):
+        for rank in range(collectives.world_size()):
             told[rank] = [0, 0, 0, "start", True]
             with contextlib.suppress(Exception):
                 if self._store.check([f"watchdog/{rank}"]):

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trainer.checkpoints import state
-from trainer.distributed.launch import Place
-from trainer.engines.engine import Build, Ddp, Engine, Plain, compute_in_bf16
+from trainer.distributed.launch import DistributedContext
+from trainer.engines.engine import Build, Ddp, Engine, SingleProcess, compute_in_bf16
 
 
 def open_engine(
-    place: Place,
+    context: DistributedContext,
     objective: nn.Module,
     build: Build,
     precision: str,
@@ -28,14 +28,14 @@ def open_engine(
     if saved:
         state.restore_weights(objective, saved)
     if precision == "bf16":
-        compute_in_bf16(objective, place.device)
-    if place.engine.startswith("zero"):
+        compute_in_bf16(objective, context.device)
+    if context.engine.startswith("zero"):
         from trainer.engines.zero import Zero as Chosen
-    elif place.engine == "fsdp2":
+    elif context.engine == "fsdp2":
         from trainer.engines.fsdp import Fsdp as Chosen
     else:
-        Chosen = Ddp if place.engine == "ddp" else Plain
-    engine = Chosen(objective, build, place, saved or {})
+        Chosen = Ddp if context.engine == "ddp" else SingleProcess
+    engine = Chosen(objective, build, context, saved or {})
     if saved:  # now that no copy of the objective is made any more
         state.restore_shards(engine.objective, saved)
     return engine

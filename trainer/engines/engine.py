@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_pipelines.common.errors import UserError
 from trainer.checkpoints import state
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 
 PIECE = 2**22  # numbers
 Build = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -55,7 +55,7 @@ class Engine(ABC):
 
     def clip(self, limit: float) -> None:
         """Shortens each player's gradient, of all ranks, to at most that norm."""
-        for parameters in self.objective.players():
+        for parameters in self.objective.clip_groups():
             torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def step(self) -> None:
@@ -67,7 +67,7 @@ class Engine(ABC):
         self.optimizer.step()
 
     @abstractmethod
-    def state(self) -> dict[str, state.Held]:
+    def state(self) -> dict[str, state.StateValue]:
         """What a checkpoint holds, by names that are the same under every engine."""
 
     def held(self) -> Iterator[Tensor]:
@@ -80,11 +80,11 @@ class Engine(ABC):
 
     def finite(self) -> Tensor:
         """Whether all that this rank holds is finite, as a tensor on the device."""
-        rows = [rows.rows for rows in state.shared(self.objective).values()]
+        rows = [rows.rows for rows in state.sharded_state(self.objective).values()]
         found = [all_finite(tensor) for tensor in (*self.held(), *rows)]
         return torch.stack([answer.to(found[0].device) for answer in found]).all()
 
-    def whole(self) -> nn.Module:
+    def unsharded(self) -> nn.Module:
         """The objective with all its parameters on every rank: for evaluation, export and pictures.
 
         It is the one that is trained, or where that is sharded a copy as of now, in the same mode.
@@ -100,10 +100,12 @@ def all_finite(tensor: Tensor) -> Tensor:
     return torch.stack([part.isfinite().all() for part in tensor.split(rows)]).all()
 
 
-class Plain(Engine):
+class SingleProcess(Engine):
     """One process."""
 
-    def __init__(self, objective: nn.Module, build: Build, place: Place, saved: Mapping[str, Tensor]):
+    def __init__(
+        self, objective: nn.Module, build: Build, context: DistributedContext, saved: Mapping[str, Tensor]
+    ):
         self.objective = self.model = objective
         self.optimizer = build(objective.parameters())
         state.restore_slots(saved, objective, self.optimizer)
@@ -111,16 +113,18 @@ class Plain(Engine):
     def forward(self, batch) -> dict[str, Tensor | float]:
         return self.model(batch)
 
-    def state(self) -> dict[str, state.Held]:
+    def state(self) -> dict[str, state.StateValue]:
         return state.collect(self.objective, self.optimizer)
 
 
-class Ddp(Plain):
+class Ddp(SingleProcess):
     """Every rank has all; gradients are averaged."""
 
-    def __init__(self, objective: nn.Module, build: Build, place: Place, saved: Mapping[str, Tensor]):
-        super().__init__(objective, build, place, saved)
-        self.model = place.accelerator.prepare(objective)
+    def __init__(
+        self, objective: nn.Module, build: Build, context: DistributedContext, saved: Mapping[str, Tensor]
+    ):
+        super().__init__(objective, build, context, saved)
+        self.model = context.accelerator.prepare(objective)
         check_engine("ddp", isinstance(self.model, DistributedDataParallel), self.model)
 
     def micro_batch(self, last: bool) -> AbstractContextManager:

@@ -12,18 +12,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.checkpoints import state
 from trainer.distributed import collectives
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 from trainer.engines.engine import Build, Engine, check_engine, filled, make_contiguous
 
 
 class Fsdp(Engine):
     """Parameters are cut along their first dimension and gathered while a pass needs them."""
 
-    def __init__(self, objective: nn.Module, build: Build, place: Place, saved: Mapping[str, Tensor]):
-        self.device = place.device
+    def __init__(
+        self, objective: nn.Module, build: Build, context: DistributedContext, saved: Mapping[str, Tensor]
+    ):
+        self.device = context.device
         self._blank = copy.deepcopy(objective).cpu()
         make_contiguous(objective)
-        mesh = init_device_mesh(place.device.type, (collectives.world(),))
+        mesh = init_device_mesh(context.device.type, (collectives.world_size(),))
         for unit in list(units(objective)):
             fully_shard(unit, mesh=mesh)
         self.objective = fully_shard(objective, mesh=mesh)
@@ -54,17 +56,17 @@ class Fsdp(Engine):
         return self.objective(batch)
 
     @torch.no_grad()
-    def state(self) -> dict[str, state.Held]:
-        def shared(tensor: Tensor) -> state.Held:
-            return state.share(tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor.detach()
+    def state(self) -> dict[str, state.StateValue]:
+        def shared(tensor: Tensor) -> state.StateValue:
+            return state.own_rows(tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor.detach()
 
-        def slots(parameter: nn.Parameter) -> dict[str, state.Held]:
+        def slots(parameter: nn.Parameter) -> dict[str, state.StateValue]:
             return {slot: shared(value) for slot, value in self.optimizer.state.get(parameter, {}).items()}
 
         return state.gather(self.objective, shared, slots)
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
+    def unsharded(self) -> nn.Module:
         weights = {
             name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             for name, tensor in self.objective.state_dict().items()

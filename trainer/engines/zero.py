@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoints import state
 from trainer.distributed import collectives
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 from trainer.engines.engine import Build, Engine, check_engine, filled, make_contiguous
 
 BUCKET = 50_000_000  # elements that travel together; DeepSpeed's own 5e8 reserve 2 GB
@@ -37,10 +37,12 @@ class Fragment:
 
 
 class Zero(Engine):
-    """ZeRO of the stage in `place.engine`."""
+    """ZeRO of the stage in `context.engine`."""
 
-    def __init__(self, objective: nn.Module, build: Build, place: Place, saved: Mapping[str, Tensor]):
-        self.device, self.stage = place.device, int(place.engine[-1])
+    def __init__(
+        self, objective: nn.Module, build: Build, context: DistributedContext, saved: Mapping[str, Tensor]
+    ):
+        self.device, self.stage = context.device, int(context.engine[-1])
         self._blank = copy.deepcopy(objective).cpu() if self.stage == 3 else None
         self._shapes = {parameter: parameter.shape for parameter in objective.parameters()}
         make_contiguous(objective)
@@ -49,7 +51,7 @@ class Zero(Engine):
         self.engine = initialize(objective, base, self.stage)
         self.objective, self.optimizer, self.base = objective, self.engine.optimizer, base
         runs = self.engine.zero_optimization_stage() == self.stage and self.optimizer.optimizer is base
-        check_engine(place.engine, runs, self.engine)
+        check_engine(context.engine, runs, self.engine)
         self.fragments = {p: self._fragment(p, group) for p, group in groups.items() if p.requires_grad}
         if self.stage == 3:
             self._positions = {
@@ -102,14 +104,14 @@ class Zero(Engine):
 
     @torch.no_grad()
     def clip(self, limit: float) -> None:
-        players = [
+        clip_groups = [
             [self.gradient(parameter) for parameter in parameters if parameter.requires_grad]
-            for parameters in self.objective.players()
+            for parameters in self.objective.clip_groups()
         ]
-        norms = [torch.stack(torch._foreach_norm(gradients)) for gradients in players]
+        norms = [torch.stack(torch._foreach_norm(gradients)) for gradients in clip_groups]
         squares = collectives.total(torch.stack([norm.square().sum() for norm in norms]))
         factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        for gradients, factor in zip(players, factors, strict=True):
+        for gradients, factor in zip(clip_groups, factors, strict=True):
             torch._foreach_mul_(gradients, factor)
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
@@ -143,15 +145,15 @@ class Zero(Engine):
         return collectives.total(found).view(shape)
 
     @torch.no_grad()
-    def state(self) -> dict[str, state.Held]:
-        def weight(tensor: Tensor) -> state.Held:
-            return state.share(self._weight(tensor)) if hasattr(tensor, "ds_tensor") else tensor.detach()
+    def state(self) -> dict[str, state.StateValue]:
+        def weight(tensor: Tensor) -> state.StateValue:
+            return state.own_rows(self._weight(tensor)) if hasattr(tensor, "ds_tensor") else tensor.detach()
 
-        def slots(parameter: nn.Parameter) -> dict[str, state.Held]:
+        def slots(parameter: nn.Parameter) -> dict[str, state.StateValue]:
             fragment, found = self.fragments.get(parameter), {}
             for slot, value in self._slots(fragment).items():
                 if value.shape == fragment.flat.shape:
-                    value = state.share(self._gathered(fragment.of(value), fragment.first, parameter))
+                    value = state.own_rows(self._gathered(fragment.of(value), fragment.first, parameter))
                 found[slot] = value
             return found
 
@@ -175,7 +177,7 @@ class Zero(Engine):
         return super().finite() & (not self.skipped)
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
+    def unsharded(self) -> nn.Module:
         if self.stage < 3:
             return self.objective
         weights = {n: self._weight(t) for n, t in self.objective.state_dict(keep_vars=True).items()}

@@ -71,12 +71,12 @@ def gathered(
     encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
 ) -> tuple[Features, Tensor] | None:
     """Features and labels of the samples `ids` in the memory of rank 0, None elsewhere; all ranks encode."""
-    mine = np.array_split(ids, collectives.world())[collectives.rank()]
+    mine = np.array_split(ids, collectives.world_size())[collectives.rank()]
     count = len(mine)  # where there are fewer images than ranks, a rank without one still tells the widths
     parts = list(encoded(encode, reader, mine if count else ids[:1], images, batch))
-    labels = collectives.gather_rows(torch.cat([labels for _, labels in parts])[:count])
+    labels = collectives.gather_to_main(torch.cat([labels for _, labels in parts])[:count])
     rows = {name: torch.cat([part[name] for part, _ in parts])[:count] for name in parts[0][0]}
-    features = {name: collectives.gather_rows(part) for name, part in rows.items()}
+    features = {name: collectives.gather_to_main(part) for name, part in rows.items()}
     return None if labels is None else (features, labels)
 
 
@@ -96,7 +96,7 @@ def cached(
     Raises:
         SharedError: on every rank, where one cannot write the files, or there is no room for them.
     """
-    collectives.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+    collectives.run_on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
         yield [
             _cache(folder / str(number), encode, reader, ids, images, batch)
@@ -110,7 +110,7 @@ def cached(
 def _cache(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
 ) -> Examples:
-    written = collectives.on_all(lambda: _write(folder, encode, reader, ids, images, batch))
+    written = collectives.run_on_all(lambda: _write(folder, encode, reader, ids, images, batch))
     labels = torch.from_numpy(np.concatenate([labels for labels, _ in written]))
     features = {
         name: torch.from_file(str(folder / str(number)), size=len(ids) * width, dtype=torch.float32).view(
@@ -128,7 +128,7 @@ def _write(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
-    slices = np.array_split(np.arange(len(ids)), collectives.world())
+    slices = np.array_split(np.arange(len(ids)), collectives.world_size())
     mine = slices[collectives.rank()]
     files, labels, widths = {}, [np.empty(0, np.int64)], {}
     try:

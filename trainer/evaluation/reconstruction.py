@@ -44,7 +44,7 @@ class Sample:
 
     def mine(self) -> "Sample":
         """This rank's contiguous slice."""
-        return replace(self, ids=np.array_split(self.ids, collectives.world())[collectives.rank()])
+        return replace(self, ids=np.array_split(self.ids, collectives.world_size())[collectives.rank()])
 
     def views(self) -> Iterator[Tensor]:
         """Batches of normalised images [n, 3, H, W]."""
@@ -120,7 +120,7 @@ def reconstruction_errors(
         parts = [squared_errors(reconstruct(view), codec.pixels(view)) for view in sample.mine().views()]
         return torch.cat([torch.empty(0, dtype=torch.float64), *parts]).numpy()
 
-    return np.concatenate(collectives.on_all(own))
+    return np.concatenate(collectives.run_on_all(own))
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def swap_ratio(codec: Codec, sample: Sample) -> float:
             parts.append(np.stack([squared_errors(outputs, pixels).numpy() for outputs in swapped]))
         return np.concatenate(parts, axis=1)
 
-    other_y, other_w = np.concatenate(collectives.on_all(own), axis=1)
+    other_y, other_w = np.concatenate(collectives.run_on_all(own), axis=1)
     return math.fsum(other_y) / max(math.fsum(other_w), SMALLEST)
 
 

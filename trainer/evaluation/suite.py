@@ -38,13 +38,13 @@ def measure_probes(
         SharedError: on every rank, what a probe of one of them refused.
     """
     work = jobs(train, test, classes, options, seed, device)
-    mine = deal(work, collectives.world())[collectives.rank()]
-    found = collectives.on_all(lambda: run_all(mine, options.threads, device))
+    mine = assign_jobs(work, collectives.world_size())[collectives.rank()]
+    found = collectives.run_on_all(lambda: run_all(mine, options.threads, device))
     figures = {name: value for part in found for name, value in part.items()}
     return {name: value for job in work for name, value in figures[job.name].items()}
 
 
-def deal(work: list[Job], ranks: int) -> list[list[Job]]:
+def assign_jobs(work: list[Job], ranks: int) -> list[list[Job]]:
     """The jobs of each rank: the most costly first, each to whoever has least to do."""
     hands: list[list[Job]] = [[] for _ in range(ranks)]
     for job in sorted(work, key=lambda job: -job.cost):

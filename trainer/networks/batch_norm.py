@@ -16,8 +16,8 @@ class GroupBatchNorm(nn.Module):
     In training, input [n, features, ...] with n a multiple of `group`; each group is normalised by
     its own mean and variance. Where an image makes several consecutive `rows` of the input (the patches
     it is cut into), its group's statistics are over all of them. Running statistics do not move in the
-    forward pass: `commit` moves them once an optimizer step, by the mean over all groups of the global
-    batch. Parameter and buffer names are torch's. Ioffe and Szegedy, arXiv 1502.03167.
+    forward pass: `update_running_stats` moves them once an optimizer step, by the mean over all
+    groups of the global batch. Parameter and buffer names are torch's. Ioffe and Szegedy, arXiv 1502.03167.
     """
 
     def __init__(self, features: int, group: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1):
@@ -79,7 +79,7 @@ def _take(module: nn.Module) -> list[tuple[GroupBatchNorm, Tensor]]:
 
 
 @torch.no_grad()
-def commit(module: nn.Module) -> None:
+def update_running_stats(module: nn.Module) -> None:
     """Moves all running statistics by the mean over the groups of the global batch: one all-reduce.
 
     Every rank holds equally many groups, so the mean over ranks is the mean over groups.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.views import Normalize
-from trainer.networks.batch_norm import commit
+from trainer.networks.batch_norm import update_running_stats
 
 Features = dict[str, Tensor]
 
@@ -67,9 +67,9 @@ class Autoencoder(nn.Module):
 
     def after_step(self) -> None:
         """Once an optimizer step: moves the running statistics."""
-        commit(self)
+        update_running_stats(self)
 
-    def players(self) -> list[list[nn.Parameter]]:
+    def clip_groups(self) -> list[list[nn.Parameter]]:
         """The parameters whose gradients are clipped together."""
         return [list(self.parameters())]
 

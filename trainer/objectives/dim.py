@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.distributed import collectives
-from trainer.networks.batch_norm import commit
+from trainer.networks.batch_norm import update_running_stats
 from trainer.networks.heads import Concat, EncodeAndDot, GlobalEncodeAndDot
 from trainer.objectives import bounds
 from trainer.objectives.auxiliary import Classifier, Coordinates, occluded
@@ -121,7 +121,7 @@ class Dim(nn.Module):
         """
         bound = self.options.bound
         if self.negatives is None and self.training:
-            rank, world = collectives.rank(), collectives.world()
+            rank, world = collectives.rank(), collectives.world_size()
             everyone = collectives.gather(y)
             found = bounds.pairs_of(critic.scores, local, everyone, critic.cost, -rank * len(y), bound)
             yield bounds.joined(found, rank, world * len(y))
@@ -159,11 +159,11 @@ class Dim(nn.Module):
 
     def after_step(self) -> None:
         """Once an optimizer step: moves the running statistics."""
-        commit(self)
+        update_running_stats(self)
         for denominator in self.denominators.values():
-            denominator.commit()
+            denominator.update_running_stats()
 
-    def players(self) -> list[list[nn.Parameter]]:
+    def clip_groups(self) -> list[list[nn.Parameter]]:
         """The parameters whose gradients are clipped together: the prior's discriminator for itself."""
         other = list(self.prior.parameters()) if self.prior else []
         apart = {id(parameter) for parameter in other}

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from data_pipelines.views import Normalize
-from trainer.networks.batch_norm import commit
+from trainer.networks.batch_norm import update_running_stats
 from trainer.objectives.autoencoder import Codec, squared_error
 from trainer.recipe.objectives import HybridObjective
 
@@ -55,12 +55,12 @@ class Hybrid(nn.Module):
 
     def after_step(self) -> None:
         """Once an optimizer step: moves running statistics and what the contrastive objective keeps."""
-        commit(self)
+        update_running_stats(self)
         self.contrast.after_step()
 
-    def players(self) -> list[list[nn.Parameter]]:
+    def clip_groups(self) -> list[list[nn.Parameter]]:
         """The parameters whose gradients are clipped together: the decoder's with the encoder's."""
-        mine, *others = self.contrast.players()
+        mine, *others = self.contrast.clip_groups()
         return [[*mine, *self.decoder.parameters()], *others]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.distributed import collectives
-from trainer.distributed.ema import follow
-from trainer.networks.batch_norm import commit
+from trainer.distributed.ema import ema_update_
+from trainer.networks.batch_norm import update_running_stats
 from trainer.objectives.bounds import softplus
 from trainer.objectives.momentum_queue import MomentumQueue
 from trainer.recipe.objectives import MocoObjective
@@ -67,14 +67,14 @@ class Moco(nn.Module):
         first_view, key_view = batch.views[:2]
         first = int(batch.positions[0][0] - batch.images_seen)  # this rank's first place in the global batch
         queries = [self._query(self.encoder(first_view) if features is None else features)]
-        keys = [collectives.returned(self._key(key_view), batch.order, first)]
+        keys = [collectives.unshuffle(self._key(key_view), batch.order, first)]
         if self.options.symmetric:  # the rank holds whole blocks: what is shuffled is its own
-            second_view = collectives.returned(key_view, batch.order, first)
+            second_view = collectives.unshuffle(key_view, batch.order, first)
             queries.append(self._query(self.encoder(second_view)))
             if batch.order is not None:
                 places = batch.order[first : first + len(first_view)] - first
                 first_view = first_view[collectives.on_device(places, first_view.device)]
-            keys.append(collectives.returned(self._key(first_view), batch.order, first))
+            keys.append(collectives.unshuffle(self._key(first_view), batch.order, first))
         if not self.training:
             return self._of_the_batch(queries[0], keys[0])
         self.step = batch.images_seen // self.batch
@@ -103,7 +103,9 @@ class Moco(nn.Module):
             "contrast": directions * entropy.detach(),
             "contrast/random_guess": directions * math.log(m),
         }
-        if self.queue.drawn(self.step):  # anything is told from random keys: that would be no estimate
+        if self.queue.random_keys_left(
+            self.step
+        ):  # anything is told from random keys: that would be no estimate
             return values
         return values | {"mi_estimate/queue": math.log(m) - entropy.detach()}
 
@@ -120,14 +122,14 @@ class Moco(nn.Module):
 
     def after_step(self) -> None:
         """Once an optimizer step: moves running statistics, momentum encoder and queue."""
-        commit(self)
+        update_running_stats(self)
         keys = [*self.key_encoder.parameters(), *self.key_head.parameters()]
         queries = [*self.encoder.parameters(), *self.head.parameters()]
-        follow(keys, queries, self.options.momentum)
+        ema_update_(keys, queries, self.options.momentum)
         self.queue.enqueue(torch.cat(self.pending), self.step)
         self.pending = []
 
-    def players(self) -> list[list[nn.Parameter]]:
+    def clip_groups(self) -> list[list[nn.Parameter]]:
         """The parameters whose gradients are clipped together: all that have one."""
         return [[parameter for parameter in self.parameters() if parameter.requires_grad]]
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from data_pipelines.draws import stream
 from trainer.distributed import collectives
-from trainer.distributed.rows import Rows
+from trainer.distributed.rows import TensorShard
 
 PIECE = 2**21  # numbers that exist at a time where the fused kernel cannot take the shard as it is
 STORAGE = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
@@ -70,7 +70,7 @@ class MomentumQueue(nn.Module):
         """Keys of all ranks that optimizer step number `step` (the first is 0) compares its queries with."""
         return self.batch * (self.slots if self.random else min(step, self.slots))
 
-    def drawn(self, step: int) -> int:
+    def random_keys_left(self, step: int) -> int:
         """Of those, how many are still the random ones that the queue began with."""
         return self.batch * max(self.slots - step, 0) if self.random else 0
 
@@ -121,7 +121,7 @@ class MomentumQueue(nn.Module):
 
     @torch.no_grad()
     def _first_keys(self, device: torch.device) -> Tensor:
-        n = self.batch // collectives.world()
+        n = self.batch // collectives.world_size()
         shape = (self.slots, n, self.width)
         if not self.random:
             return torch.zeros(shape, dtype=self.storage, device=device)
@@ -133,21 +133,23 @@ class MomentumQueue(nn.Module):
             part.copy_(unit_keys(self.seed, slots, collectives.rank() * n, n, self.width))
         return shard
 
-    def shared_rows(self) -> dict[str, Rows]:
+    def sharded_state_dict(self) -> dict[str, TensorShard]:
         """This rank's rows of a checkpoint's `keys` [batch, T, width]: row p is place p of a global batch."""
         shard = self._shard_on(torch.device("cpu") if self.shard is None else self.shard.device)
         n = shard.shape[1]
         return {
-            "keys": Rows((self.batch, self.slots, self.width), collectives.rank() * n, shard.transpose(0, 1))
+            "keys": TensorShard(
+                (self.batch, self.slots, self.width), collectives.rank() * n, shard.transpose(0, 1)
+            )
         }
 
-    def restore_rows(self, rows: dict[str, Tensor]) -> None:
+    def load_sharded_state_dict(self, rows: dict[str, Tensor]) -> None:
         """Takes this rank's rows back: `keys` [batch / ranks, T, width].
 
         Raises:
             ValueError: they have another shape.
         """
-        keys, shape = rows["keys"], (self.batch // collectives.world(), self.slots, self.width)
+        keys, shape = rows["keys"], (self.batch // collectives.world_size(), self.slots, self.width)
         if keys.shape != shape:
             raise ValueError(f"a rank's rows of the queue have shape {list(shape)}, not {list(keys.shape)}")
         self.shard = torch.empty(keys.transpose(0, 1).shape, dtype=self.storage).copy_(keys.transpose(0, 1))
@@ -184,11 +186,11 @@ class _LogSumExp(torch.autograd.Function):
         mean, log = attend(everyones, shard, temperature)
         top = collectives.maximum(log.clone())
         weight = (log - top).exp()[:, None]
-        sums = collectives.scatter_sum(torch.cat([weight * mean, weight], dim=1))  # of one's own queries
+        sums = collectives.reduce_scatter(torch.cat([weight * mean, weight], dim=1))  # of one's own queries
         mean, weight = sums[:, :-1] / sums[:, -1:], sums[:, -1]
         ctx.save_for_backward(mean)
         ctx.temperature = temperature
-        return top.view(collectives.world(), -1)[collectives.rank()] + weight.log()
+        return top.view(collectives.world_size(), -1)[collectives.rank()] + weight.log()
 
     @staticmethod
     @once_differentiable

@@ -25,14 +25,14 @@ from trainer.recipe.yaml12 import (
     COMMAND_LINE,
     DEFAULT,
     LARGEST,
-    Given,
+    SourcedValue,
     defaults,
     first_given,
-    flow,
     merge,
     origins,
     parse,
     plain,
+    to_yaml_line,
 )
 
 RECIPE = expected(Recipe)
@@ -95,7 +95,7 @@ class _Check:
                 for key, child in known.items()
                 if key in tree or child.default is not ...
             }
-        if isinstance(tree, Given) and isinstance(tree.value, float):
+        if isinstance(tree, SourcedValue) and isinstance(tree.value, float):
             if what.type is int and tree.value.is_integer() and abs(tree.value) < LARGEST:
                 return replace(tree, value=int(tree.value))  # 5e7 images are as whole as 50000000
             if what.type is float and not math.isfinite(tree.value):  # pydantic takes them for numbers
@@ -108,7 +108,7 @@ class _Check:
         if name is None:
             return sections[0]
         options, given = choices(sections), tree.get(name)
-        if isinstance(given, Given) and given.value in options:
+        if isinstance(given, SourcedValue) and given.value in options:
             return options[given.value]
         words = either([f"'{option}'" for option in options])
         if given is not None:
@@ -159,7 +159,7 @@ class _Check:
             why = _dropped(node, f"{dotted}.") if isinstance(what, Lacking) else ""
             self.values.append(f"{self._where(node)}: {name}{what}{why}")
         else:
-            raw = node.raw if isinstance(node, Given) and not isinstance(node.value, str) else None
+            raw = node.raw if isinstance(node, SourcedValue) and not isinstance(node.value, str) else None
             got = raw or shown(plain(node))
             hint = _hint(what, node, dotted)
             self.values.append(f"{self._where(node)}: {dotted}: expected {what.words()}, got {got}{hint}")
@@ -213,7 +213,7 @@ def _kind_is_wrong(what: Expected, section) -> bool:
 
 def _dropped(section, dotted: str) -> str:
     kind = section.get("kind") if isinstance(section, dict) else None
-    if not isinstance(kind, Given) or kind.was is None:
+    if not isinstance(kind, SourcedValue) or kind.was is None:
         return ""
     parent = dotted.rpartition(".")[0]
     return f" ({parent}.kind went from {kind.was} to {kind.value}, which drops the keys it inherited)"
@@ -223,7 +223,7 @@ def _hint(what: Expected, node, dotted: str) -> str:
     """How the value was probably meant."""
     if what.item and what.item.sections and isinstance(node, dict):
         return f"; give a list, or address an item as {dotted}.0"
-    if not isinstance(node, Given) or node.value is None:
+    if not isinstance(node, SourcedValue) or node.value is None:
         return ""
     if what.type is str and not isinstance(node.value, str):
         line = f"'{dotted}=\"{node.raw}\"'" if node.origin == COMMAND_LINE else f'"{node.raw}"'
@@ -242,5 +242,5 @@ def _number(text: str) -> str | None:
         given = parse(text.strip().replace("_", "").replace(",", ""), "", lines=False)
     except UserError:
         return None
-    number = isinstance(given, Given) and type(given.value) in (int, float)
-    return flow(given.value) if number else None
+    number = isinstance(given, SourcedValue) and type(given.value) in (int, float)
+    return to_yaml_line(given.value) if number else None

@@ -15,24 +15,28 @@ from data_pipelines.common.errors import UserError
 from trainer.recipe.checking import check
 from trainer.recipe.messages import closest, did_you_mean, either, shown
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import COMMAND_LINE, Given, flatten, flow, merge, parse, plain
+from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, flatten, merge, parse, plain, to_yaml_line
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LONGEST_CHAIN = 50  # recipes, each the base of the one before
 
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
-MEANINGLESS = (
+NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
 )
-MEANINGLESS_DATA = tuple(
+NOT_FINGERPRINTED_DATA = tuple(
     f"data.{key}" for key in ("root", "threads", "prefetch", "patience", "cache", "cache_bytes")
 )
 # Keys younger than some checkpoints, with the value that means what was meant before there was the key.
-YOUNGER = {"optimizer.lr_per_256": None, "optimizer.scaling": None, "optimizer.decay_norms": True}
+DEFAULTS_OF_NEW_KEYS = {
+    "optimizer.lr_per_256": None,
+    "optimizer.scaling": None,
+    "optimizer.decay_norms": True,
+}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ResolvedRecipe:
     """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default".
 
     commands: whether `--allow-commands` was given, which no recipe can say: `data.root` may start programs.
@@ -58,13 +62,13 @@ class Loaded:
         """The values, by dotted key, that must be the same when a run is resumed."""
         values = dict(flatten(self.resolved()))
         schedule = getattr(self.recipe, "schedule", None)
-        dropped = MEANINGLESS + (("images",) if schedule and schedule.kind == "constant" else ())
+        dropped = NOT_FINGERPRINTED + (("images",) if schedule and schedule.kind == "constant" else ())
         return {
             key: value
             for key, value in values.items()
             if key.split(".")[0] not in dropped
-            and key not in MEANINGLESS_DATA
-            and YOUNGER.get(key, ...) != value
+            and key not in NOT_FINGERPRINTED_DATA
+            and DEFAULTS_OF_NEW_KEYS.get(key, ...) != value
         }
 
 
@@ -76,7 +80,7 @@ class Listed(NamedTuple):
     description: str
 
 
-def load(arguments: list[str]) -> Loaded:
+def load(arguments: list[str]) -> ResolvedRecipe:
     """`["recipe=dim_local", "optimizer.lr=3e-4", ...]` -> the recipe, validated.
 
     `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
@@ -86,7 +90,7 @@ def load(arguments: list[str]) -> Loaded:
     return _loaded(path, overrides)
 
 
-def load_saved(path) -> Loaded:
+def load_saved(path) -> ResolvedRecipe:
     """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
     try:
         return _loaded(Path(path), {})
@@ -116,9 +120,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {sides[0].get(key, '(none)')} -> {sides[1].get(key, '(none)')}" for key in changed]
 
 
-def _loaded(path: Path, overrides: dict) -> Loaded:
+def _loaded(path: Path, overrides: dict) -> ResolvedRecipe:
     recipe, origin = check(merge(_inherited(path), overrides), path.name)
-    return Loaded(recipe, path.stem, origin)
+    return ResolvedRecipe(recipe, path.stem, origin)
 
 
 def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
@@ -135,7 +139,7 @@ def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
                 yield f"{pad}  - {first.lstrip()}", where
                 yield from rest
         else:
-            yield f"{pad}{key}: {flow(value)}", origin[dotted]
+            yield f"{pad}{key}: {to_yaml_line(value)}", origin[dotted]
 
 
 # ---- from arguments and files to one tree ----------------------------------------------------------
@@ -217,7 +221,7 @@ def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    if not isinstance(base, Given) or not isinstance(base.value, str):
-        where = base.where if isinstance(base, Given) else path.name
+    if not isinstance(base, SourcedValue) or not isinstance(base.value, str):
+        where = base.where if isinstance(base, SourcedValue) else path.name
         raise UserError(f"{where}: base: expected the name of a recipe, got {shown(plain(base))}")
     return merge(_inherited(_find(base.value, path.parent, f"{base.where}: base"), (*chain, path)), tree)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.recipe.yaml12 import flow
+from trainer.recipe.yaml12 import to_yaml_line
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def either(words: list[str]) -> str:
 
 def shown(value, limit: int = 60) -> str:
     """A value as it is shown in a message: text in quotes, anything long cut."""
-    text = repr(value) if isinstance(value, str) else flow(value)
+    text = repr(value) if isinstance(value, str) else to_yaml_line(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

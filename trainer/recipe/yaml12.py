@@ -34,7 +34,7 @@ CORE = [  # tag, what it looks like, its first characters
 
 
 @dataclass(frozen=True)
-class Given:
+class SourcedValue:
     """A value with where it was given: `origin` is a file's name, "command line" or "default".
 
     `raw` is the text it was written as; `was`, on a section's `kind`, the inherited kind that it replaces.
@@ -54,7 +54,7 @@ class Given:
 class Empty(dict):
     """A section that holds nothing, not even a leaf that would tell where it was `given`."""
 
-    def __init__(self, given: Given):
+    def __init__(self, given: SourcedValue):
         super().__init__()
         self.given = given
 
@@ -92,7 +92,7 @@ CoreDumper.add_representer(str, _represent_text)
 
 
 def parse(text: str, origin: str, lines: bool = True):
-    """YAML text -> dicts and lists with `Given` at the leaves, or None when the text holds nothing.
+    """YAML text -> dicts and lists with `SourcedValue` at the leaves, or None when the text holds nothing.
 
     Raises UserError for what is not YAML, and for tags, duplicate keys, an anchor inside itself, and what is
     too deep, too long or, its aliases written out, too large for a recipe.
@@ -124,9 +124,11 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
         )
     line = node.start_mark.line + 1 if lines else None
     if isinstance(node, yaml.SequenceNode) and not node.value:
-        return Given([], origin, line)  # a leaf, for an empty list has no items to say where it came from
+        return SourcedValue(
+            [], origin, line
+        )  # a leaf, for an empty list has no items to say where it came from
     if isinstance(node, yaml.MappingNode) and not node.value:
-        return Empty(Given({}, origin, line))
+        return Empty(SourcedValue({}, origin, line))
     if isinstance(node, yaml.ScalarNode):
         if node.tag in (INT, FLOAT) and len(node.value) > LONGEST_NUMBER:
             raise UserError(f"{here}: a number of {len(node.value):,} characters")
@@ -135,7 +137,7 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
             raise UserError(
                 f"{here}: {node.value} is too large; whole numbers are below 2 to the power of 63"
             )
-        return Given(value, origin, line, node.value)
+        return SourcedValue(value, origin, line, node.value)
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         return [_tree(item, origin, lines, above, counter) for item in node.value]
@@ -163,7 +165,7 @@ def _scalar(tag: str, text: str):
     return text
 
 
-def flow(value) -> str:
+def to_yaml_line(value) -> str:
     """A plain value as one line of YAML that `parse` reads back equal."""
     wrapped = [value]  # inside a list, a plain scalar needs no document end mark
     return yaml.dump(wrapped, Dumper=CoreDumper, default_flow_style=True, width=10**9, allow_unicode=True)[
@@ -178,7 +180,7 @@ def merge(base, over, at: str = ""):
     """The tree `over` laid on the tree `base`, by the rule that `recipe_loading` states. Changes neither."""
     if isinstance(base, dict) and isinstance(over, dict):
         old, new = base.get("kind"), over.get("kind")
-        if isinstance(old, Given) and isinstance(new, Given) and old.value != new.value:
+        if isinstance(old, SourcedValue) and isinstance(new, SourcedValue) and old.value != new.value:
             was = None if old.origin == DEFAULT else old.value
             base, over = {}, over | {"kind": replace(new, was=was)}
         merged = {key: merge(base[key], value, f"{at}{key}.") for key, value in over.items() if key in base}
@@ -202,7 +204,7 @@ def plain(tree):
         return {key: plain(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [plain(item) for item in tree]
-    return tree.value if isinstance(tree, Given) else tree
+    return tree.value if isinstance(tree, SourcedValue) else tree
 
 
 def flatten(tree, at: str = ""):
@@ -217,7 +219,7 @@ def flatten(tree, at: str = ""):
         yield at, tree
 
 
-def first_given(tree) -> Given | None:
+def first_given(tree) -> SourcedValue | None:
     """The leaf that tells where a tree came from: one of the command line, else of a file, else a default."""
     leaves = list(_leaves(tree))
     ranks = {COMMAND_LINE: 0, DEFAULT: 2}
@@ -225,8 +227,8 @@ def first_given(tree) -> Given | None:
 
 
 def _leaves(tree):
-    if isinstance(tree, Given | Empty):
-        yield tree if isinstance(tree, Given) else tree.given
+    if isinstance(tree, SourcedValue | Empty):
+        yield tree if isinstance(tree, SourcedValue) else tree.given
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _leaves(part)
 
@@ -237,7 +239,7 @@ def defaults(value):
         return {key: defaults(part) for key, part in value.items()}
     if isinstance(value, list):
         return [defaults(part) for part in value]
-    return Given(value, DEFAULT)
+    return SourcedValue(value, DEFAULT)
 
 
 def origins(tree) -> dict[str, str]:

@@ -27,20 +27,20 @@ class RunFolder:
         self.encoder = path / "export" / "encoder.safetensors"
 
     @classmethod
-    def of(cls, loaded: loading.Loaded) -> "RunFolder":
+    def of(cls, loaded: loading.ResolvedRecipe) -> "RunFolder":
         """The folder a recipe writes to: outputs/<run>, the recipe's name by default; or `from`."""
         if loaded.recipe.task == "evaluate":
             return cls(Path(loaded.recipe.from_))
         return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
 
-    def claim(self, loaded: loading.Loaded, world: dict) -> None:
+    def take_over(self, loaded: loading.ResolvedRecipe, world: dict) -> None:
         """Rank 0, at start, when nothing speaks against it: from now on the folder is of this recipe."""
         for ended in ("stopped", "failed", "done", "stop"):
             (self.path / ended).unlink(missing_ok=True)
         replace_text(self.path / "recipe.yaml", loaded.text())
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
-    def check(self, loaded: loading.Loaded) -> None:
+    def check(self, loaded: loading.ResolvedRecipe) -> None:
         """Refuses a recipe whose meaning is not that of the run in this folder, if there is one.
 
         Raises:
@@ -57,12 +57,12 @@ class RunFolder:
                 "start another with run=NAME, undo the change, or remove the folder"
             )
 
-    def mark(self, name: str, images: int, why: str = "") -> None:
+    def write_status(self, name: str, images: int, why: str = "") -> None:
         """Leaves the file `done`, `stopped` or `failed`; a stop file is obeyed with that."""
         replace_text(self.path / name, f"{images}\n{why}\n" if why else f"{images}\n")
         self.stop.unlink(missing_ok=True)
 
-    def tell(self, name: str, images: int, why: str) -> None:
+    def write_status_once(self, name: str, images: int, why: str) -> None:
         """Any rank, before it leaves the others: `stopped` or `failed`, if it is not there yet."""
         with suppress(OSError), open(self.path / name, "x") as file:
             file.write(f"{images}\n{why}\n")

@@ -9,14 +9,14 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from trainer.checkpoints import state
-from trainer.checkpoints.background import Saving
-from trainer.checkpoints.load import Found, kept, newest
+from trainer.checkpoints.background import BackgroundWriter
+from trainer.checkpoints.load import Checkpoint, kept, newest
 from trainer.checkpoints.retention import clean
 from trainer.checkpoints.save import snapshot, write
 from trainer.distributed import collectives
-from trainer.distributed.launch import Place
-from trainer.distributed.signals import StopVote
-from trainer.recipe.loading import Loaded, differences
+from trainer.distributed.launch import DistributedContext
+from trainer.distributed.signals import StopRequest
+from trainer.recipe.loading import ResolvedRecipe, differences
 from trainer.runs.folder import RunFolder
 from trainer.runs.progress import Progress
 from trainer.tracking.address import uri_for
@@ -41,29 +41,29 @@ class Run:
         UserError: the folder cannot be written, is in use, or belongs to a run of another recipe or data set.
     """
 
-    def __init__(self, loaded: Loaded, place: Place, data: str, world: dict):
-        self.loaded, self.place, self.data = loaded, place, data
+    def __init__(self, loaded: ResolvedRecipe, context: DistributedContext, data: str, world: dict):
+        self.loaded, self.context, self.data = loaded, context, data
         self.folder = RunFolder.of(loaded)
         self.journal = self.follower = None
-        self.found = collectives.on_first(lambda: self._claim(world))
+        self.found = collectives.run_on_main(lambda: self._take_over(world))
         self.attempt = collectives.share(f"{time.time_ns():x}")  # names this start's saves
         self.images = self.found.images if self.found else 0
         self.saved = self.images if self.found else None
-        self.progress = Progress(self.images, loaded.recipe.images, shown=place.main)
-        self.vote = StopVote(self.folder.stop if place.main else None)
-        limit = WRITTEN if place.world > 1 else None
-        self.saving = Saving(lambda: self.vote.ask("a checkpoint cannot be written"), limit)
+        self.progress = Progress(self.images, loaded.recipe.images, shown=context.is_main)
+        self.vote = StopRequest(self.folder.stop if context.is_main else None)
+        limit = WRITTEN if context.world_size > 1 else None
+        self.saving = BackgroundWriter(lambda: self.vote.ask("a checkpoint cannot be written"), limit)
 
-    def _claim(self, world: dict) -> Found | None:
+    def _take_over(self, world: dict) -> Checkpoint | None:
         """Makes the folder this run's, when nothing speaks against it; the checkpoint to go on from."""
         self.folder.check(self.loaded)
         self.journal = Journal(self.folder.journal, DYING)  # and with it the lock on the run
         clean(self.folder.checkpoints)
         found = self._newest()
-        self.folder.claim(self.loaded, world)
+        self.folder.take_over(self.loaded, world)
         return found
 
-    def _newest(self) -> Found | None:
+    def _newest(self) -> Checkpoint | None:
         """The checkpoint to go on from, if it is of this recipe and these images."""
         found = newest(self.folder.checkpoints, self.warn)
         if found is None:
@@ -117,7 +117,7 @@ class Run:
 
     def warn(self, line: str) -> None:
         """A warning, on screen and (rank 0) in the journal."""
-        where = f"rank {self.place.rank}: " if self.place.world > 1 else ""
+        where = f"rank {self.context.rank}: " if self.context.world_size > 1 else ""
         print(f"warning: {where}{line}", file=sys.stderr, flush=True)
         if self.journal:
             self.journal.write("warning", "warning", line, getattr(self, "images", 0))
@@ -127,17 +127,17 @@ class Run:
         with suppress(UserError, OSError):  # a full disk may be what is told
             ended = (self.folder.path / name for name in ("failed", "stopped"))  # by another rank, before
             if not any(path.exists() for path in ended):
-                leave = self.folder.mark if self.place.main else self.folder.tell
+                leave = self.folder.write_status if self.context.is_main else self.folder.write_status_once
                 leave("failed", self.images, why.partition("\n")[0])
 
-    def hang(self, who: str) -> None:
+    def on_hang(self, who: str) -> None:
         """The last words of a process that the watchdog ends."""
         self.fail(who)
         if self.journal:
             print(f"{self.last_checkpoint()}; the same command continues it", file=sys.stderr, flush=True)
             self.journal.write("end", "end", "FAILED", self.images)
 
-    def save(self, held: dict[str, state.Held], images: int) -> None:
+    def save(self, held: dict[str, state.StateValue], images: int) -> None:
         """Begins to write a checkpoint, unless that of these images is there already. Every rank calls it.
 
         The state is copied before this returns; the files are written beside the next steps, and waited for
@@ -152,8 +152,8 @@ class Run:
         if self.journal:
             self.journal.sync()  # what a checkpoint lets a resumed run skip must be on the disk before it
         meaning = {"fingerprint": self.loaded.fingerprint(), "data": self.data}
-        manifest = meaning | {"engine": self.place.engine}
-        copy = snapshot(held, self.place.rank, self.place.world)
+        manifest = meaning | {"engine": self.context.engine}
+        copy = snapshot(held, self.context.rank, self.context.world_size)
         folder, attempt, rule = self.folder.checkpoints, self.attempt, self.loaded.recipe.save
         self.saving.start(
             lambda: write(copy, folder, images, manifest, attempt, rule.keep, keep_every=rule.keep_every)
@@ -166,11 +166,11 @@ class Run:
         Raises:
             UserError: on every rank, where one could not write.
         """
-        if self.saving.under_way:
+        if self.saving.in_progress:
             try:
-                collectives.on_all(self.saving.wait)
+                collectives.run_on_all(self.saving.wait)
             except UserError:
-                if self.place.main:  # a rank may have begun its part after another had removed the rest
+                if self.context.is_main:  # a rank may have begun its part after another had removed the rest
                     with suppress(UserError):
                         clean(self.folder.checkpoints)
                 raise
@@ -185,8 +185,8 @@ class Run:
 
     def end(self, status: str) -> None:
         """Journals how it ended (FINISHED, KILLED or FAILED) and delivers what MLflow does not have yet."""
-        self.vote.heed_no_more()
-        self.saving.abandon(self.progress.say, None if self.place.world == 1 else ABANDONED)
+        self.vote.ignore()
+        self.saving.abandon(self.progress.say, None if self.context.world_size == 1 else ABANDONED)
         self.progress.close()
         if self.journal:
             try:

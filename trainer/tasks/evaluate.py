@@ -15,9 +15,9 @@ from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
 from trainer.checkpoints import load as load_module
 from trainer.checkpoints.format import Damaged, folder_name, verify
-from trainer.checkpoints.load import Found, load, newest
+from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.distributed import collectives, launch
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 from trainer.evaluation import reconstruction
 from trainer.evaluation.features import (
     Encode,
@@ -42,11 +42,11 @@ from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
 from trainer.tracking.journal import Journal
 from trainer.training.build import DTYPES, build_objective
-from trainer.training.groups import compared
-from trainer.training.trainer import Training
+from trainer.training.groups import heldout_batch
+from trainer.training.trainer import Trainer
 
 
-def run(loaded: loading.Loaded, place: Place) -> int:
+def run(loaded: loading.ResolvedRecipe, context: DistributedContext) -> int:
     """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
 
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
@@ -56,11 +56,11 @@ def run(loaded: loading.Loaded, place: Place) -> int:
     options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
 
     def stop(*_) -> None:  # raises nothing: in a finalizer of DALI's an exception would be lost
-        if place.main:
+        if context.is_main:
             shutil.rmtree(to.path / "features", ignore_errors=True)  # as `measure` calls its cache
         launch.leave(128 + signal.SIGTERM)
 
-    def opened() -> tuple[Pretrain, Found, Dataset, RunFolder]:
+    def opened() -> tuple[Pretrain, Checkpoint, Dataset, RunFolder]:
         if not (folder.path / "recipe.yaml").exists():
             raise UserError(
                 f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
@@ -75,16 +75,16 @@ def run(loaded: loading.Loaded, place: Place) -> int:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        recipe, found, dataset, to = collectives.on_first(opened)
+        recipe, found, dataset, to = collectives.run_on_main(opened)
         objective = build_objective(recipe)
         names = [name for name in found.manifest["tensors"] if name.startswith("model/")]
         weights = load(found, names)
         objective.load_state_dict({name.removeprefix("model/"): rows for name, rows in weights.items()})
-        say = print if place.main else lambda line: None
+        say = print if context.is_main else lambda line: None
         say(f"evaluating {found.path}")
         signal.signal(signal.SIGTERM, stop)
-        results = measure(objective.to(place.device), recipe, options.evaluate, dataset, place, to, say)
-        if place.main:
+        results = measure(objective.to(context.device), recipe, options.evaluate, dataset, context, to, say)
+        if context.is_main:
             to.merge_results(results)
             report.draw_accuracies(to)
             deliver(folder, journals[0], results, found.images, tracked(loaded, recipe))
@@ -96,7 +96,7 @@ def run(loaded: loading.Loaded, place: Place) -> int:
             journal.close()
 
 
-def choose(folder: RunFolder, options: EvaluateRun) -> Found:
+def choose(folder: RunFolder, options: EvaluateRun) -> Checkpoint:
     """The run's newest checkpoint, or that of `images`. Raises UserError for none, or a damaged one."""
     if options.images is None:
         if found := newest(folder.checkpoints, print):
@@ -107,16 +107,16 @@ def choose(folder: RunFolder, options: EvaluateRun) -> Found:
         kept = ", ".join(str(images) for images in load_module.kept(folder.checkpoints)) or "none"
         raise UserError(f"images={options.images}: the run has no such checkpoint; it keeps {kept}")
     try:
-        return Found(path, options.images, verify(path))
+        return Checkpoint(path, options.images, verify(path))
     except Damaged as why:
         raise UserError(f"images={options.images}: checkpoint {path} is damaged ({why})") from None
 
 
-def is_newest(folder: RunFolder, found: Found) -> bool:
+def is_newest(folder: RunFolder, found: Checkpoint) -> bool:
     return found.images == load_module.kept(folder.checkpoints)[-1]
 
 
-def tracked(loaded: loading.Loaded, recipe: Pretrain) -> Tracking:
+def tracked(loaded: loading.ResolvedRecipe, recipe: Pretrain) -> Tracking:
     """Where the run is tracked: as it said itself, but for what this evaluation was given."""
     given = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
     return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in given})
@@ -135,22 +135,22 @@ def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tra
         Follower(folder.path, uri, tracking.experiment, folder.path.name, report=print).close()
 
 
-def image_options(recipe: Pretrain, place: Place) -> Images:
+def image_options(recipe: Pretrain, context: DistributedContext) -> Images:
     data = recipe.data
-    return Images(data.size, data.normalize, data.threads, place.device, DTYPES[recipe.precision])
+    return Images(data.size, data.normalize, data.threads, context.device, DTYPES[recipe.precision])
 
 
 # ---- during pretraining --------------------------------------------------------------------------
 
 
-def online(training: Training) -> dict[str, float]:
+def online(trainer: Trainer) -> dict[str, float]:
     """Cheap measurements of the encoder as it stands; it is put back into training mode.
 
     The kNN is left out where there are no labels; the health of y needs none.
     """
-    recipe, place, objective = training.recipe, training.place, training.whole()
-    dataset, options = training.reader.dataset, recipe.evaluate
-    stopping = training.reader.stopping
+    recipe, context, objective = trainer.recipe, trainer.context, trainer.unsharded()
+    dataset, options = trainer.reader.dataset, recipe.evaluate
+    stopping = trainer.reader.stopping
     readers = [Reader(dataset, split, stopping) for split in (labelled_split(recipe), recipe.data.test)]
 
     def rows(reader: Reader, mirror: bool) -> tuple[dict[str, Tensor], Tensor] | None:
@@ -159,16 +159,16 @@ def online(training: Training) -> dict[str, float]:
             return y | {"mirrored": objective.features(view.flip(-1))["y"]} if mirror else y
 
         ids = subset(reader, options.online_images, recipe.seed)
-        return gathered(encode, reader, ids, training.image_options, options.batch)
+        return gathered(encode, reader, ids, trainer.image_options, options.batch)
 
     objective.eval()
-    figures = held_out(training, objective, readers[1]) if place.main else {}
+    figures = held_out(trainer, objective, readers[1]) if context.is_main else {}
     unseen = rows(readers[1], mirror=True)
-    if place.main:
+    if context.is_main:
         figures |= health(unseen[0]["y"], unseen[0]["mirrored"])
     if dataset.classes:
         seen = rows(readers[0], mirror=False)
-        if place.main:
+        if context.is_main:
             data = [part for x, labels in (seen, unseen) for part in labelled_rows(x["y"], labels)]
             if all(map(len, data)):
                 figures["knn/y/online"] = knn_accuracy(*data, len(dataset.classes), options.knn)
@@ -184,17 +184,17 @@ def labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def held_out(training: Training, objective: nn.Module, test: Reader) -> dict[str, float]:
+def held_out(trainer: Trainer, objective: nn.Module, test: Reader) -> dict[str, float]:
     """The information estimates on test images, nats; none where the split is smaller than the groups.
 
     Computed by one rank, a few groups at a time, on images that do not depend on the ranks.
     """
-    recipe, unit = training.recipe, compared(training.recipe)
+    recipe, unit = trainer.recipe, heldout_batch(trainer.recipe)
     images = min(test.images, recipe.evaluate.online_images) // unit * unit
     loader = Loader(
         test,
         Plan(recipe.seed, test.shards, recipe.data.window),
-        training.image_options,
+        trainer.image_options,
         recipe.data.views,
         batch=unit,
         start=0,
@@ -217,7 +217,7 @@ def measure(
     recipe: Pretrain,
     options: Evaluate,
     dataset: Dataset,
-    place: Place,
+    context: DistributedContext,
     folder: RunFolder,
     say: Callable[[str], None],
 ) -> dict[str, float]:
@@ -228,14 +228,14 @@ def measure(
     train = Reader(dataset, recipe.data.train)
     readers = Reader(dataset, labelled_split(recipe)), Reader(dataset, recipe.data.test)
     splits = [(reader, labelled_ids(reader)) for reader in readers]
-    images, classes = image_options(recipe, place), len(dataset.classes)
+    images, classes = image_options(recipe, context), len(dataset.classes)
     results = {}
 
     def both(encode: Encode):
         return cached(folder.path / "features", encode, splits, images, options.batch)
 
     def probed(sets: list[Examples], whose: str) -> dict[str, float]:
-        found = measure_probes(*sets, classes, options, recipe.seed, place.device)
+        found = measure_probes(*sets, classes, options, recipe.seed, context.device)
         say(f"  {whose}: " + "  ".join(f"{name} {value:.1%}" for name, value in found.items()))
         return found
 
@@ -250,22 +250,22 @@ def measure(
     if options.recalibrate:
         with both(lambda view: {"y": objective.features(view)["y"]}) as sets:
             before = Evaluate(linear=None, mlp=None, few_shot=None, knn=options.knn, threads=options.threads)
-            found = measure_probes(*sets, classes, before, recipe.seed, place.device)
+            found = measure_probes(*sets, classes, before, recipe.seed, context.device)
         results |= {f"not_recalibrated/{name}": value for name, value in found.items()}
         re_estimate(objective, clean())
         say(f"batch-norm re-estimated; before, kNN on y was {found['knn/y']:.1%}")
     with both(objective.features) as sets:
         results |= probed(sets, "encoder")
-        if place.main:
+        if context.is_main:
             report.draw_test_images(folder, sets, readers, recipe, dataset)
     codec = getattr(objective, "codec", None)
     if codec is not None:
         found, linear = reconstruction.measure(codec, train, readers[1], images, options, recipe.seed, say)
         results |= found
-        if place.main:
+        if context.is_main:
             report.draw_reconstructions(folder, codec, linear, readers[1], images, recipe.seed)
     if options.controls:
-        untrained = build_objective(recipe).to(place.device).eval()
+        untrained = build_objective(recipe).to(context.device).eval()
         normed = any(isinstance(layer, GroupBatchNorm) for layer in untrained.encoder.modules())
         for name in ("untrained", "untrained_recalibrated")[: 1 + normed]:
             if name == "untrained_recalibrated":

@@ -8,18 +8,18 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset, Split
 from data_pipelines.dataset_loading import load_dataset
-from trainer.recipe.loading import Loaded
+from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.tasks.preflight import check_evaluation, notes, queue_bytes
 from trainer.training import optimizers
 from trainer.training.build import DTYPES, build_objective
-from trainer.training.groups import blocks_span_ranks, check_shares, group_unit
+from trainer.training.groups import blocks_span_ranks, check_batch_division, indivisible_images
 from trainer.training.schedules import whole_batches
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 
-def run(loaded: Loaded) -> int:
+def run(loaded: ResolvedRecipe) -> int:
     """Prints the plan of a pretraining recipe; the process's exit status.
 
     Raises:
@@ -34,13 +34,13 @@ def run(loaded: Loaded) -> int:
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
-    check_shares(recipe, 1)
+    check_batch_division(recipe, 1)
     train = dataset and dataset.split(recipe.data.train)
     if dataset:
         dataset.split(recipe.data.test)
         check_evaluation(recipe, dataset)
     images = train and train.images
-    total, unit = whole_batches(recipe.images, recipe.batch), group_unit(recipe)
+    total, unit = whole_batches(recipe.images, recipe.batch), indivisible_images(recipe)
     print(f"recipe     {loaded.name}, run {Path(recipe.outputs) / (recipe.run or loaded.name)}")
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
     for line in describe_model(recipe):
@@ -58,7 +58,7 @@ def run(loaded: Loaded) -> int:
         print(f"           {line}")
     for world in WORLDS:
         with suppress(UserError):
-            check_shares(recipe, world)
+            check_batch_division(recipe, world)
             print(describe_ranks(recipe, train, world, unit))
     return 0
 

@@ -153,7 +153,7 @@ def open_data(options: Data, commands: bool = False) -> Dataset:
             make(options.source, folder)
         return load_dataset(options.root, options.source, options.access(commands))
 
-    return collectives.on_first(opened)
+    return collectives.run_on_main(opened)
 
 
 def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:

@@ -16,10 +16,10 @@ from data_pipelines.common.retry import Interrupted
 from data_pipelines.dataset import Dataset
 from data_pipelines.reader import Reader
 from trainer.distributed import collectives
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
-from trainer.recipe.loading import Loaded
+from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.objectives import contrast_key, contrastive
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
@@ -28,82 +28,82 @@ from trainer.tasks import evaluate, report
 from trainer.tasks.preflight import check_disk, check_evaluation, check_finished, notes, open_data
 from trainer.tracking.address import uri_for
 from trainer.training.build import build_objective
-from trainer.training.groups import check_shares
+from trainer.training.groups import check_batch_division
 from trainer.training.optimizers import check_engine
-from trainer.training.schedules import due, learning_rate, whole_batches
-from trainer.training.trainer import Training
+from trainer.training.schedules import interval_passed, learning_rate, whole_batches
+from trainer.training.trainer import Trainer
 
 
-def run(loaded: Loaded, place: Place) -> int:
+def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
     """Pretrains, evaluates and exports; the process's exit status (1: told to stop, run it again)."""
     recipe = loaded.recipe
     folder = RunFolder.of(loaded)
     total = whole_batches(recipe.images, recipe.batch)
     if collectives.share(folder.is_done(total)):
-        collectives.on_first(lambda: folder.check(loaded))
-        collectives.on_first(lambda: check_finished(folder, recipe.data, loaded.commands))
-        if place.main:
+        collectives.run_on_main(lambda: folder.check(loaded))
+        collectives.run_on_main(lambda: check_finished(folder, recipe.data, loaded.commands))
+        if context.is_main:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(report.summary(folder, recipe))
         return 0
     dataset = open_data(recipe.data, loaded.commands)
-    collectives.on_first(lambda: check(recipe, place, dataset))
-    outward = Run(loaded, place, dataset.fingerprint, place.description())
+    collectives.run_on_main(lambda: check(recipe, context, dataset))
+    run = Run(loaded, context, dataset.fingerprint, context.description())
     limit = recipe.step_timeout and recipe.step_timeout + recipe.data.patience
-    watchdog, training = Watchdog(limit, outward.hang), None
+    watchdog, trainer = Watchdog(limit, run.on_hang), None
     try:
-        training = Training(
-            *(recipe, place, dataset, outward.load(), outward.images, outward.warn),
+        trainer = Trainer(
+            *(recipe, context, dataset, run.load(), run.images, run.warn),
             # Of several ranks none may leave a step that the others are in.
-            stopping=lambda: place.world == 1 and outward.vote.received is not None,
+            stopping=lambda: context.world_size == 1 and run.vote.received is not None,
         )
-        training.finished = watchdog.finished
-        outward.begin(facts(loaded, training))
-        for line in notes(recipe, training.reader.images, place.world, place.device, place.engine):
-            outward.progress.say(line)
-        train(training, outward, watchdog)
-        outward.vote.stop_at_once()
-        finish(training, outward)
-        if not place.main:  # it waits where no signal is heard, and has nothing to stop
-            outward.vote.heed_no_more()
+        trainer.finished = watchdog.finished
+        run.begin(run_tags(loaded, trainer))
+        for line in notes(recipe, trainer.reader.images, context.world_size, context.device, context.engine):
+            run.progress.say(line)
+        train(trainer, run, watchdog)
+        run.vote.raise_immediately()
+        finish(trainer, run)
+        if not context.is_main:  # it waits where no signal is heard, and has nothing to stop
+            run.vote.ignore()
         collectives.barrier()  # while the watchdog looks
-        outward.end("FINISHED")
-        if place.main:
-            folder.mark("done", total)
+        run.end("FINISHED")
+        if context.is_main:
+            folder.write_status("done", total)
         with suppress(RuntimeError):  # no rank gives its signals back, and dies of one, before all is told;
             collectives.barrier()  # one that dies nevertheless changes nothing: all is done
     except BaseException as error:
         # A rank that is told to stop in the final evaluation leaves without asking the others.
         if isinstance(error, Stopped) or (collectives.lost(error) and (folder.path / "stopped").exists()):
-            return stopped(outward)
-        outward.fail(collectives.lost(error) or (str(error) if isinstance(error, UserError) else repr(error)))
-        outward.end("FAILED")
+            return stopped(run)
+        run.fail(collectives.lost(error) or (str(error) if isinstance(error, UserError) else repr(error)))
+        run.end("FAILED")
         raise
     finally:
         watchdog.close()
-        if training:
-            training.close()
-        outward.vote.close()
-    if place.main:
+        if trainer:
+            trainer.close()
+        run.vote.close()
+    if context.is_main:
         print(report.summary(folder, recipe))
     return 0
 
 
 def stopped(run: Run) -> int:
     """Ends a run that was told to stop, and has saved; the process's exit status."""
-    run.vote.heed_no_more()
+    run.vote.ignore()
     why = run.vote.received or "another rank was told"
-    if run.place.main:
-        run.folder.mark("stopped", run.images, why)
+    if run.context.is_main:
+        run.folder.write_status("stopped", run.images, why)
     elif run.vote.received:
-        run.folder.tell("stopped", run.images, why)
+        run.folder.write_status_once("stopped", run.images, why)
     run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
     run.progress.say("the same command continues it")
     run.end("KILLED")
     return 1
 
 
-def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
+def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> None:
     """Finds every mistake that can be found before anything is written.
 
     Raises:
@@ -116,8 +116,8 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
             f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
             f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
         )
-    check_shares(recipe, place.world)
-    check_engine(recipe.optimizer, place.engine)
+    check_batch_division(recipe, context.world_size)
+    check_engine(recipe.optimizer, context.engine)
     with torch.device("meta"):
         widths = build_objective(recipe).encoder.widths
     for split in (recipe.data.train, recipe.data.test):
@@ -135,68 +135,70 @@ def check(recipe: Pretrain, place: Place, dataset: Dataset) -> None:
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
 
 
-def facts(loaded: Loaded, training: Training) -> dict[str, object]:
+def run_tags(loaded: ResolvedRecipe, trainer: Trainer) -> dict[str, object]:
     """Tags of the MLflow run."""
     return {
         "recipe": loaded.name,
         "mlflow.source.name": f"trainer/main.py recipe={loaded.name}",  # the page's column "Source"
         "mlflow.source.type": "LOCAL",
-        "dataset": training.reader.dataset.name,
-        "train images": training.reader.images,
-        **training.sizes,
+        "dataset": trainer.reader.dataset.name,
+        "train images": trainer.reader.images,
+        **trainer.sizes,
         "learning rate": loaded.recipe.optimizer.rate(loaded.recipe.batch),
-        "processes at start": training.place.world,
-        "engine at start": training.place.engine,
+        "processes at start": trainer.context.world_size,
+        "engine at start": trainer.context.engine,
     }
 
 
 # ---- the loop ------------------------------------------------------------------------------------
 
 
-def train(training: Training, run: Run, watchdog: Watchdog) -> None:
+def train(trainer: Trainer, run: Run, watchdog: Watchdog) -> None:
     """Steps until the end of the run.
 
     Raises:
         Stopped: it was told to stop, and saved.
     """
-    recipe, clock, profiler = training.recipe, Clock(training), start_profiler(training, run)
-    while training.images < training.total:
-        before = training.images
+    recipe, clock, profiler = trainer.recipe, Clock(trainer), start_profiler(trainer, run)
+    while trainer.images < trainer.total:
+        before = trainer.images
         try:
-            values = training.step()
+            values = trainer.step()
         except Interrupted:  # told to stop while a shard cannot be read: nothing of the step was done
-            save(training, run)
+            save(trainer, run)
             run.drain()
             raise Stopped from None
         except UserError:  # a shard that stays away: several ranks cannot leave a step together, and save
-            if training.place.world == 1:
-                save(training, run)
+            if trainer.context.world_size == 1:
+                save(trainer, run)
                 run.drain()
             raise
-        now = training.images
+        now = trainer.images
         if profiler:
             profiler.step()
         run.progress.step(now)
-        if due(recipe.log.every, before, now) or before == 0 or now == training.total:
-            log(training, run, values, clock)
+        if interval_passed(recipe.log.every, before, now) or before == 0 or now == trainer.total:
+            log(trainer, run, values, clock)
         watchdog.rest()
-        if due(recipe.evaluate.every, before, now) or (recipe.evaluate.every and now == training.total):
+        if interval_passed(recipe.evaluate.every, before, now) or (
+            recipe.evaluate.every and now == trainer.total
+        ):
             with clock.aside():
-                watch(training, run)
-        stop = run.vote.agreed()
-        if due(recipe.save.every, before, now) or now == training.total or stop:
+                evaluate_online(trainer, run)
+        stop = run.vote.should_stop()
+        if interval_passed(recipe.save.every, before, now) or now == trainer.total or stop:
             with clock.aside():
-                save(training, run)
-        if stop or now == training.total:
+                save(trainer, run)
+        if stop or now == trainer.total:
             run.drain()
         if stop:
             raise Stopped
 
 
-def start_profiler(training: Training, run: Run) -> "torch.profiler.profile | None":
+def start_profiler(trainer: Trainer, run: Run) -> "torch.profiler.profile | None":
     """A profiler that records `profile` steps of rank 0 and writes them for chrome://tracing or Perfetto."""
-    steps = training.recipe.profile
-    if not steps or not training.place.main:
+    steps = trainer.recipe.profile
+    if not steps or not trainer.context.is_main:
         return None
     profiler = torch.profiler.profile(
         schedule=torch.profiler.schedule(wait=8, warmup=2, active=steps, repeat=1),
@@ -206,33 +208,33 @@ def start_profiler(training: Training, run: Run) -> "torch.profiler.profile | No
     return profiler
 
 
-def log(training: Training, run: Run, values: dict, clock: "Clock") -> None:
+def log(trainer: Trainer, run: Run, values: dict, clock: "Clock") -> None:
     """Writes the figures of this step, the mean over ranks, to journal and screen."""
-    check_finite(training, run)
+    check_finite(trainer, run)
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     means = collectives.mean(torch.stack([value.double() for value in tensors.values()])).tolist()
     figures = dict(zip(tensors, means, strict=True))
     figures |= {name: value for name, value in values.items() if name not in tensors}
     figures |= clock.read()
-    figures["lr"] = learning_rate(training.recipe, training.images - training.recipe.batch)
-    figures["epoch"] = training.images / training.reader.images
-    run.metrics(figures, training.images)
-    run.progress.status(training.images, figures)
+    figures["lr"] = learning_rate(trainer.recipe, trainer.images - trainer.recipe.batch)
+    figures["epoch"] = trainer.images / trainer.reader.images
+    run.metrics(figures, trainer.images)
+    run.progress.status(trainer.images, figures)
 
 
-def check_finite(training: Training, run: Run) -> None:
+def check_finite(trainer: Trainer, run: Run) -> None:
     """Raises:
     UserError: a loss since the start was not finite; nothing of it was saved.
     """
-    if not training.all_finite():
+    if not trainer.all_finite():
         run.drain()  # the checkpoint that is being written is named
         raise SharedError(
-            f"the loss or a weight is not finite (seen at {training.images:,} images) and was not saved; "
+            f"the loss or a weight is not finite (seen at {trainer.images:,} images) and was not saved; "
             f"{run.last_checkpoint()}. Start anew with a lower optimizer.lr or optimizer.clip=1, and run=NAME"
         )
 
 
-def watch(training: Training, run: Run) -> None:
+def evaluate_online(trainer: Trainer, run: Run) -> None:
     """The online kNN, and the information on held-out images.
 
     Raises:
@@ -240,36 +242,36 @@ def watch(training: Training, run: Run) -> None:
             from the checkpoint before and measures all of this again.
     """
     try:
-        figures = evaluate.online(training)
+        figures = evaluate.online(trainer)
     except Interrupted:
         run.drain()
         raise Stopped from None
-    run.metrics(figures, training.images)
+    run.metrics(figures, trainer.images)
     told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    run.progress.say(f"{training.images:>12,} images  {told}")
+    run.progress.say(f"{trainer.images:>12,} images  {told}")
 
 
-def save(training: Training, run: Run) -> None:
+def save(trainer: Trainer, run: Run) -> None:
     """A checkpoint, if all losses were finite."""
-    check_finite(training, run)
-    run.save(training.state(), training.images)
+    check_finite(trainer, run)
+    run.save(trainer.state(), trainer.images)
 
 
 class Clock:
     """Images a second and the share of time spent waiting for data, between two readings."""
 
-    def __init__(self, training: Training):
-        self.training = training
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
         self._mark()
 
     def _mark(self) -> None:
-        self._began, self._images = time.perf_counter(), self.training.images
-        self._waited, self._left_out = self.training.loader.waited, 0.0
+        self._began, self._images = time.perf_counter(), self.trainer.images
+        self._waited, self._left_out = self.trainer.loader.waited, 0.0
 
     def read(self) -> dict[str, float]:
         """The figures since the last reading."""
         seconds = time.perf_counter() - self._began - self._left_out
-        images, waited = self.training.images - self._images, self.training.loader.waited - self._waited
+        images, waited = self.trainer.images - self._images, self.trainer.loader.waited - self._waited
         self._mark()
         return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
 
@@ -284,27 +286,27 @@ class Clock:
 # ---- the end -------------------------------------------------------------------------------------
 
 
-def finish(training: Training, run: Run) -> None:
+def finish(trainer: Trainer, run: Run) -> None:
     """Exports the encoder, evaluates it and draws the pictures."""
-    recipe, folder, objective = training.recipe, run.folder, training.whole()
-    if training.place.main:
-        report.draw_views(training, folder)
-        report.export_encoder(training, objective, folder)
-        run.artifact(folder.encoder, training.images)
-    dataset, results = training.reader.dataset, {}
+    recipe, folder, objective = trainer.recipe, run.folder, trainer.unsharded()
+    if trainer.context.is_main:
+        report.draw_views(trainer, folder)
+        report.export_encoder(trainer, objective, folder)
+        run.artifact(folder.encoder, trainer.images)
+    dataset, results = trainer.reader.dataset, {}
     if recipe.evaluate.at_end:
         run.progress.say("evaluating ...")
         results = evaluate.measure(
-            objective, recipe, recipe.evaluate, dataset, training.place, folder, run.progress.say
+            objective, recipe, recipe.evaluate, dataset, trainer.context, folder, run.progress.say
         )
     elif not dataset.classes:
-        results = report.look_at_unlabelled(training, objective, folder, run.progress.say)
-    if training.place.main:
+        results = report.look_at_unlabelled(trainer, objective, folder, run.progress.say)
+    if trainer.context.is_main:
         if results:
             folder.merge_results(results)
-            run.metrics({f"results/{name}": value for name, value in results.items()}, training.images)
+            run.metrics({f"results/{name}": value for name, value in results.items()}, trainer.images)
             report.draw_accuracies(folder)
-            run.artifact(folder.path / "results.json", training.images)
+            run.artifact(folder.path / "results.json", trainer.images)
         report.draw_curves(folder)
         for path in sorted((folder.path / "figures").glob("*.png")):
-            run.artifact(path, training.images)
+            run.artifact(path, trainer.images)

@@ -28,7 +28,7 @@ from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.tracking.address import open_command, uri_for
 from trainer.tracking.journal import read
-from trainer.training.trainer import Training
+from trainer.training.trainer import Trainer
 
 SHOWN = 24  # images on the page of views, together with their views
 THUMBNAIL = 32  # pixels a side, on the map of test images
@@ -37,12 +37,12 @@ RECONSTRUCTED = 24  # test images beside their reconstructions
 PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to the other
 
 
-def export_encoder(training: Training, objective: nn.Module, folder: RunFolder) -> None:
+def export_encoder(trainer: Trainer, objective: nn.Module, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it."""
     metadata = {
-        "encoder": json.dumps(encoder_options(training.recipe)),
-        "normalize": training.recipe.data.normalize.model_dump_json(),
-        "images": str(training.images),
+        "encoder": json.dumps(encoder_options(trainer.recipe)),
+        "normalize": trainer.recipe.data.normalize.model_dump_json(),
+        "images": str(trainer.images),
         "recipe": (folder.path / "recipe.yaml").read_text(),
     }
     export(folder.encoder, objective.encoder.state_dict(), metadata)
@@ -63,9 +63,9 @@ def drawing(folder: RunFolder, name: str) -> Iterator[Path]:
         print(f"warning: {path} was not drawn: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def draw_views(training: Training, folder: RunFolder) -> None:
+def draw_views(trainer: Trainer, folder: RunFolder) -> None:
     """What the encoder sees: the first images of the run, beside them their views where those differ."""
-    recipe = training.recipe
+    recipe = trainer.recipe
     views = recipe.data.views
     captions = [f"view {number + 1}" for number in range(len(views))] if len(views) > 1 else ["view"]
     if views == [View()]:
@@ -75,28 +75,28 @@ def draw_views(training: Training, folder: RunFolder) -> None:
     count = SHOWN // len(views)
     with drawing(folder, "views.png") as path:
         maker = ViewMaker(
-            training.reader,
-            replace(training.image_options, device=torch.device("cpu"), dtype=torch.float32),
+            trainer.reader,
+            replace(trainer.image_options, device=torch.device("cpu"), dtype=torch.float32),
             views,
             [0] * len(views),
             recipe.seed,
             count,
             print,
         )
-        made, _ = maker([training.plan.ids(0, count)], [np.arange(count)] * len(views))
+        made, _ = maker([trainer.plan.ids(0, count)], [np.arange(count)] * len(views))
         shown = [[as_picture(image, recipe) for image in view] for view in made]
         # Drawn last, as it has no place among the views of the run; shown first.
         images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
 
 
 def look_at_unlabelled(
-    training: Training, objective: nn.Module, folder: RunFolder, say: Callable[[str], None]
+    trainer: Trainer, objective: nn.Module, folder: RunFolder, say: Callable[[str], None]
 ) -> dict[str, float]:
     """The pictures of test images of data without classes, and the figures that need no label; collective.
 
     Raises SharedError as `reconstruction.measure`.
     """
-    recipe, dataset, sets = training.recipe, training.reader.dataset, []
+    recipe, dataset, sets = trainer.recipe, trainer.reader.dataset, []
     readers = Reader(dataset, recipe.data.train), Reader(dataset, recipe.data.test)
 
     def encode(view: Tensor) -> dict[str, Tensor]:
@@ -105,15 +105,15 @@ def look_at_unlabelled(
     objective.eval()
     for reader in readers:
         ids = subset(reader, recipe.evaluate.online_images, recipe.seed)
-        found = gathered(encode, reader, ids, training.image_options, recipe.evaluate.batch)
+        found = gathered(encode, reader, ids, trainer.image_options, recipe.evaluate.batch)
         sets.append(found and Examples(*found, ids))
-    if training.place.main:
+    if trainer.context.is_main:
         draw_test_images(folder, sets, readers, recipe, dataset)
     codec, results = getattr(objective, "codec", None), {}
     if codec is not None:
-        images, seed = training.image_options, recipe.seed
+        images, seed = trainer.image_options, recipe.seed
         results, linear = reconstruction.measure(codec, *readers, images, recipe.evaluate, seed, say)
-        if training.place.main:
+        if trainer.context.is_main:
             draw_reconstructions(folder, codec, linear, readers[1], images, seed)
     for reader in readers:
         reader.close()

@@ -12,7 +12,7 @@ from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
 from trainer.recipe.objectives import Contrast, DimObjective, MocoObjective, contrast_key, contrastive
 from trainer.recipe.schema import Pretrain
-from trainer.recipe.yaml12 import flow
+from trainer.recipe.yaml12 import to_yaml_line
 from trainer.training.groups import negatives
 
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
@@ -61,7 +61,7 @@ def build_objective(recipe: Pretrain) -> nn.Module:
             f"reads {objective.VIEWS}" + CLEAN * clean
         )
     if clean and recipe.data.views[-1] != View():
-        given = flow(recipe.data.views[-1].model_dump(exclude_defaults=True))
+        given = to_yaml_line(recipe.data.views[-1].model_dump(exclude_defaults=True))
         raise UserError(f"data.views.{objective.VIEWS - 1}: expected {{}}, got {given}{CLEAN}")
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
 

@@ -21,7 +21,7 @@ def blocks_span_ranks(recipe: Pretrain, world: int) -> bool:
     return shuffle is not None and recipe.batch // world % (shuffle.group * shuffle.groups) > 0
 
 
-def check_shares(recipe: Pretrain, world: int) -> None:
+def check_batch_division(recipe: Pretrain, world: int) -> None:
     """Whether every rank and micro-batch gets whole groups, and batch and micro-batches whole blocks of them.
 
     Raises:
@@ -41,7 +41,7 @@ def check_shares(recipe: Pretrain, world: int) -> None:
         check_division(recipe.batch, 1, 1, block, what, ways)
         if inside:
             check_division(recipe.batch, world, recipe.accumulate, block, what, ways)
-    check_division(recipe.batch, world, recipe.accumulate, group_unit(recipe), "groups")
+    check_division(recipe.batch, world, recipe.accumulate, indivisible_images(recipe), "groups")
 
 
 def negatives(recipe: Pretrain) -> int | None:
@@ -50,17 +50,17 @@ def negatives(recipe: Pretrain) -> int | None:
     return None if chosen == "global" else chosen
 
 
-def group_unit(recipe: Pretrain) -> int:
+def indivisible_images(recipe: Pretrain) -> int:
     """The images that must stay on one rank: the least number of whole groups of every kind."""
     return math.lcm(recipe.groups.norm, negatives(recipe) or 1)
 
 
-def compared(recipe: Pretrain) -> int:
+def heldout_batch(recipe: Pretrain) -> int:
     """The images of a batch in which information is estimated on held-out images.
 
     Whole groups of in-batch negatives; with a queue up to 256 images, which are each other's negatives.
     """
-    unit = group_unit(recipe)
+    unit = indivisible_images(recipe)
     if isinstance(contrastive(recipe.objective), MocoObjective):
         return max(1, min(recipe.batch, 256) // unit) * unit
     return unit

@@ -17,7 +17,7 @@ def learning_rate(recipe: Pretrain, images_seen: int) -> float:
     return recipe.optimizer.rate(recipe.batch) * factor
 
 
-def due(every: int, before: int, after: int) -> bool:
+def interval_passed(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` images was passed on the way from `before` to `after`; 0 is never."""
     return every > 0 and before // every != after // every
 

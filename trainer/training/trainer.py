@@ -9,9 +9,9 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Images, Loader
 from data_pipelines.plan import Plan
 from data_pipelines.reader import Reader
-from trainer.checkpoints.state import Held
+from trainer.checkpoints.state import StateValue
 from trainer.distributed import collectives
-from trainer.distributed.launch import Place
+from trainer.distributed.launch import DistributedContext
 from trainer.engines.build import open_engine
 from trainer.recipe.schema import Pretrain
 from trainer.training.build import DTYPES, build_objective
@@ -20,7 +20,7 @@ from trainer.training.optimizers import build_optimizer
 from trainer.training.schedules import learning_rate, whole_batches
 
 
-class Training:
+class Trainer:
     """Everything that a step needs, from a recipe and, to go on, a collected state.
 
     Args:
@@ -35,26 +35,26 @@ class Training:
     def __init__(
         self,
         recipe: Pretrain,
-        place: Place,
+        context: DistributedContext,
         dataset: Dataset,
         saved=None,
         images=0,
         warn=print,
         stopping=lambda: False,
     ):
-        self.recipe, self.place, self.images = recipe, place, images
+        self.recipe, self.context, self.images = recipe, context, images
         self.total = whole_batches(recipe.images, recipe.batch)
-        objective = build_objective(recipe).to(place.device)
+        objective = build_objective(recipe).to(context.device)
         self.sizes = {"parameters": size(objective), "encoder parameters": size(objective.encoder)}
         self.engine = open_engine(
-            place,
+            context,
             objective,
             lambda parameters: build_optimizer(recipe.optimizer, learning_rate(recipe, images), parameters),
             recipe.precision,
             saved,
         )
         self.objective, self.optimizer = self.engine.objective, self.engine.optimizer
-        self.finite = torch.ones((), dtype=torch.bool, device=place.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=context.device)
         self.finished: Callable[[str, int], None] = lambda stage, images: None  # told of the stages of a step
 
         self.reader = Reader(dataset, recipe.data.train, stopping)
@@ -62,7 +62,7 @@ class Training:
             recipe.data.size,
             recipe.data.normalize,
             recipe.data.threads,
-            place.device,
+            context.device,
             DTYPES[recipe.precision],
             recipe.data.decode,
         )
@@ -75,8 +75,8 @@ class Training:
             batch=recipe.batch,
             start=images,
             stop=self.total,
-            rank=place.rank,
-            world=place.world,
+            rank=context.rank,
+            world=context.world_size,
             accumulate=recipe.accumulate,
             shuffle=key_shuffle(recipe),
             prefetch=recipe.data.prefetch,
@@ -119,13 +119,13 @@ class Training:
         finite = self.finite & self.engine.finite()
         return collectives.mean(finite.double()).item() == 1.0
 
-    def state(self) -> dict[str, Held]:
+    def state(self) -> dict[str, StateValue]:
         """What a checkpoint holds; collective."""
         return self.engine.state()
 
-    def whole(self) -> nn.Module:
+    def unsharded(self) -> nn.Module:
         """The objective as it stands, with all parameters on every rank, for evaluation; collective."""
-        return self.engine.whole()
+        return self.engine.unsharded()
 
     def close(self) -> None:
         self.loader.close()

@@ -13,7 +13,7 @@ import torch
 
 from data_pipelines.access import Access
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Patience, Trouble
+from data_pipelines.common.retry import Interrupted, Retry, TransientError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Images, Loader, in_order
 from data_pipelines.plan import Plan
@@ -36,7 +36,7 @@ def make_reader(root: Path, patience: float) -> Reader:
     return Reader(load_dataset(root, access=Access(patience=patience)), "train")
 
 
-def read_all(reader: Reader, patience: Patience | None = None) -> list[bytes]:
+def read_all(reader: Reader, patience: Retry | None = None) -> list[bytes]:
     try:
         return [image.tobytes() for image in reader.read(np.arange(reader.images), patience)]
     finally:
@@ -65,7 +65,7 @@ def test_what_comes_back_is_read_as_if_nothing_had_happened(root, damage, name):
     damage(path)
     timer = threading.Timer(0.5, mend)
     timer.start()
-    assert read_all(reader, Patience(20, lines.append)) == expected
+    assert read_all(reader, Retry(20, lines.append)) == expected
     timer.join()
     assert len(lines) == 2
     assert lines[0].startswith(str(path))
@@ -97,13 +97,13 @@ def test_what_is_missing_at_the_start_is_said_at_once(root):
 
 def test_pauses_double_up_to_five_seconds():
     pauses, lines, attempts = [], [], []
-    patience = Patience(30, lines.append)
+    patience = Retry(30, lines.append)
     patience.stopped.wait = lambda seconds: pauses.append(seconds)  # nobody waits for this test
 
     def attempt() -> str:
         attempts.append(1)
         if len(attempts) < 10:
-            raise Trouble("x", " fails", "mend it")
+            raise TransientError("x", " fails", "mend it")
         return "value"
 
     assert patience(attempt) == "value"

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Patience, Trouble
+from data_pipelines.common.retry import Interrupted, Retry, TransientError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Images, Loader, in_order
@@ -273,7 +273,7 @@ def test_whoever_hangs_with_the_cache_locked_is_told_of(data, server, tmp_path, 
     cache, shard = ShardCache(opened(server.address, tmp_path)), data.splits["train"].shards[0]
     with open(cache.folder / ".lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(Trouble, match=r"\.lock has been locked for 0\.3 s"):
+        with pytest.raises(TransientError, match=r"\.lock has been locked for 0\.3 s"):
             cache.bring(tar_of(shard), [set()], threading.Event())
         stop = threading.Event()
         stop.set()
@@ -305,7 +305,7 @@ def test_what_others_push_out_is_not_fetched_ahead_again_at_once(data, server, t
     wait_until(lambda: fetcher._had == set(files[:1]))
     fetcher.cache.path(files[0]).unlink()
     assert fetcher._next(time.monotonic()) is None
-    fetcher.get(files[0], Patience())  # but when somebody waits for it
+    fetcher.get(files[0], Retry())  # but when somebody waits for it
     fetcher.cache.path(files[0]).unlink()
     fetcher.ahead(files, [])  # or with the next announcement
     wait_until(lambda: fetcher._had == set(files))

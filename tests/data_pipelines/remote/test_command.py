@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.access import Access
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Interrupted, Trouble
+from data_pipelines.common.retry import Interrupted, TransientError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
@@ -174,7 +174,7 @@ def test_a_program_that_is_not_there(tmp_path):
         opened("pipe:no-such-program {}", tmp_path)
 
 
-@pytest.mark.parametrize(("number", "error"), [(errno.E2BIG, UserError), (errno.EAGAIN, Trouble)])
+@pytest.mark.parametrize(("number", "error"), [(errno.E2BIG, UserError), (errno.EAGAIN, TransientError)])
 def test_a_program_that_the_system_does_not_start(monkeypatch, number, error):
     def refuse(*_, **__) -> None:
         raise OSError(number, os.strerror(number))
@@ -213,11 +213,12 @@ def test_no_command_outlives_a_trainer_that_is_killed(tmp_path):
     )
     code = f"""
 from data_pipelines.access import Access
-from data_pipelines.dataset import load_dataset
+from data_pipelines.dataset_loading import load_dataset
 load_dataset({root!r}, access=Access(commands=True))
 """
     trainer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3])
     while not (tmp_path / "started").exists() or not (number := (tmp_path / "started").read_text()):
+        assert trainer.poll() is None
         time.sleep(0.01)
     trainer.kill()
     trainer.wait()

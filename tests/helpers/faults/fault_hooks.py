@@ -116,7 +116,7 @@ def note_stages(path: Path) -> None:
     """Keeps one word and the images seen in a file: start, step, evaluation, save or finish."""
     from trainer.runs import run
     from trainer.tasks import pretrain
-    from trainer.training.trainer import Training
+    from trainer.training.trainer import Trainer
 
     file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
     now = {"stage": "start", "images": 0, "writing": 0}
@@ -146,7 +146,7 @@ def note_stages(path: Path) -> None:
         finally:
             tell(writing=0)
 
-    during(Training, "step", "step")
+    during(Trainer, "step", "step")
     during(pretrain, "watch", "evaluation")
     during(pretrain, "save", "save")
     during(pretrain, "finish", "finish")
@@ -156,9 +156,9 @@ def note_stages(path: Path) -> None:
 def before(what: str, images: int | None, act: Callable) -> None:
     """Calls `act` with the training before a step, or a logging of one, after so many images; None: each."""
     from trainer.tasks import pretrain
-    from trainer.training.trainer import Training
+    from trainer.training.trainer import Trainer
 
-    owner = Training if what == "step" else pretrain
+    owner = Trainer if what == "step" else pretrain
     inner = getattr(owner, what)
 
     def acting(training, *arguments):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from trainer.checkpoints import load as load_module
 from trainer.checkpoints.format import folder_name, verify
-from trainer.checkpoints.load import Found, kept, load
+from trainer.checkpoints.load import Checkpoint, kept, load
 from trainer.tracking.journal import read
 
 BATCH, IMAGES, SAVE_EVERY, EVALUATE_EVERY = 64, 2048, 256, 768
@@ -67,7 +67,7 @@ def complain(line: str) -> None:
     raise AssertionError(f"a damaged checkpoint is visible: {line}")
 
 
-def newest(run: Path) -> Found | None:
+def newest(run: Path) -> Checkpoint | None:
     """The checkpoint that a start would go on from; every visible one must be whole."""
     found = load_module.newest(run / "checkpoints", complain)
     for images in kept(run / "checkpoints"):

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from data_pipelines.common.errors import UserError
-from trainer.checkpoints.background import Saving
+from trainer.checkpoints.background import BackgroundWriter
 
 
 def test_steps_go_on_while_a_write_is_under_way():
@@ -16,15 +16,15 @@ def test_steps_go_on_while_a_write_is_under_way():
         may_end.wait(30)
         written.append("checkpoint")
 
-    saving = Saving(pytest.fail)
+    saving = BackgroundWriter(pytest.fail)
     saving.start(write)
     assert begun.wait(30)  # it runs, and this thread is not held up by it
-    assert saving.under_way
+    assert saving.in_progress
     assert not written
     may_end.set()
     saving.wait()
     assert written == ["checkpoint"]
-    assert not saving.under_way
+    assert not saving.in_progress
 
 
 def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
@@ -33,7 +33,7 @@ def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
     def write():
         raise UserError("cannot write: no room")
 
-    saving = Saving(alarm.set)
+    saving = BackgroundWriter(alarm.set)
     saving.start(write)
     assert alarm.wait(30)
     with pytest.raises(UserError, match="no room"):
@@ -45,7 +45,7 @@ def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
 
 def test_a_write_that_takes_too_long_is_told():
     end = threading.Event()
-    saving = Saving(pytest.fail, limit=0.1)
+    saving = BackgroundWriter(pytest.fail, limit=0.1)
     saving.start(lambda: end.wait(30))
     with pytest.raises(UserError, match=r"rank 0 has not written its part of the checkpoint within 0\.1 s"):
         saving.wait()
@@ -54,7 +54,7 @@ def test_a_write_that_takes_too_long_is_told():
 
 def test_where_training_has_failed_already_an_error_is_only_told():
     told = []
-    saving = Saving(lambda: None)
+    saving = BackgroundWriter(lambda: None)
     saving.start(lambda: 1 / 0)
     saving.abandon(told.append, None)
     assert told == ["warning: the last checkpoint was not saved: division by zero"]
@@ -62,7 +62,7 @@ def test_where_training_has_failed_already_an_error_is_only_told():
 
 def test_what_is_still_being_written_then_is_given_up():
     told, end = [], threading.Event()
-    saving = Saving(pytest.fail)
+    saving = BackgroundWriter(pytest.fail)
     saving.start(lambda: end.wait(30))
     saving.abandon(told.append, 0.1)
     end.set()

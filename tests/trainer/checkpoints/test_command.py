@@ -17,7 +17,7 @@ from tests.trainer.checkpoints.test_save import DAMAGE
 from trainer.checkpoints.__main__ import main
 from trainer.checkpoints.format import manifest_digest, part_name
 from trainer.checkpoints.load import kept, newest
-from trainer.checkpoints.retention import staying
+from trainer.checkpoints.retention import retained
 from trainer.checkpoints.save import snapshot
 from trainer.recipe.loading import load
 from trainer.tracking.journal import Journal
@@ -62,14 +62,14 @@ def mistake(capsys, *arguments) -> str:
 
 def test_the_rule():
     every_ten = range(10, 210, 10)
-    assert staying(every_ten, keep=2) == {190, 200}
-    assert staying(every_ten, keep=2, keep_every=50) == {50, 100, 150, 190, 200}
-    assert staying([30, 60, 130, 140, 190, 330], keep=1, keep_every=100) == {
+    assert retained(every_ten, keep=2) == {190, 200}
+    assert retained(every_ten, keep=2, keep_every=50) == {50, 100, 150, 190, 200}
+    assert retained([30, 60, 130, 140, 190, 330], keep=1, keep_every=100) == {
         130,
         330,
     }  # none at 100, 200, 300
-    assert staying([10, 20], keep=1, keep_every=5) == {10, 20}  # an interval each
-    assert staying([], keep=1, keep_every=5) == set()
+    assert retained([10, 20], keep=1, keep_every=5) == {10, 20}  # an interval each
+    assert retained([], keep=1, keep_every=5) == set()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,7 +84,7 @@ def test_saves_restarts_and_prune_keep_the_same(tmp_path, capsys, seed):
         images += dice.randint(20, 60)
         saved.add(images)
         save(training, images, keep=keep, attempt=f"at-{images}", shares=[SMALL], keep_every=keep_every)
-        assert set(kept(training)) == staying(saved, keep, keep_every)
+        assert set(kept(training)) == retained(saved, keep, keep_every)
         assert newest(training, refuse).images == images
         save(everything, images, keep=99, shares=[SMALL])
     options = [f"--keep={keep}", f"--keep-every={keep_every}"]

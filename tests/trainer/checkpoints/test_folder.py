@@ -16,7 +16,7 @@ from tests.helpers.checkpoint_states import edit, flip, keep_in_use, refuse, sam
 from trainer.checkpoints.load import load, newest
 from trainer.checkpoints.retention import clean
 from trainer.checkpoints.save import Snapshot, snapshot, write
-from trainer.distributed.rows import Rows
+from trainer.distributed.rows import TensorShard
 from trainer.exports.encoder import export
 
 # ---- what stays and what goes ----------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint_alone(tmp_path,
     save(tmp_path)
     rows = [torch.zeros(1), torch.zeros(1)]
     rows[big] = torch.zeros(1 << 20)
-    shares = [Snapshot(r, 2, {f"w{r}": Rows(tuple(rows[r].shape), 0, rows[r])}) for r in range(2)]
+    shares = [Snapshot(r, 2, {f"w{r}": TensorShard(tuple(rows[r].shape), 0, rows[r])}) for r in range(2)]
     with no_file_beyond(1 << 20), pytest.raises(UserError) as error:
         save(tmp_path, 200, keep=1, shares=shares)
     assert f"cannot write {tmp_path}: " in str(error.value)

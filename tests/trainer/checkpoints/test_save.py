@@ -10,7 +10,7 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.checkpoint_states import edit, flip, refuse, same, save, state
 from trainer.checkpoints.load import load, load_rows, newest
 from trainer.checkpoints.save import Snapshot, snapshot
-from trainer.distributed.rows import Rows
+from trainer.distributed.rows import TensorShard
 
 # ---- what is saved is what is loaded ---------------------------------------------------------------
 
@@ -73,8 +73,15 @@ def test_a_snapshot_is_a_copy_of_its_own(tmp_path):
 def test_an_engine_may_hand_over_other_cuts_than_the_formula(tmp_path):
     rows = torch.arange(10.0).view(5, 2)
     shares = [
-        Snapshot(0, 2, {"w": Rows((5, 2), 4, rows[4:].clone())}),
-        Snapshot(1, 2, {"w": Rows((5, 2), 0, rows[:4].clone()), "only here": Rows((), 0, torch.tensor(2.5))}),
+        Snapshot(0, 2, {"w": TensorShard((5, 2), 4, rows[4:].clone())}),
+        Snapshot(
+            1,
+            2,
+            {
+                "w": TensorShard((5, 2), 0, rows[:4].clone()),
+                "only here": TensorShard((), 0, torch.tensor(2.5)),
+            },
+        ),
     ]
     assert same(load(save(tmp_path, shares=shares)), {"w": rows, "only here": torch.tensor(2.5)})
 
@@ -82,15 +89,15 @@ def test_an_engine_may_hand_over_other_cuts_than_the_formula(tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (Rows((5, 2), 3, torch.zeros(2, 2)), "rows from 2 on are saved by no rank or by two"),
-        (Rows((5, 2), 1, torch.zeros(4, 2)), "rows from 2 on are saved by no rank or by two"),
-        (Rows((5, 2), 2, torch.zeros(2, 2)), "4 of 5 rows"),
-        (Rows((4, 2), 2, torch.zeros(2, 2)), "disagree"),
-        (Rows((5, 2), 2, torch.zeros(3, 2, dtype=torch.float64)), "disagree"),
+        (TensorShard((5, 2), 3, torch.zeros(2, 2)), "rows from 2 on are saved by no rank or by two"),
+        (TensorShard((5, 2), 1, torch.zeros(4, 2)), "rows from 2 on are saved by no rank or by two"),
+        (TensorShard((5, 2), 2, torch.zeros(2, 2)), "4 of 5 rows"),
+        (TensorShard((4, 2), 2, torch.zeros(2, 2)), "disagree"),
+        (TensorShard((5, 2), 2, torch.zeros(3, 2, dtype=torch.float64)), "disagree"),
     ],
 )
 def test_ranks_that_do_not_make_a_whole_save_nothing(tmp_path, second, message):
-    shares = [Snapshot(0, 2, {"w": Rows((5, 2), 0, torch.zeros(2, 2))}), Snapshot(1, 2, {"w": second})]
+    shares = [Snapshot(0, 2, {"w": TensorShard((5, 2), 0, torch.zeros(2, 2))}), Snapshot(1, 2, {"w": second})]
     with pytest.raises(RuntimeError, match=message):
         save(tmp_path, shares=shares)
     assert os.listdir(tmp_path) == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.distributed.ema import follow
+from trainer.distributed.ema import ema_update_
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.999])
@@ -13,7 +13,7 @@ def test_keys_follow_queries(momentum):
     key.requires_grad_(False)
     before, queries = key.weight.clone(), query.weight.detach().clone()
     for _ in range(5):
-        follow(list(key.parameters()), list(query.parameters()), momentum)
+        ema_update_(list(key.parameters()), list(query.parameters()), momentum)
     expected = [
         [k * momentum**5 + q * (1 - momentum**5) for k, q in zip(*rows, strict=True)]
         for rows in zip(before.tolist(), queries.tolist(), strict=True)

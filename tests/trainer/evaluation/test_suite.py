@@ -9,7 +9,7 @@ import torch
 from data_pipelines.common.errors import SharedError
 from trainer.evaluation.features import Examples
 from trainer.evaluation.heads import head_probes
-from trainer.evaluation.suite import Job, deal, jobs, measure_probes, run_all
+from trainer.evaluation.suite import Job, assign_jobs, jobs, measure_probes, run_all
 from trainer.recipe.evaluation import Evaluate, FewShot, LinearProbe, MlpProbe, SgdProbe, SvmProbe
 
 CPU = torch.device("cpu")
@@ -58,9 +58,9 @@ def test_a_probe_that_refuses_is_told_to_every_rank(sets):
 
 def test_jobs_are_dealt_so_that_all_ranks_end_together():
     work = [Job(name, cost, dict) for name, cost in (("a", 1), ("b", 5), ("c", 3), ("d", 2))]
-    hands = [[job.name for job in hand] for hand in deal(work, 2)]
+    hands = [[job.name for job in hand] for hand in assign_jobs(work, 2)]
     assert hands == [["b", "a"], ["c", "d"]]
-    assert [len(hand) for hand in deal(work, 6)] == [1, 1, 1, 1, 0, 0]
+    assert [len(hand) for hand in assign_jobs(work, 6)] == [1, 1, 1, 1, 0, 0]
 
 
 def test_the_dear_jobs_are_known_to_be_dear(sets):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.networks.batch_norm import GroupBatchNorm, commit, normalization, recalibrate
+from trainer.networks.batch_norm import GroupBatchNorm, normalization, recalibrate, update_running_stats
 
 
 def layers(features: int = 5, group: int = 4, dtype=torch.float64) -> tuple[GroupBatchNorm, nn.BatchNorm2d]:
@@ -68,14 +68,14 @@ def test_running_statistics_move_once_at_the_commit_by_the_mean_over_groups():
     ours(x)
     assert torch.equal(ours.running_mean, torch.zeros_like(mean))  # the forward pass moves nothing
     assert torch.equal(ours.running_var, torch.ones_like(var))
-    commit(ours)
+    update_running_stats(ours)
     assert torch.allclose(ours.running_mean, 0.1 * mean, rtol=1e-12, atol=0)
     assert torch.allclose(ours.running_var, 0.9 + 0.1 * var, rtol=1e-12, atol=0)
     held = ours.running_mean.clone()
-    commit(ours)  # nothing was seen since
+    update_running_stats(ours)  # nothing was seen since
     assert torch.equal(ours.running_mean, held)
     ours(images(seed=2))
-    commit(ours)
+    update_running_stats(ours)
     later, _ = group_statistics(images(seed=2), 4)
     assert torch.allclose(ours.running_mean, 0.9 * 0.1 * mean + 0.1 * later, rtol=1e-12, atol=1e-14)
 
@@ -85,7 +85,7 @@ def test_one_group_moves_as_torch_moves():
     for seed in range(3):
         ours(images(seed=seed))
         torchs(images(seed=seed))
-        commit(ours)
+        update_running_stats(ours)
     assert torch.allclose(ours.running_mean, torchs.running_mean, rtol=1e-12, atol=1e-14)
     assert torch.allclose(ours.running_var, torchs.running_var, rtol=1e-12, atol=1e-14)
 
@@ -97,7 +97,7 @@ def test_micro_batches_move_the_statistics_as_the_whole_batch_does():
         ours, _ = layers()
         for part in x.split(micro):
             ours(part)
-        commit(ours)
+        update_running_stats(ours)
         moved.append((ours.running_mean, ours.running_var))
     for mean, var in moved[1:]:
         assert torch.allclose(mean, moved[0][0], rtol=1e-12, atol=0)
@@ -109,7 +109,7 @@ def test_all_layers_of_a_module_are_committed_each_with_its_own():
     net = nn.Sequential(nn.Conv2d(5, 3, 1), GroupBatchNorm(3, 4), nn.ReLU(), GroupBatchNorm(3, 2)).double()
     x = images()
     net(x)
-    commit(net)
+    update_running_stats(net)
     first = net[0](x).detach()
     second = net[2](net[1](first)).detach()
     for norm, seen, group in ((net[1], first, 4), (net[3], second, 2)):
@@ -121,14 +121,14 @@ def test_all_layers_of_a_module_are_committed_each_with_its_own():
 def test_evaluation_is_torchs():
     ours, torchs = layers()
     ours(images())
-    commit(ours)
+    update_running_stats(ours)
     torchs.load_state_dict(ours.state_dict(), strict=False)
     ours.eval()
     torchs.eval()
     x = images(7, seed=3)  # any number of images
     assert torch.equal(ours(x), torchs(x))
     before = ours.running_mean.clone()
-    commit(ours)
+    update_running_stats(ours)
     assert torch.equal(ours.running_mean, before)
 
 
@@ -141,7 +141,7 @@ def test_names_are_torchs_and_what_is_pending_is_not_saved():
 def test_recalibration_takes_the_mean_over_groups_of_clean_images():
     ours, _ = layers()
     ours(images(seed=5))
-    commit(ours)
+    update_running_stats(ours)
     ours.eval()
     batches = [images(10, seed=6), images(8, seed=7)]  # of the ten, two are left out
     recalibrate(ours, batches)
@@ -159,7 +159,7 @@ def test_recalibrating_a_network_makes_evaluation_equal_training_on_the_same_gro
     net = nn.Sequential(nn.Conv2d(5, 6, 3), GroupBatchNorm(6, 12), nn.ReLU(), nn.Conv2d(6, 4, 1)).double()
     x = images()
     trained = net(x)
-    commit(net)
+    update_running_stats(net)
     recalibrate(net, [x])
     net.eval()
     n = 12  # values a feature: running statistics hold the unbiased variance, training uses the biased one
@@ -182,7 +182,7 @@ def test_bf16_autocast_runs_forward_and_backward_with_float32_statistics():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = net(x)
     found.float().square().sum().backward()
-    commit(net)
+    update_running_stats(net)
     assert net[1].running_var.dtype == torch.float32
     mean, var = group_statistics(net[0](x).detach(), 4)
     assert torch.allclose(net[1].running_mean, 0.1 * mean, atol=2e-3)
@@ -196,8 +196,8 @@ def test_an_image_of_several_rows_stays_in_its_group():
     patched.load_state_dict(ours.state_dict())
     x = images()  # 12 rows: 6 images of 2 rows, in groups of 2
     assert torch.equal(patched(x), ours(x))
-    commit(patched)
-    commit(ours)
+    update_running_stats(patched)
+    update_running_stats(ours)
     assert torch.equal(patched.running_var, ours.running_var)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from data_pipelines.common.errors import UserError
 from trainer.exports.encoder import export, load_encoder
-from trainer.networks.batch_norm import GroupBatchNorm, commit, recalibrate
+from trainer.networks.batch_norm import GroupBatchNorm, recalibrate, update_running_stats
 from trainer.networks.build import build_encoder, encoder_options
 from trainer.recipe.loading import load
 from trainer.training.build import build_objective
@@ -103,8 +103,8 @@ def test_two_groups_in_a_batch_are_two_batches(kind):
         assert torch.allclose(value, torch.cat([two[name] for two in twos]), rtol=0, atol=1e-10)
     squares(ones).backward()
     sum(squares(two) for two in twos).backward()
-    commit(together)
-    commit(apart)
+    update_running_stats(together)
+    update_running_stats(apart)
     for one, two in zip(together.parameters(), apart.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, rtol=1e-8, atol=1e-10)
     for one, two in zip(together.buffers(), apart.buffers(), strict=True):
@@ -172,7 +172,7 @@ def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = encoder(images(kind, dtype=torch.float32))
     squares(features).backward()
-    commit(encoder)
+    update_running_stats(encoder)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
     assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
 

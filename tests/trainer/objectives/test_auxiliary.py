@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.networks.batch_norm import commit
+from trainer.networks.batch_norm import update_running_stats
 from trainer.objectives.auxiliary import Classifier, Coordinates, occluded
 from trainer.recipe.objectives import Supervised
 
@@ -70,7 +70,7 @@ def test_only_labelled_images_count_and_parts_of_a_batch_add_up():
     none = net(x, torch.full((8,), -1), generators(2))
     assert none.item() == 0
     none.backward()  # a batch without a label is a plain zero
-    commit(net)
+    update_running_stats(net)
     net.eval()
     logits = net.last(torch.relu(net.norm(net.first(x)))).log_softmax(1)
     wanted = -sum(logits[i, label[i]] for i in (0, 2, 7)) / 8

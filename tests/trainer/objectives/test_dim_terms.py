@@ -170,10 +170,10 @@ def test_global_negatives_with_statistics_over_images_are_refused():
 
 def test_the_discriminator_is_clipped_for_itself():
     objective = tiny(**COMPLETE)
-    mine, other = objective.players()
+    mine, other = objective.clip_groups()
     assert {id(p) for p in other} == {id(p) for p in objective.prior.parameters()}
     assert len(mine) + len(other) == len(list(objective.parameters()))
-    assert len(tiny().players()) == 1
+    assert len(tiny().clip_groups()) == 1
 
 
 def test_every_parameter_gets_a_gradient():

@@ -122,7 +122,7 @@ def test_keys_carry_no_gradient_and_are_no_parameters_to_train():
     assert frozen
     assert all(name.startswith("key_") for name in frozen)
     assert all(p.grad is None for p in objective.parameters() if not p.requires_grad)
-    (mine,) = objective.players()
+    (mine,) = objective.clip_groups()
     assert {id(p) for p in mine} == {id(p) for p in objective.parameters() if p.requires_grad}
 
 

@@ -80,7 +80,7 @@ def test_the_queue_holds_the_last_keys_in_order():
         assert torch.equal(found, log) if step == 0 else (found - log).abs().max() < 1e-12
         own = stream[step * batch : (step + 1) * batch]
         queue.enqueue(own, step)
-        slot = queue.shared_rows()["keys"].rows[:, step % slots]
+        slot = queue.sharded_state_dict()["keys"].rows[:, step % slots]
         assert torch.equal(slot, own)
 
 

@@ -58,7 +58,7 @@ def test_nothing_is_held_before_it_is_used_nor_seen_by_engines():
 @pytest.mark.parametrize("storage", ["float32", "float64", "bf16"])
 def test_rows_come_back_bit_for_bit_on_any_number_of_ranks(storage, tmp_path):
     queue = filled_queue(units(24, 8), 8, storage)
-    rows = queue.shared_rows()["keys"]
+    rows = queue.sharded_state_dict()["keys"]
     assert (rows.shape, rows.offset) == ((8, 3, 8), 0)
     saved = snapshot({"keys": rows.rows}, 0, 1)
     written = write(saved, tmp_path, 24, {}, "attempt", keep=1)
@@ -66,14 +66,14 @@ def test_rows_come_back_bit_for_bit_on_any_number_of_ranks(storage, tmp_path):
     assert torch.equal(torch.cat(parts), rows.rows)
     assert torch.equal(parts[1], rows.rows[2:4])
     other = MomentumQueue(24, 8, 8, "empty", storage)
-    other.restore_rows(load_rows(written, 0, 1))
+    other.load_sharded_state_dict(load_rows(written, 0, 1))
     assert torch.equal(other.shard, queue.shard)
     queries = units(3, 8, dtype=torch.float32)
     assert torch.equal(other.log_sum_exp(queries, TAU, 3), queue.log_sum_exp(queries, TAU, 3))
     other.enqueue(units(8, 8, seed=9), 3)
-    assert torch.equal(queue.shared_rows()["keys"].rows, rows.rows)  # no memory is shared
+    assert torch.equal(queue.sharded_state_dict()["keys"].rows, rows.rows)  # no memory is shared
     with pytest.raises(ValueError, match=r"\[8, 3, 8\], not \[2, 3, 8\]"):
-        other.restore_rows({"keys": parts[0]})
+        other.load_sharded_state_dict({"keys": parts[0]})
 
 
 @pytest.mark.parametrize(

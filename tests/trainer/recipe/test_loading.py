@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.recipe.loading import RECIPES, YOUNGER, differences, listing, load, load_saved
+from trainer.recipe.loading import DEFAULTS_OF_NEW_KEYS, RECIPES, differences, listing, load, load_saved
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import flatten, flow, parse, plain
+from trainer.recipe.yaml12 import flatten, parse, plain, to_yaml_line
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
@@ -181,7 +181,7 @@ def test_text_shows_origins_in_one_column_and_keeps_awkward_text(tmp_path):
         "é\t",
     ]
     for value in awkward:
-        loaded = load(["recipe=quickstart", f"data.root={flow(value)}", *EVERY_SECTION])
+        loaded = load(["recipe=quickstart", f"data.root={to_yaml_line(value)}", *EVERY_SECTION])
         assert loaded.recipe.data.root == value
         assert loaded.text().count("\n") == load(["recipe=quickstart", *EVERY_SECTION]).text().count("\n")
         path = tmp_path / "recipe.yaml"
@@ -221,7 +221,10 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")
-    silent = {*meaningless, *YOUNGER}  # the younger keys have the values of before there were any
+    silent = {
+        *meaningless,
+        *DEFAULTS_OF_NEW_KEYS,
+    }  # the younger keys have the values of before there were any
     expected = [key for key in whole.origin if key not in silent and not key.startswith(sections)]
     assert sorted(whole.fingerprint()) == sorted(expected)
     assert {"seed", "batch", "groups.norm", "optimizer.lr", "data.views.0.flip", "data.window"} <= set(
@@ -280,7 +283,7 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
     "value", [1e-8, 5e-05, 1e300, 3, -0.5, True, None, "1e-3", "yes", [0.5, 1], {"a": [1, "b"]}]
 )
 def test_flow_reads_back_equal(value):
-    read = plain(parse(flow(value), "here"))
+    read = plain(parse(to_yaml_line(value), "here"))
     assert read == value
     assert type(read) is type(value)
 

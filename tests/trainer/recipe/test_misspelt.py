@@ -9,7 +9,7 @@ from data_pipelines.common.errors import UserError
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.messages import choices, fields, likeness
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import flow, parse, plain
+from trainer.recipe.yaml12 import parse, plain, to_yaml_line
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
@@ -129,7 +129,7 @@ def test_every_misspelt_key_of_the_schema_is_told_on_the_command_line(arguments)
     tree = loaded.resolved()
     for path in keys_of(tree):
         siblings = schema_siblings(loaded.recipe, path)
-        value = flow(section_at(tree, path)[path[-1]])
+        value = to_yaml_line(section_at(tree, path)[path[-1]])
         for wrong in set(mutations(path[-1])) - {*siblings}:
             dotted = ".".join(map(str, (*path[:-1], wrong)))
             told = mistake(*arguments, f"{dotted}={value}")
@@ -167,7 +167,7 @@ def test_every_misspelt_choice_is_told():
         for choice in options:
             for wrong in set(mutations(choice)) - {*options}:
                 kind = opened_by(dotted)
-                told = mistake("recipe=dim_local", *kind, f"{dotted}={flow(wrong)}")
+                told = mistake("recipe=dim_local", *kind, f"{dotted}={to_yaml_line(wrong)}")
                 assert f"command line: {dotted}: expected " in told
                 assert f"got '{wrong}'; did you mean '" in told
                 assert meant(told, wrong, choice)

@@ -8,7 +8,7 @@ from tests.trainer.training.test_trainer import Waits, losses
 from trainer.recipe.loading import load
 from trainer.tasks import evaluate, pretrain
 from trainer.tasks.preflight import notes
-from trainer.training.groups import blocks_span_ranks, check_shares
+from trainer.training.groups import blocks_span_ranks, check_batch_division
 
 VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
 ENCODER = (
@@ -165,12 +165,12 @@ def test_weights_that_are_none_are_one_line(overrides, words):
 def test_ranks_share_out_whole_blocks_where_they_must():
     recipe = load(["recipe=quickstart", *MOCO, "groups.norm=16"]).recipe  # blocks of 32
     for world in (1, 2, 4):
-        check_shares(recipe, world)
+        check_batch_division(recipe, world)
         assert blocks_span_ranks(recipe, world) == (world == 4)
     recipe = load(["recipe=quickstart", *SYMMETRIC, "groups.norm=16"]).recipe
-    check_shares(recipe, 2)
+    check_batch_division(recipe, 2)
     with pytest.raises(UserError, match=r"--num_processes 1, 2"):
-        check_shares(recipe, 4)
+        check_batch_division(recipe, 4)
 
 
 def test_a_run_tells_what_its_keys_come_to():

@@ -12,7 +12,7 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import script, tiny
 from tests.trainer.training.test_trainer import Waits
 from trainer.checkpoints import state
-from trainer.recipe.loading import YOUNGER, load
+from trainer.recipe.loading import DEFAULTS_OF_NEW_KEYS, load
 from trainer.training.optimizers import Lars, build_optimizer, check_engine, moments
 from trainer.training.schedules import learning_rate
 
@@ -320,7 +320,7 @@ def test_mistakes(tmp_path, words, told):
 
 def test_a_run_of_before_these_keys_is_still_the_same_recipe():
     before = load(["recipe=dim_local"]).fingerprint()
-    assert not YOUNGER.keys() & before.keys()
+    assert not DEFAULTS_OF_NEW_KEYS.keys() & before.keys()
     assert {"optimizer.kind", "optimizer.lr", "optimizer.betas", "optimizer.weight_decay"} <= before.keys()
     changed = load(["recipe=dim_local", "optimizer.decay_norms=false"]).fingerprint()
     assert changed["optimizer.decay_norms"] is False

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from trainer.recipe.loading import load
-from trainer.training.schedules import due, learning_rate, whole_batches
+from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 
 
 def recipe(*overrides: str):
@@ -49,19 +49,19 @@ def test_cosine_without_warm_up_begins_at_the_top():
 
 
 def test_due_is_a_multiple_passed():
-    assert due(100, 0, 100)
-    assert due(100, 99, 100)
-    assert due(100, 150, 450)
-    assert not due(100, 100, 199)
-    assert not due(100, 100, 100)
-    assert not due(0, 0, 1000)  # never
+    assert interval_passed(100, 0, 100)
+    assert interval_passed(100, 99, 100)
+    assert interval_passed(100, 150, 450)
+    assert not interval_passed(100, 100, 199)
+    assert not interval_passed(100, 100, 100)
+    assert not interval_passed(0, 0, 1000)  # never
 
 
 @pytest.mark.parametrize("every", [64, 100, 128, 1000])
 @pytest.mark.parametrize("batch", [32, 100, 192])
 def test_due_comes_as_often_as_multiples_are_passed_wherever_a_run_was_resumed(every, batch):
     steps = [(batch * step, batch * (step + 1)) for step in range(60)]
-    found = [after for before, after in steps if due(every, before, after)]
+    found = [after for before, after in steps if interval_passed(every, before, after)]
     multiples = range(every, 60 * batch + 1, every)
     assert found == sorted({-(-multiple // batch) * batch for multiple in multiples})
 

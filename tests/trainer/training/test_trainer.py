@@ -6,12 +6,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed.signals import StopVote
+from trainer.distributed.signals import StopRequest
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.schema import Pretrain
 from trainer.training.groups import key_shuffle
 from trainer.training.schedules import learning_rate
-from trainer.training.trainer import Training
+from trainer.training.trainer import Trainer
 
 TINY = [
     "batch=64",
@@ -40,7 +40,7 @@ PRETRAINING = sorted(
 )
 
 
-def losses(training: Training, steps: int) -> list[float]:
+def losses(training: Trainer, steps: int) -> list[float]:
     return [training.step()["loss"].item() for _ in range(steps)]
 
 
@@ -114,12 +114,12 @@ def test_the_count_of_waits_counts():
     ],
 )
 def test_a_plain_step_never_waits_for_the_device(train, overrides):
-    training, vote, waits = train("quickstart", *TINY, *overrides), StopVote(), Waits()
+    training, vote, waits = train("quickstart", *TINY, *overrides), StopRequest(), Waits()
     try:
         training.step()
         with waits:
             training.step()
-            assert not vote.agreed()
+            assert not vote.should_stop()
     finally:
         vote.close()
     assert waits.operations > 100
@@ -182,7 +182,7 @@ def test_clipping_bounds_the_gradient(train):
 def test_the_discriminator_is_clipped_for_itself(train):
     training = train("quickstart", *TINY, "objective.gamma=1", "optimizer.clip=0.01")
     training.step()
-    for parameters in training.objective.players():
+    for parameters in training.objective.clip_groups():
         norm = torch.cat([p.grad.flatten() for p in parameters]).norm()
         assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
