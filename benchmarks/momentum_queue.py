@@ -50,7 +50,7 @@ class Replicated:
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=q.device))
         loss.backward()
         place = number * self.batch % self.queue.shape[1]
-        self.queue[:, place : place + self.batch] = collectives.gather(k).T
+        self.queue[:, place : place + self.batch] = collectives.all_gather(k).T
         return loss.detach()
 
     def bytes(self) -> int:

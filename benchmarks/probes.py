@@ -74,7 +74,7 @@ def main() -> None:
     context = launch.start("float32")
     Path("outputs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="outputs", prefix="probes-") as made:
-        folder = Path(collectives.share(made))
+        folder = Path(collectives.broadcast_object(made))
         sets = []
         for number, (images, first) in enumerate(((options.train, 0), (options.test, 10**6))):
             rows, labels = draw(images, options.width, first, folder / str(number))

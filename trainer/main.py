@@ -80,7 +80,7 @@ if __name__ == "__main__":
     except RuntimeError as error:
         from trainer.distributed import collectives
 
-        if not (line := collectives.lost(error)):
+        if not (line := collectives.peer_lost(error)):
             raise
         print(f"error: {line}", file=sys.stderr)
         status = 1

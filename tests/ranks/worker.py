@@ -245,7 +245,7 @@ def everyones(value) -> list:
 
 
 def mean_loss(values: dict) -> float:
-    return collectives.mean(values["loss"].double()).item()
+    return collectives.all_reduce_mean(values["loss"].double()).item()
 
 
 def host(held: dict) -> dict:

@@ -84,16 +84,16 @@ def run(job: dict, folder: Path) -> dict[str, Tensor]:
             (loss / job["micros"]).backward()
             losses.append(loss.detach())
             pending.append(keys)
-        average = collectives.mean(flat(p.grad for p in encoder.parameters()))
+        average = collectives.all_reduce_mean(flat(p.grad for p in encoder.parameters()))
         nn.utils.vector_to_parameters(average, [p.grad for p in encoder.parameters()])
-        found["losses"].append(collectives.mean(torch.stack(losses).mean()))
+        found["losses"].append(collectives.all_reduce_mean(torch.stack(losses).mean()))
         found["gradients"].append(gradient_step(encoder, key_encoder))
         found["parameters"].append(flat([*encoder.parameters(), *key_encoder.parameters()]))
         queue.enqueue(torch.cat(pending), step)
     rows = queue.sharded_state_dict()["keys"]
     assert rows.offset == rank * len(rows.rows)
     return {name: torch.stack(values) for name, values in found.items()} | {
-        "queue": collectives.gather(rows.rows)
+        "queue": collectives.all_gather(rows.rows)
     }
 
 

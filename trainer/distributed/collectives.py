@@ -35,7 +35,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def mean(tensor: Tensor) -> Tensor:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean over ranks of a tensor without gradient; written in place where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
@@ -43,14 +43,14 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over ranks of a tensor without gradient; written in place where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def maximum(tensor: Tensor) -> Tensor:
+def all_reduce_max(tensor: Tensor) -> Tensor:
     """The largest over ranks of a tensor without gradient; written in place where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
@@ -62,12 +62,12 @@ def reduce_scatter(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     total = torch.empty_like(rows[: len(rows) // world_size()])
-    renamed = getattr(dist, "reduce_scatter_single", None)  # in torch 2.13
-    (renamed or dist.reduce_scatter_tensor)(total, rows.contiguous())
+    scatter = vars(dist).get("reduce_scatter_single")  # its name since torch 2.13
+    (scatter or dist.reduce_scatter_tensor)(total, rows.contiguous())
     return total
 
 
-def gather(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """All ranks' rows [n, ...], equally many on each, in the order of the ranks: [world * n, ...].
 
     Differentiable: what every rank's loss asks of a rank's rows is added up there. Where the ranks' gradients
@@ -105,7 +105,7 @@ def unshuffle(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
     if slots.min() >= first and slots.max() < first + len(rows):
         slots = slots - first
     else:
-        rows = gather(rows)
+        rows = all_gather(rows)
     return rows[on_device(slots, rows.device)]
 
 
@@ -120,7 +120,7 @@ def store() -> "dist.Store":
     return dist.distributed_c10d._get_default_store()
 
 
-def lost(error: BaseException) -> str | None:
+def peer_lost(error: BaseException) -> str | None:
     """A line where an error is that another rank has gone, which may come out of any library; else None."""
     if not isinstance(error, dist.DistError) and not (
         "gloo" in str(error) and isinstance(error, RuntimeError)
@@ -136,7 +136,7 @@ def barrier() -> None:
         dist.barrier(group=_cpu_group)
 
 
-def share(value):
+def broadcast_object(value):
     """Rank 0's value of a small object, on every rank."""
     if world_size() == 1:
         return value
@@ -157,7 +157,7 @@ def run_on_main(function: Callable):
             value = function()
         except UserError as error:
             mistake = str(error)
-    value, mistake = share((value, mistake))
+    value, mistake = broadcast_object((value, mistake))
     if mistake is not None:
         raise SharedError(mistake)
     return value

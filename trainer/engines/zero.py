@@ -109,7 +109,7 @@ class Zero(Engine):
             for parameters in self.objective.clip_groups()
         ]
         norms = [torch.stack(torch._foreach_norm(gradients)) for gradients in clip_groups]
-        squares = collectives.total(torch.stack([norm.square().sum() for norm in norms]))
+        squares = collectives.all_reduce_sum(torch.stack([norm.square().sum() for norm in norms]))
         factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         for gradients, factor in zip(clip_groups, factors, strict=True):
             torch._foreach_mul_(gradients, factor)
@@ -142,7 +142,7 @@ class Zero(Engine):
         shape = self._shapes[parameter]
         found = torch.zeros(shape.numel(), dtype=own.dtype, device=self.device)
         found[first : first + len(own)] = own
-        return collectives.total(found).view(shape)
+        return collectives.all_reduce_sum(found).view(shape)
 
     @torch.no_grad()
     def state(self) -> dict[str, state.StateValue]:

@@ -199,7 +199,7 @@ class LinearCodec:
                 first += rows.sum(0, dtype=torch.float64)
                 second += rows.T @ rows
         for moment in (first, second):
-            collectives.total(moment)
+            collectives.all_reduce_sum(moment)
         across = sample.images.size // side
         count = len(sample.ids) * across**2
         mean = first / count

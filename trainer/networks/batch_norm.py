@@ -87,7 +87,7 @@ def update_running_stats(module: nn.Module) -> None:
     taken = _take(module)
     if not taken:
         return
-    flat = collectives.mean(torch.cat([found.flatten() for _, found in taken]))
+    flat = collectives.all_reduce_mean(torch.cat([found.flatten() for _, found in taken]))
     start = 0
     for layer, found in taken:
         mean, var = flat[start : start + found.numel()].view(2, -1)

@@ -94,12 +94,12 @@ def joined(found: Pairs, rank: int, images: int) -> Pairs:
         images: of all ranks.
     """
     m, locations = found.positives.shape
-    logs = torch.logsumexp(collectives.gather(found.log_negatives[None]), dim=0)
+    logs = torch.logsumexp(collectives.all_gather(found.log_negatives[None]), dim=0)
     sums = found.softplus_negatives
     return replace(
         found,
         log_negatives=logs,
-        softplus_negatives=None if sums is None else collectives.gather(sums[None]).sum(0),
+        softplus_negatives=None if sums is None else collectives.all_gather(sums[None]).sum(0),
         count=(images - 1) * locations,
         first=rank * m,
     )
@@ -203,8 +203,8 @@ class RunningMean(nn.Module):
         if not self.pending:
             return
         seen = torch.stack(self.pending)
-        top = collectives.maximum(seen.max())
-        found = top + collectives.mean(torch.exp(seen - top).mean()).log()
+        top = collectives.all_reduce_max(seen.max())
+        found = top + collectives.all_reduce_mean(torch.exp(seen - top).mean()).log()
         self.log_mean.copy_(self._moved(found))
         self.started.fill_(1.0)
         self.pending = []

@@ -122,7 +122,7 @@ class Dim(nn.Module):
         bound = self.options.bound
         if self.negatives is None and self.training:
             rank, world = collectives.rank(), collectives.world_size()
-            everyone = collectives.gather(y)
+            everyone = collectives.all_gather(y)
             found = bounds.pairs_of(critic.scores, local, everyone, critic.cost, -rank * len(y), bound)
             yield bounds.joined(found, rank, world * len(y))
             return

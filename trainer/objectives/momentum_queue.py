@@ -182,9 +182,9 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, shard: Tensor, temperature: float) -> Tensor:
-        everyones = collectives.gather(queries)
+        everyones = collectives.all_gather(queries)
         mean, log = attend(everyones, shard, temperature)
-        top = collectives.maximum(log.clone())
+        top = collectives.all_reduce_max(log.clone())
         weight = (log - top).exp()[:, None]
         sums = collectives.reduce_scatter(torch.cat([weight * mean, weight], dim=1))  # of one's own queries
         mean, weight = sums[:, :-1] / sums[:, -1:], sums[:, -1]

@@ -46,7 +46,7 @@ class Run:
         self.folder = RunFolder.of(loaded)
         self.journal = self.follower = None
         self.found = collectives.run_on_main(lambda: self._take_over(world))
-        self.attempt = collectives.share(f"{time.time_ns():x}")  # names this start's saves
+        self.attempt = collectives.broadcast_object(f"{time.time_ns():x}")  # names this start's saves
         self.images = self.found.images if self.found else 0
         self.saved = self.images if self.found else None
         self.progress = Progress(self.images, loaded.recipe.images, shown=context.is_main)

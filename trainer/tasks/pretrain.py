@@ -39,7 +39,7 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
     recipe = loaded.recipe
     folder = RunFolder.of(loaded)
     total = whole_batches(recipe.images, recipe.batch)
-    if collectives.share(folder.is_done(total)):
+    if collectives.broadcast_object(folder.is_done(total)):
         collectives.run_on_main(lambda: folder.check(loaded))
         collectives.run_on_main(lambda: check_finished(folder, recipe.data, loaded.commands))
         if context.is_main:
@@ -74,9 +74,13 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
             collectives.barrier()  # one that dies nevertheless changes nothing: all is done
     except BaseException as error:
         # A rank that is told to stop in the final evaluation leaves without asking the others.
-        if isinstance(error, Stopped) or (collectives.lost(error) and (folder.path / "stopped").exists()):
+        if isinstance(error, Stopped) or (
+            collectives.peer_lost(error) and (folder.path / "stopped").exists()
+        ):
             return stopped(run)
-        run.fail(collectives.lost(error) or (str(error) if isinstance(error, UserError) else repr(error)))
+        run.fail(
+            collectives.peer_lost(error) or (str(error) if isinstance(error, UserError) else repr(error))
+        )
         run.end("FAILED")
         raise
     finally:
@@ -212,7 +216,7 @@ def log(trainer: Trainer, run: Run, values: dict, clock: "Clock") -> None:
     """Writes the figures of this step, the mean over ranks, to journal and screen."""
     check_finite(trainer, run)
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    means = collectives.mean(torch.stack([value.double() for value in tensors.values()])).tolist()
+    means = collectives.all_reduce_mean(torch.stack([value.double() for value in tensors.values()])).tolist()
     figures = dict(zip(tensors, means, strict=True))
     figures |= {name: value for name, value in values.items() if name not in tensors}
     figures |= clock.read()

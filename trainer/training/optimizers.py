@@ -126,4 +126,4 @@ def norms(lists: list[list[Tensor]], sharded: bool) -> Tensor:
     found = torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in lists])
     if not sharded:
         return found
-    return collectives.total(found.square()).sqrt()
+    return collectives.all_reduce_sum(found.square()).sqrt()

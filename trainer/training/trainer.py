@@ -117,7 +117,7 @@ class Trainer:
         A finite loss can have a gradient, or a square of one, that is not.
         """
         finite = self.finite & self.engine.finite()
-        return collectives.mean(finite.double()).item() == 1.0
+        return collectives.all_reduce_mean(finite.double()).item() == 1.0
 
     def state(self) -> dict[str, StateValue]:
         """What a checkpoint holds; collective."""
