@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainer.checkpoints import load as load_module
 from trainer.checkpoints.load import Checkpoint, load_rows
 from trainer.distributed import collectives
-from trainer.distributed.rows import TensorShard, row_range
+from trainer.distributed.rows import ShardedModule, TensorShard, row_range
 
 SHARD = "shard/"
 StateValue = Tensor | TensorShard
@@ -46,7 +46,7 @@ def sharded_state(objective: nn.Module) -> dict[str, TensorShard]:
     return {
         f"{SHARD}{path}/{name}": rows
         for path, module in objective.named_modules()
-        if hasattr(module, "shared_rows")
+        if isinstance(module, ShardedModule)
         for name, rows in module.sharded_state_dict().items()
     }
 
@@ -76,7 +76,7 @@ def restore_weights(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
 def restore_shards(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Puts back the rows that modules of this rank keep for themselves."""
     for path, module in objective.named_modules():
-        if hasattr(module, "restore_rows"):
+        if isinstance(module, ShardedModule):
             prefix = f"{SHARD}{path}/"
             rows = {name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)}
             module.load_sharded_state_dict(rows)

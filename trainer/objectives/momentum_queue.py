@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from data_pipelines.draws import stream
 from trainer.distributed import collectives
-from trainer.distributed.rows import TensorShard
+from trainer.distributed.rows import ShardedModule, TensorShard
 
 PIECE = 2**21  # numbers that exist at a time where the fused kernel cannot take the shard as it is
 STORAGE = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 
 
-class MomentumQueue(nn.Module):
+class MomentumQueue(ShardedModule):
     """The last `keys` keys of the run, first in, first out, in the order of the global batch.
 
     A rank keeps a shard [T, n, width]: of each of T = keys / batch steps the n = batch / ranks keys that it
