@@ -35,10 +35,12 @@ import drawn_pictures
 from pil_views import moco_view, plain_view
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Batch, Images, Loader
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Batch, Loader
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
 
@@ -159,8 +161,9 @@ def run_ours(case: Case, data: Dataset, views: list[View], decode: str, batches:
 def ours(case: Case, data: Dataset, views: list[View], decode: str, batches: int) -> Iterator[Batch]:
     reader = Reader(data, "train")
     plan = Plan(0, reader.shards, window=16)
-    images = Images(case.size, Normalize(), WORKERS, torch.device("cpu"), decode=decode)
-    loader = Loader(reader, plan, images, views, batch=case.batch, start=0, stop=batches * case.batch)
+    options = ImageOptions(case.size, Normalize(), WORKERS, torch.device("cpu"), decode=decode)
+    maker = ImageViews(reader, options, views, [0] * len(views), plan.seed, case.batch)
+    loader = Loader(maker, plan, BatchShare(case.batch), start=0, stop=batches * case.batch)
     yield from loader
     loader.close()
     reader.close()

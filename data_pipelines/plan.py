@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation, stream
+from data_pipelines.views import Shuffle
 
 PIECE = 16_384  # images: a window of 16 pieces takes 2 MB, of shards of a million images it would take 128
 
@@ -103,15 +104,6 @@ def sample(seed: int, purpose: str, images: int, count: int) -> np.ndarray:
             return np.sort(drawn[np.sort(first)[:count]].astype(np.int64))
 
 
-@dataclass(frozen=True)
-class Shuffle:
-    """Which views are key views, and the blocks in which they are permuted (`plan.shuffled`)."""
-
-    views: tuple[int, ...]
-    group: int  # images
-    groups: int  # a block
-
-
 def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -> np.ndarray:
     """The places in the global batch that the slots of the key view hold, int64 [batch].
 
@@ -140,6 +132,55 @@ def rank_slice(batch: int, rank: int, world: int, accumulate: int = 1, micro: in
     images = batch // world // accumulate
     start = rank * (batch // world) + micro * images
     return slice(start, start + images)
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """Which places of each global batch the micro-batches of one rank hold.
+
+    Args:
+        batch: global batch, images; it divides by world_size * accumulate (`check_division`).
+        rank: of this process, of `world_size`.
+        accumulate: micro-batches a step.
+        shuffle: of key views (None: every view is of the samples at the rank's own positions).
+    """
+
+    batch: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    shuffle: Shuffle | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one micro-batch of this rank."""
+        return self.batch // self.world_size // self.accumulate
+
+    @property
+    def slices(self) -> list[slice]:
+        """The places in the global batch, one contiguous slice a micro-batch."""
+        return [
+            rank_slice(self.batch, self.rank, self.world_size, self.accumulate, micro)
+            for micro in range(self.accumulate)
+        ]
+
+    @property
+    def keys_are_local(self) -> bool:
+        """Whether whole shuffle blocks lie in every slice.
+
+        The samples of a key view are then the slice's own: the view needs no second decoding, it is permuted
+        afterwards.
+        """
+        block = self.shuffle.group * self.shuffle.groups if self.shuffle else 1
+        return all(part.start % block == 0 and part.stop % block == 0 for part in self.slices)
+
+    def sources(self, views: int) -> list[int]:
+        """For each of `views` views, which list of samples it is made from.
+
+        0: those at the rank's own positions; 1: those of the shuffled key slots.
+        """
+        keys = () if self.shuffle is None or self.keys_are_local else self.shuffle.views
+        return [int(number in keys) for number in range(views)]
 
 
 def check_division(

@@ -1,5 +1,6 @@
 """How images become views: the part of a recipe that this package reads, typed and frozen."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -59,3 +60,12 @@ class Normalize(Section):
 
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which views are key views, and the blocks in which they are permuted (`plan.shuffled`)."""
+
+    views: tuple[int, ...]
+    group: int  # images
+    groups: int  # a block

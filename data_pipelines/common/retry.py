@@ -49,7 +49,7 @@ class Retry:
     def __init__(self, seconds: float = 0.0, warn: Callable[[str], None] = to_stderr):
         self.seconds, self.warn = seconds, warn
         self.stopped = threading.Event()
-        self.troubled = False
+        self.failing = False
 
     def stop(self) -> None:
         self.stopped.set()
@@ -72,7 +72,7 @@ class Retry:
         pause, reached = FIRST, trouble.reached
         if self.seconds:
             self.warn(f"{trouble}; trying again for {self.seconds:g} s")
-        self.troubled = True
+        self.failing = True
         try:
             while (left := since + self.seconds - time.monotonic()) > 0:
                 if self.stopped.wait(min(pause, left)):
@@ -88,6 +88,6 @@ class Retry:
                     self.warn(f"{trouble.subject} can be read again, after {time.monotonic() - began:.1f} s")
                     return value
         finally:
-            self.troubled = False
+            self.failing = False
         tried = f", tried again for {self.seconds:g} s" if self.seconds else ""
         raise UserError(f"{trouble}{tried}; {trouble.advice}") from None

@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from data_pipelines.dali import ImagePipeline, Memory
+from data_pipelines.dali import in_order
+from data_pipelines.dali_pipeline import ImagePipeline, Memory
 from data_pipelines.draws import draw
-from data_pipelines.loader import Images, Loader, in_order
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.views import Crop, Normalize, Range, View
-from tests.helpers.tiny_dataset import pictures, png, write_samples
+from tests.helpers.tiny_dataset import image_loader, pictures, png, write_samples
 
 CPU = torch.device("cpu")
 VALUES = Normalize(mean=[0.0, 0.0, 0.0], std=[1 / 255, 1 / 255, 1 / 255])  # 0..255, to compare with pixels
@@ -112,7 +113,7 @@ def test_images_of_any_kind_and_shape_make_batches(tmp_path, decode, size):
     labels = [-1 if i % 3 else i % 10 for i in range(len(odd))]
     samples = [(image, *upright(image).shape[:2], label) for image, label in zip(odd, labels, strict=True)]
     reader = Reader(write_samples(tmp_path, {"train": samples}, 5), "train")
-    images = Images(size, VALUES, 2, CPU, decode=decode)
+    images = ImageOptions(size, VALUES, 2, CPU, decode=decode)
     lines: list[str] = []
     ((views, label),) = in_order(reader, images, np.arange(len(odd)), len(odd), lines.append)
     assert label.tolist() == labels
@@ -124,7 +125,8 @@ def test_images_of_any_kind_and_shape_make_batches(tmp_path, decode, size):
         expected = np.asarray(box.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
         assert np.abs(values - expected).mean() < 2  # of 1 bit, dithered and shrunk 25 times: 1.6
     plan = Plan(0, reader.shards, 2)
-    loader = Loader(reader, plan, images, [CROP, CROP], batch=8, start=0, stop=64, warn=lines.append)
+    views, share = [CROP, CROP], BatchShare(8)
+    loader = image_loader(reader, plan, images, views, share, warn=lines.append, start=0, stop=64)
     for batch in loader:
         assert batch.label.tolist() == [labels[i] for i in batch.ids[0]]  # -1 is none, and is handed on
         for view in batch.views:

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.retry import to_stderr
+from data_pipelines.dali import in_order
 from data_pipelines.dataset import Dataset
-from data_pipelines.loader import Batch, Images, Loader, Shuffle, in_order
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Batch
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
-from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
-from tests.helpers.tiny_dataset import pictures, png, write_dataset
+from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, Shuffle, View
+from tests.helpers.tiny_dataset import image_loader, pictures, png, write_dataset
 
 AUGMENTED = View(
     crop=Crop(scale=Range(low=0.2, high=1.0)),
@@ -22,7 +25,7 @@ AUGMENTED = View(
     blur=Blur(sigma=Range(low=0.1, high=2.0), probability=0.5),
     flip=0.5,
 )
-IMAGES = Images(size=16, normalize=Normalize(), threads=2, device=torch.device("cpu"))
+IMAGES = ImageOptions(size=16, normalize=Normalize(), threads=2, device=torch.device("cpu"))
 BATCH = 64
 
 
@@ -32,12 +35,22 @@ def no_thread_is_left():
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def load(data, *, steps=3, start=0, views=(AUGMENTED, AUGMENTED), images=IMAGES, **options) -> list[Batch]:
-    """The batches of some steps of a data set; options: rank, world, accumulate, shuffle, warn, ..."""
+def load(
+    data,
+    *,
+    steps=3,
+    start=0,
+    views=(AUGMENTED, AUGMENTED),
+    images=IMAGES,
+    warn=to_stderr,
+    prefetch=2,
+    **share,
+) -> list[Batch]:
+    """The batches of some steps of a data set; share: rank, world_size, accumulate, shuffle."""
     reader = Reader(data, "train")
     plan = Plan(7, reader.shards, 2)
-    stop = start + steps * BATCH
-    loader = Loader(reader, plan, images, list(views), batch=BATCH, start=start, stop=stop, **options)
+    span = {"start": start, "stop": start + steps * BATCH, "prefetch": prefetch}
+    loader = image_loader(reader, plan, images, list(views), BatchShare(BATCH, **share), warn=warn, **span)
     try:
         batches = list(loader)
     finally:
@@ -75,7 +88,7 @@ def joined(parts: list[Batch]) -> Batch:
 
 def together(data: Dataset, world: int, accumulate: int = 1, **options) -> list[Batch]:
     """The global batches that all ranks of a world load."""
-    ranks = [load(data, rank=r, world=world, accumulate=accumulate, **options) for r in range(world)]
+    ranks = [load(data, rank=r, world_size=world, accumulate=accumulate, **options) for r in range(world)]
     steps = range(len(ranks[0]) // accumulate)
     return [joined([b for rank in ranks for b in rank[i * accumulate : (i + 1) * accumulate]]) for i in steps]
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.loader import Images, Loader, Prefetch
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.plan import BatchShare, Plan
+from data_pipelines.prefetch import Prefetch
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize, View
-from tests.helpers.tiny_dataset import pictures, write_dataset
+from tests.helpers.tiny_dataset import image_loader, pictures, write_dataset
 
-IMAGES = Images(size=16, normalize=Normalize(), threads=2, device=torch.device("cpu"))
+IMAGES = ImageOptions(size=16, normalize=Normalize(), threads=2, device=torch.device("cpu"))
 
 
 def prefetch_threads() -> list[threading.Thread]:
@@ -79,7 +80,7 @@ def test_an_error_comes_out_where_the_item_would_have():
 def test_a_loader_closes_at_any_moment(reader):
     for wait in (0, 0.02, 0.1):
         plan = Plan(0, reader.shards, 2)
-        loader = Loader(reader, plan, IMAGES, [View(flip=0.5)], batch=32, start=0, stop=10**9, prefetch=2)
+        loader = image_loader(reader, plan, IMAGES, [View(flip=0.5)], BatchShare(32), start=0, stop=10**9)
         time.sleep(wait)
         loader.close()
         assert not prefetch_threads()
@@ -87,7 +88,8 @@ def test_a_loader_closes_at_any_moment(reader):
 
 def test_a_shard_that_vanishes_ends_the_run_with_one_line(reader):
     plan = Plan(0, reader.shards, 1)
-    loader = Loader(reader, plan, IMAGES, [View()], batch=8, start=0, stop=960, prefetch=1)
+    share = BatchShare(8)
+    loader = image_loader(reader, plan, IMAGES, [View()], share, start=0, stop=960, prefetch=1)
     next(loader)
     for name in reader.names:
         (reader.root / name).unlink()

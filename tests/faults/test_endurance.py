@@ -16,8 +16,10 @@ import psutil
 import pytest
 import torch
 
-from data_pipelines.loader import Images, Loader
-from data_pipelines.plan import Plan
+from data_pipelines.dali import ImageViews
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize, View
 from tests.helpers.faults.tracked_runs import BATCH, PATIENCE, REPOSITORY, TINY, assert_delivered, progress
@@ -137,14 +139,16 @@ def shared_memory(pid: int) -> set[str]:
 def test_a_closed_loader_goes_at_once(digits):
     """Its DALI threads with it, not when Python next looks for circles: each evaluation has such loaders."""
     reader = Reader(digits, "test")
-    images = Images(16, Normalize(), 1, torch.device("cpu"))
+    images = ImageOptions(16, Normalize(), 1, torch.device("cpu"))
     plan = Plan(0, reader.shards, 64)
     gc.disable()
     try:
-        loader = Loader(reader, plan, images, [View()], batch=16, start=0, stop=32)
+        loader = Loader(
+            ImageViews(reader, images, [View()], [0], 0, 16), plan, BatchShare(16), start=0, stop=32
+        )
         next(loader)
         loader.close()
-        made = weakref.ref(loader.make)
+        made = weakref.ref(loader.view_maker)
         del loader
         assert made() is None
     finally:

@@ -1,4 +1,4 @@
-"""Writes a data set from images in memory: many shards in no time, since nothing is flushed to the disk."""
+"""Data sets written from images in memory, many shards in no time, since nothing is flushed to the disk."""
 
 import hashlib
 import io
@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines.common.retry import to_stderr
+from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import INDEX, Dataset, Shard, Split, describe, fingerprint, index_name
 from data_pipelines.dataset_loading import load_dataset
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
+from data_pipelines.reader import Reader
+from data_pipelines.views import View
 
 
 def pictures(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -68,3 +75,19 @@ def write_shard(root: Path, name: str, first: int, samples: list) -> Shard:
     tar, index = (root / name).read_bytes(), (root / index_name(name)).read_bytes()
     digests = [hashlib.sha256(part).hexdigest() for part in (tar, index)]
     return Shard(name, len(rows), len(tar), digests[0], len(index), digests[1])
+
+
+def image_loader(
+    reader: Reader,
+    plan: Plan,
+    options: ImageOptions,
+    views: list[View],
+    share: BatchShare,
+    *,
+    warn=to_stderr,
+    **span,
+) -> Loader:
+    """A loader of DALI's views, as training has it; span: start, stop and prefetch."""
+    sources = share.sources(len(views))
+    maker = ImageViews(reader, options, views, sources, plan.seed, share.micro_batch, warn)
+    return Loader(maker, plan, share, **span)

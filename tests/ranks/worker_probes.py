@@ -8,7 +8,7 @@ import torch
 
 from data_pipelines.common.errors import SharedError
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from trainer.distributed import collectives, launch
@@ -28,7 +28,8 @@ def main(file: Path) -> None:
     torch.set_num_threads(2 // context.world_size)  # that many jobs at a time, each on one thread
     dataset = load_dataset(job["data"])
     readers = Reader(dataset, "train"), Reader(dataset, "test")
-    images, folder = Images(8, Normalize(), 1, context.device), file.parent / f"features-{context.world_size}"
+    images = ImageOptions(8, Normalize(), 1, context.device)
+    folder = file.parent / f"features-{context.world_size}"
     splits = [(reader, labelled_ids(reader)) for reader in readers]
     with cached(folder, encode, splits, images, 100) as sets:
         figures = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, context.device)

@@ -9,7 +9,7 @@ import torch
 
 from data_pipelines.common.errors import SharedError
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from trainer.distributed import collectives, launch
@@ -30,7 +30,7 @@ def main(file: Path) -> None:
     options = Nvae(kind="nvae", width=8, halvings=1, tower=1, decoder_tower=1, expansion=2, latent=2)
     encoder = NvaeEncoder(**options.model_dump(exclude={"kind"}), size=8, group=32)
     codec = Autoencoder(encoder, Normalize()).double().eval().codec
-    images = Images(8, Normalize(), 1, context.device, torch.float64)
+    images = ImageOptions(8, Normalize(), 1, context.device, torch.float64)
     figures, linear = measure(codec, *readers, images, Evaluate(batch=100), 0, lambda line: None)
     few = Sample(readers[1], np.arange(2), images, 100)  # fewer images than ranks
     errors = reconstruction_errors(lambda view: linear(codec.pixels(view)), codec, few).tolist()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.loader import Images, in_order
+from data_pipelines.dali import in_order
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.plan import sample
 from data_pipelines.reader import Reader
 from trainer.distributed import collectives
@@ -60,7 +61,7 @@ def subset(reader: Reader, count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def encoded(
-    encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+    encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> Iterator[tuple[Features, Tensor]]:
     """Batch after batch, the features, float32 on the CPU, and labels of the samples `ids`."""
     for view, labels in in_order(reader, images, ids, batch):
@@ -68,7 +69,7 @@ def encoded(
 
 
 def gathered(
-    encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+    encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> tuple[Features, Tensor] | None:
     """Features and labels of the samples `ids` in the memory of rank 0, None elsewhere; all ranks encode."""
     mine = np.array_split(ids, collectives.world_size())[collectives.rank()]
@@ -85,7 +86,7 @@ def cached(
     folder: Path,
     encode: Encode,
     splits: list[tuple[Reader, np.ndarray]],
-    images: Images,
+    images: ImageOptions,
     batch: int,
 ) -> Iterator[list[Examples]]:
     """The features of samples `ids` of each (reader, ids), in files in `folder`, mapped on every rank.
@@ -108,7 +109,7 @@ def cached(
 
 
 def _cache(
-    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> Examples:
     written = collectives.run_on_all(lambda: _write(folder, encode, reader, ids, images, batch))
     labels = torch.from_numpy(np.concatenate([labels for labels, _ in written]))
@@ -125,7 +126,7 @@ def _cache(
 
 
 def _write(
-    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: Images, batch: int
+    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
     slices = np.array_split(np.arange(len(ids)), collectives.world_size())

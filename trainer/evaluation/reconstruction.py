@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.dali import in_order
 from data_pipelines.draws import permutation
-from data_pipelines.loader import Images, in_order
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from trainer.distributed import collectives
 from trainer.evaluation.features import subset
@@ -39,7 +40,7 @@ class Sample:
 
     reader: Reader
     ids: np.ndarray
-    images: Images
+    images: ImageOptions
     batch: int
 
     def mine(self) -> "Sample":
@@ -56,7 +57,7 @@ def measure(
     codec: Codec,
     train: Reader,
     test: Reader,
-    images: Images,
+    images: ImageOptions,
     options: Evaluate,
     seed: int,
     say: Callable[[str], None],

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.dali import ImageViews, in_order
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images, Loader, in_order
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from trainer.checkpoints import load as load_module
 from trainer.checkpoints.format import Damaged, folder_name, verify
@@ -135,9 +137,9 @@ def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tra
         Follower(folder.path, uri, tracking.experiment, folder.path.name, report=print).close()
 
 
-def image_options(recipe: Pretrain, context: DistributedContext) -> Images:
+def image_options(recipe: Pretrain, context: DistributedContext) -> ImageOptions:
     data = recipe.data
-    return Images(data.size, data.normalize, data.threads, context.device, DTYPES[recipe.precision])
+    return ImageOptions(data.size, data.normalize, data.threads, context.device, DTYPES[recipe.precision])
 
 
 # ---- during pretraining --------------------------------------------------------------------------
@@ -191,15 +193,12 @@ def held_out(trainer: Trainer, objective: nn.Module, test: Reader) -> dict[str, 
     """
     recipe, unit = trainer.recipe, heldout_batch(trainer.recipe)
     images = min(test.images, recipe.evaluate.online_images) // unit * unit
-    loader = Loader(
-        test,
-        Plan(recipe.seed, test.shards, recipe.data.window),
-        trainer.image_options,
-        recipe.data.views,
-        batch=unit,
-        start=0,
-        stop=images,
+    views, share = recipe.data.views, BatchShare(unit)
+    maker = ImageViews(
+        test, trainer.image_options, views, share.sources(len(views)), recipe.seed, share.micro_batch
     )
+    plan = Plan(recipe.seed, test.shards, recipe.data.window)
+    loader = Loader(maker, plan, share, start=0, stop=images)
     sums: dict[str, list[Tensor]] = {}
     for part in loader:
         for name, value in objective(part).items():

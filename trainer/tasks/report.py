@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_pipelines.dali import ImageViews, in_order
 from data_pipelines.dataset import Dataset
 from data_pipelines.draws import permutation
-from data_pipelines.loader import Images, ViewMaker, in_order
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import View
 from trainer.evaluation import reconstruction
@@ -74,7 +75,7 @@ def draw_views(trainer: Trainer, folder: RunFolder) -> None:
         views, captions = [*views, View()], [*captions, "original"]
     count = SHOWN // len(views)
     with drawing(folder, "views.png") as path:
-        maker = ViewMaker(
+        maker = ImageViews(
             trainer.reader,
             replace(trainer.image_options, device=torch.device("cpu"), dtype=torch.float32),
             views,
@@ -83,7 +84,7 @@ def draw_views(trainer: Trainer, folder: RunFolder) -> None:
             count,
             print,
         )
-        made, _ = maker([trainer.plan.ids(0, count)], [np.arange(count)] * len(views))
+        made = maker([trainer.plan.ids(0, count)], [np.arange(count)] * len(views)).views
         shown = [[as_picture(image, recipe) for image in view] for view in made]
         # Drawn last, as it has no place among the views of the run; shown first.
         images.views(path, [shown[-1], *shown[:-1]], [captions[-1], *captions[:-1]])
@@ -166,7 +167,7 @@ def draw_reconstructions(
     codec: Codec,
     linear: LinearCodec | None,
     test: Reader,
-    images: Images,
+    images: ImageOptions,
     seed: int,
 ) -> None:
     """Test images beside what the codec makes of them, and what it makes of z between two of them."""
@@ -198,7 +199,7 @@ def _drawn(pixels: Tensor) -> list[np.ndarray]:
 
 def pictures(reader: Reader, ids: np.ndarray, recipe: Pretrain, size: int | None = None) -> list[np.ndarray]:
     """Samples as float [H, W, 3] in [0, 1], `size` pixels a side (None: as the encoder sees them)."""
-    images = Images(size or recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
+    images = ImageOptions(size or recipe.data.size, recipe.data.normalize, 1, torch.device("cpu"))
     batches = in_order(reader, images, np.asarray(ids), min(len(ids), DECODED))
     return [as_picture(view, recipe) for batch, _ in batches for view in batch]
 

@@ -2,7 +2,8 @@
 
 import math
 
-from data_pipelines.plan import Shuffle, check_division
+from data_pipelines.plan import check_division
+from data_pipelines.views import Shuffle
 from trainer.recipe.objectives import MocoObjective, contrast_key, contrastive
 from trainer.recipe.schema import Pretrain
 

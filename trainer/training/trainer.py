@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import Dataset
-from data_pipelines.loader import Images, Loader
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from trainer.checkpoints.state import StateValue
 from trainer.distributed import collectives
@@ -58,7 +60,7 @@ class Trainer:
         self.finished: Callable[[str, int], None] = lambda stage, images: None  # told of the stages of a step
 
         self.reader = Reader(dataset, recipe.data.train, stopping)
-        self.image_options = Images(
+        self.image_options = ImageOptions(
             recipe.data.size,
             recipe.data.normalize,
             recipe.data.threads,
@@ -67,20 +69,21 @@ class Trainer:
             recipe.data.decode,
         )
         self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
-        self.loader = Loader(
+        share = BatchShare(
+            recipe.batch, context.rank, context.world_size, recipe.accumulate, key_shuffle(recipe)
+        )
+        views = recipe.data.views
+        maker = ImageViews(
             self.reader,
-            self.plan,
             self.image_options,
-            recipe.data.views,
-            batch=recipe.batch,
-            start=images,
-            stop=self.total,
-            rank=context.rank,
-            world=context.world_size,
-            accumulate=recipe.accumulate,
-            shuffle=key_shuffle(recipe),
-            prefetch=recipe.data.prefetch,
-            warn=warn,
+            views,
+            share.sources(len(views)),
+            recipe.seed,
+            share.micro_batch,
+            warn,
+        )
+        self.loader = Loader(
+            maker, self.plan, share, start=images, stop=self.total, prefetch=recipe.data.prefetch
         )
 
     def step(self) -> dict[str, torch.Tensor | float]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,16 @@ import torch
 from data_pipelines.access import Access
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Interrupted, Retry, TransientError
+from data_pipelines.dali import in_order
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images, Loader, in_order
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize, View
-from tests.helpers.tiny_dataset import pictures, write_dataset
+from tests.helpers.tiny_dataset import image_loader, pictures, write_dataset
 
-IMAGES = Images(size=16, normalize=Normalize(), threads=1, device=torch.device("cpu"))
+IMAGES = ImageOptions(size=16, normalize=Normalize(), threads=1, device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -111,16 +114,16 @@ def test_pauses_double_up_to_five_seconds():
     assert lines[0] == "x fails; trying again for 30 s"
     assert re.fullmatch(r"x can be read again, after 0\.\d s", lines[1])
     assert len(lines) == 2
-    assert not patience.troubled
+    assert not patience.failing
 
 
-def loader_in_trouble(root: Path, lines: list[str], **options) -> tuple[Loader, Reader]:
+def loader_in_trouble(
+    root: Path, lines: list[str], stopping: Callable[[], bool] = lambda: False, accumulate: int = 1
+) -> tuple[Loader, Reader]:
     """A loader that has made its first batches and now waits for shards that are gone."""
-    access = Access(patience=1000)
-    reader = Reader(load_dataset(root, access=access), "train", options.pop("stopping", lambda: False))
-    plan = Plan(0, reader.shards, 1)
-    options = {"batch": 4, "start": 0, "stop": 480, "warn": lines.append} | options
-    loader = Loader(reader, plan, IMAGES, [View()], **options)
+    reader = Reader(load_dataset(root, access=Access(patience=1000)), "train", stopping)
+    plan, share = Plan(0, reader.shards, 1), BatchShare(4, accumulate=accumulate)
+    loader = image_loader(reader, plan, IMAGES, [View()], share, warn=lines.append, start=0, stop=480)
     next(loader)
     for path in root.glob("train/*.tar"):
         path.unlink()
@@ -155,7 +158,7 @@ def drain(loader: Loader) -> None:
 def test_whoever_is_told_to_stop_leaves_before_a_step_but_not_within(root):
     lines: list[str] = []
     told = threading.Event()
-    loader, reader = loader_in_trouble(root, lines, stopping=told.is_set)
+    loader, reader = loader_in_trouble(root, lines, told.is_set)
     threading.Timer(0.3, told.set).start()
     began = time.monotonic()
     with pytest.raises(Interrupted):
@@ -182,10 +185,10 @@ def test_an_evaluation_is_left_at_any_time(root):
 def test_a_step_of_several_micro_batches_is_not_left_within(root):
     lines: list[str] = []
     told = threading.Event()
-    loader, reader = loader_in_trouble(root, lines, accumulate=2, stopping=told.is_set)
+    loader, reader = loader_in_trouble(root, lines, told.is_set, accumulate=2)
     told.set()
     with pytest.raises(Interrupted):
         drain(loader)
-    assert loader.given % 2 == 0
+    assert loader.batches_given % 2 == 0
     loader.close()
     reader.close()

@@ -19,20 +19,21 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Interrupted, Retry, TransientError
+from data_pipelines.dali import in_order
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images, Loader, in_order
-from data_pipelines.plan import Plan
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.remote import cache as cache_module
 from data_pipelines.remote import fetcher as fetcher_module
 from data_pipelines.remote.cache import ShardCache, index_of, tar_of
 from data_pipelines.views import Normalize, View
 from tests.helpers.ranged_server import opened
-from tests.helpers.tiny_dataset import samples, write_samples
+from tests.helpers.tiny_dataset import image_loader, samples, write_samples
 
 ROOT = Path(__file__).resolve().parents[3]
-IMAGES = Images(size=16, normalize=Normalize(), threads=1, device=torch.device("cpu"))
+IMAGES = ImageOptions(size=16, normalize=Normalize(), threads=1, device=torch.device("cpu"))
 WINDOW, BATCH, EPOCHS = 3, 8, 3
 
 
@@ -52,7 +53,8 @@ def needed(data: Dataset, window: int = WINDOW) -> int:
 def training(dataset: Dataset, epochs: int = EPOCHS, **options):
     reader = Reader(dataset, "train")
     plan, stop = Plan(5, reader.shards, WINDOW), epochs * reader.images // BATCH * BATCH
-    loader = Loader(reader, plan, IMAGES, [View(flip=0.5)], batch=BATCH, start=0, stop=stop, **options)
+    share = BatchShare(BATCH)
+    loader = image_loader(reader, plan, IMAGES, [View(flip=0.5)], share, start=0, stop=stop, **options)
     try:
         yield loader
     finally:

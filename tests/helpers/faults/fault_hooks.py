@@ -206,7 +206,7 @@ def record_ids(path: Path) -> None:
 
     def told(loader):
         batch = inner(loader)
-        if loader.reader.split == "train":  # evaluation has loaders of its own
+        if loader.view_maker.reader.split == "train":  # evaluation has loaders of its own
             with open(path, "a") as file:
                 line = [batch.images_seen, batch.positions.tolist(), batch.ids.tolist()]
                 file.write(json.dumps(line) + "\n")

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.dali import in_order
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.loader import Images, in_order
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from trainer.evaluation.features import cached, gathered, has_labels, labelled_ids, subset
 
-IMAGES = Images(8, Normalize(), 1, torch.device("cpu"))
+IMAGES = ImageOptions(8, Normalize(), 1, torch.device("cpu"))
 
 
 def encode(view):

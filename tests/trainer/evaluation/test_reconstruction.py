@@ -9,8 +9,9 @@ from sklearn.decomposition import PCA
 from torch.distributions import Normal
 
 from data_pipelines.common.errors import SharedError
+from data_pipelines.dali import in_order
 from data_pipelines.draws import permutation
-from data_pipelines.loader import Images, in_order
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from tests.helpers.linear_codecs import Projection
@@ -26,7 +27,7 @@ from trainer.evaluation.reconstruction import (
 from trainer.recipe.evaluation import Evaluate
 
 NORMALIZE = Normalize(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
-IMAGES = Images(8, NORMALIZE, 1, torch.device("cpu"), torch.float64)
+IMAGES = ImageOptions(8, NORMALIZE, 1, torch.device("cpu"), torch.float64)
 ELEMENTS = 3 * 8 * 8
 
 
