@@ -19,7 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.common.errors import UserError
 from trainer.evaluation.figures.charts import DPI, GRID, INK, PALE, bare, save
-from trainer.recipe.loading import differences, load_saved
+from trainer.recipe.fingerprint import differences
+from trainer.recipe.loading import load_saved
 
 COLUMNS = {  # title -> (key in results.json, decimals, factor to its unit)
     "linear y, %": ("probe/linear/y", 1, 100),

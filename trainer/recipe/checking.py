@@ -19,7 +19,7 @@ from trainer.recipe.messages import (
     shown,
     tag,
 )
-from trainer.recipe.optimizers import Lacking
+from trainer.recipe.optimizers import MissingKey
 from trainer.recipe.schema import EvaluateRun, Pretrain, Recipe
 from trainer.recipe.yaml12 import (
     COMMAND_LINE,
@@ -27,11 +27,11 @@ from trainer.recipe.yaml12 import (
     LARGEST,
     SourcedValue,
     defaults,
-    first_given,
+    first_source,
     merge,
     origins,
     parse,
-    plain,
+    strip_origins,
     to_yaml_line,
 )
 
@@ -62,11 +62,11 @@ class _Check:
             self.everywhere = paths((section,))
             tree = self._complete(Expected(section), tree, "")
             try:
-                recipe = section.model_validate(plain(tree))
+                recipe = section.model_validate(strip_origins(tree))
             except ValidationError as error:
-                for found in error.errors(include_url=False):
-                    if found["type"] != "value_error" or not self.structure:  # an unknown key explains it
-                        self._translate(found, section, tree)
+                for mistake in error.errors(include_url=False):
+                    if mistake["type"] != "value_error" or not self.structure:  # an unknown key explains it
+                        self._translate(mistake, section, tree)
         mistakes = list(dict.fromkeys(" ".join(text.split()) for text in self.structure + self.values))
         if mistakes:
             more = len(mistakes) - 1
@@ -107,14 +107,14 @@ class _Check:
         name = tag(sections)
         if name is None:
             return sections[0]
-        options, given = choices(sections), tree.get(name)
-        if isinstance(given, SourcedValue) and given.value in options:
-            return options[given.value]
+        options, choice = choices(sections), tree.get(name)
+        if isinstance(choice, SourcedValue) and choice.value in options:
+            return options[choice.value]
         words = either([f"'{option}'" for option in options])
-        if given is not None:
-            got = shown(plain(given))
-            near = did_you_mean(closest(plain(given), options))
-            self.structure.append(f"{self._where(given)}: {at}{name}: expected {words}, got {got}{near}")
+        if choice is not None:
+            got = shown(strip_origins(choice))
+            near = did_you_mean(closest(strip_origins(choice), options))
+            self.structure.append(f"{self._where(choice)}: {at}{name}: expected {words}, got {got}{near}")
             return None
         known = [key for section in sections for key in fields(section)]
         for key in tree:
@@ -128,9 +128,9 @@ class _Check:
         """`section` is the member of `sections` that holds the key, None where that is not known."""
         candidates = (section,) if section else sections
         siblings = list(dict.fromkeys(key for one in candidates for key in fields(one)))
-        where, given = self._where(node), first_given(node)
+        where, source = self._where(node), first_source(node)
         if not at:
-            siblings.append("recipe" if given and given.origin == COMMAND_LINE else "base")
+            siblings.append("recipe" if source and source.origin == COMMAND_LINE else "base")
         tagged = choices(sections) if section and tag(sections) else {}
         kinds = [option for option, one in tagged.items() if key in fields(one)]
         meant = meant_key(key, siblings, self.everywhere)
@@ -147,41 +147,41 @@ class _Check:
 
     def _translate(self, error: dict, section, tree: dict):
         if error["type"].startswith("union_tag"):
-            return  # told by _member
+            return  # reported by _member
         dotted, what, node, holder, what_holds = _locate(error["loc"], section, tree)
         if error["type"] == "missing":
             if not self.meant & {dotted, "base"} and not _kind_is_wrong(what_holds, holder):
-                place = self.file if holder is tree else self._where(first_given(holder), line=False)
+                place = self.file if holder is tree else self._where(first_source(holder), line=False)
                 why = _dropped(holder, dotted)
                 self.values.append(f"{place}: {dotted}: missing, expected {what.words()}{why}")
         elif error["type"] == "value_error":
             name, what = f"{dotted}: " if dotted else "", error["ctx"]["error"]
-            why = _dropped(node, f"{dotted}.") if isinstance(what, Lacking) else ""
+            why = _dropped(node, f"{dotted}.") if isinstance(what, MissingKey) else ""
             self.values.append(f"{self._where(node)}: {name}{what}{why}")
         else:
             raw = node.raw if isinstance(node, SourcedValue) and not isinstance(node.value, str) else None
-            got = raw or shown(plain(node))
+            got = raw or shown(strip_origins(node))
             hint = _hint(what, node, dotted)
             self.values.append(f"{self._where(node)}: {dotted}: expected {what.words()}, got {got}{hint}")
 
     def _where(self, node, line: bool = True) -> str:
-        """File and line of a value; the file of a section; the recipe's file for what nobody gave."""
-        given = first_given(node)
-        if given is None or given.origin == DEFAULT:
+        """File and line of a value; the file of a section; the recipe's file for defaults."""
+        source = first_source(node)
+        if source is None or source.origin == DEFAULT:
             return self.file
-        return given.where if line and not isinstance(node, dict) else given.origin
+        return source.where if line and not isinstance(node, dict) else source.origin
 
 
-def _with_default(child: Expected, given, at: str):
-    """What was given, laid on the schema's default as on a base recipe."""
+def _with_default(child: Expected, node, at: str):
+    """A key's node, or None, laid on the schema's default as on a base recipe."""
     if child.default is ...:
-        return given
+        return node
     default = child.default
     if child.sections and default is not None:
         default = default.model_dump(by_alias=True)
     elif child.item:
         default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default or []]
-    return defaults(default) if given is None else merge(defaults(default), given, at)
+    return defaults(default) if node is None else merge(defaults(default), node, at)
 
 
 def _locate(loc: tuple, section, tree: dict):
@@ -208,7 +208,7 @@ def _locate(loc: tuple, section, tree: dict):
 def _kind_is_wrong(what: Expected, section) -> bool:
     """Whether a section's `kind` is no choice: then keys that it dropped are not to be called missing too."""
     kind = section.get("kind") if isinstance(section, dict) else None
-    return kind is not None and plain(kind) not in fields(what.sections[0])["kind"].options
+    return kind is not None and strip_origins(kind) not in fields(what.sections[0])["kind"].options
 
 
 def _dropped(section, dotted: str) -> str:
@@ -239,8 +239,8 @@ def _hint(what: Expected, node, dotted: str) -> str:
 def _number(text: str) -> str | None:
     """`50_000`, `50,000` and the quoted `"50000"` -> `50000`; None for what is no number."""
     try:
-        given = parse(text.strip().replace("_", "").replace(",", ""), "", lines=False)
+        leaf = parse(text.strip().replace("_", "").replace(",", ""), "", lines=False)
     except UserError:
         return None
-    number = isinstance(given, SourcedValue) and type(given.value) in (int, float)
-    return to_yaml_line(given.value) if number else None
+    number = isinstance(leaf, SourcedValue) and type(leaf.value) in (int, float)
+    return to_yaml_line(leaf.value) if number else None

@@ -3,7 +3,8 @@
 One rule merges everything, from the bottom up: the schema's defaults, the chain of `base` recipes, the
 recipe, the command line. Sections merge key by key, lists replace, and where a section's `kind` changes, the
 keys that it inherited are dropped. Laid on a list, a section keyed by numbers changes those items
-(`data.views.0.flip`).
+(`data.views.0.flip`). Before that, in each file and on the command line, old names of keys become those of
+today.
 """
 
 import os
@@ -13,26 +14,24 @@ from typing import Any, NamedTuple
 
 from data_pipelines.common.errors import UserError
 from trainer.recipe.checking import check
+from trainer.recipe.fingerprint import fingerprint
 from trainer.recipe.messages import closest, did_you_mean, either, shown
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, flatten, merge, parse, plain, to_yaml_line
+from trainer.recipe.yaml12 import (
+    COMMAND_LINE,
+    SourcedValue,
+    merge,
+    parse,
+    rename,
+    strip_origins,
+    to_yaml_line,
+)
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LONGEST_CHAIN = 50  # recipes, each the base of the one before
 
-# What a changed run may go on with: none of these changes what is computed from the images that are seen.
-NOT_FINGERPRINTED = (
-    *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
-)
-NOT_FINGERPRINTED_DATA = tuple(
-    f"data.{key}" for key in ("root", "threads", "prefetch", "patience", "cache", "cache_bytes")
-)
-# Keys younger than some checkpoints, with the value that means what was meant before there was the key.
-DEFAULTS_OF_NEW_KEYS = {
-    "optimizer.lr_per_256": None,
-    "optimizer.scaling": None,
-    "optimizer.decay_norms": True,
-}
+# Names that keys had before -> their names now. Either is valid, in every file and on the command line.
+OLD_NAMES = {"data.patience": "data.retry_seconds"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,7 @@ class ResolvedRecipe:
 
     def fingerprint(self) -> dict[str, Any]:
         """The values, by dotted key, that must be the same when a run is resumed."""
-        values = dict(flatten(self.resolved()))
-        schedule = getattr(self.recipe, "schedule", None)
-        dropped = NOT_FINGERPRINTED + (("images",) if schedule and schedule.kind == "constant" else ())
-        return {
-            key: value
-            for key, value in values.items()
-            if key.split(".")[0] not in dropped
-            and key not in NOT_FINGERPRINTED_DATA
-            and DEFAULTS_OF_NEW_KEYS.get(key, ...) != value
-        }
+        return fingerprint(self.resolved())
 
 
 class Listed(NamedTuple):
@@ -101,23 +91,16 @@ def load_saved(path) -> ResolvedRecipe:
 
 def listing() -> list[Listed]:
     """Every recipe of `recipes/`; one that cannot be read says why instead of what it is."""
-    found = []
+    recipes = []
     for path in sorted(RECIPES.glob("*.yaml")):
         try:
             first = path.read_text(encoding="utf-8").partition("\n")[0]
             description = first.lstrip("# ") if first.startswith("#") else ""
-            task = plain(_inherited(path).get("task", "?"))
-            found.append(Listed(path.stem, str(task), description))
+            task = strip_origins(_inherited(path).get("task", "?"))
+            recipes.append(Listed(path.stem, str(task), description))
         except (UserError, OSError, UnicodeDecodeError) as error:
-            found.append(Listed(path.stem, "?", f"cannot be read: {error}"))
-    return found
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Two fingerprints -> a line for each key that differs, such as `optimizer.lr: 0.0001 -> 0.001`."""
-    sides = [{key: shown(value) for key, value in side.items()} for side in (old, new)]
-    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key, ...) != new.get(key, ...)]
-    return [f"{key}: {sides[0].get(key, '(none)')} -> {sides[1].get(key, '(none)')}" for key in changed]
+            recipes.append(Listed(path.stem, "?", f"cannot be read: {error}"))
+    return recipes
 
 
 def _loaded(path: Path, overrides: dict) -> ResolvedRecipe:
@@ -168,7 +151,7 @@ def _command_line(arguments: list[str]) -> tuple[Path, dict]:
         raise UserError(
             f"{COMMAND_LINE}: no recipe given; expected recipe=NAME, one of {either(_names())}{near}"
         )
-    return path, overrides
+    return path, _with_names_of_today(overrides)
 
 
 def _value(dotted: str, text: str):
@@ -217,11 +200,21 @@ def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8; expected a recipe in YAML") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path.name}: expected a recipe, lines of key: value, got {shown(plain(tree))}")
+        raise UserError(
+            f"{path.name}: expected a recipe, lines of key: value, got {shown(strip_origins(tree))}"
+        )
+    tree = _with_names_of_today(tree)
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, SourcedValue) or not isinstance(base.value, str):
         where = base.where if isinstance(base, SourcedValue) else path.name
-        raise UserError(f"{where}: base: expected the name of a recipe, got {shown(plain(base))}")
+        raise UserError(f"{where}: base: expected the name of a recipe, got {shown(strip_origins(base))}")
     return merge(_inherited(_find(base.value, path.parent, f"{base.where}: base"), (*chain, path)), tree)
+
+
+def _with_names_of_today(tree: dict) -> dict:
+    """The tree of one file, or of the command line, without old names of keys."""
+    for old, new in OLD_NAMES.items():
+        tree = rename(tree, old, new)
+    return tree

@@ -9,8 +9,8 @@ from data_pipelines.common.section import PositiveFloat, Section, Weight
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
-class Lacking(ValueError):
-    """A section lacks one of several keys: told as a missing key is."""
+class MissingKey(ValueError):
+    """A section lacks all of several keys of which it needs one: reported as a missing key is."""
 
 
 class OptimizerSection(Section):
@@ -33,7 +33,7 @@ class OptimizerSection(Section):
     @model_validator(mode="after")
     def _one_rate(self):
         if self.lr is None and self.lr_per_256 is None:
-            raise Lacking(
+            raise MissingKey(
                 "no learning rate: expected lr, or lr_per_256 (for a batch of 256), a number above 0"
             )
         if self.lr is not None and self.lr_per_256 is not None:

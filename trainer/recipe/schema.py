@@ -45,7 +45,7 @@ class Data(Section):
     window: Positive = 16
     threads: Positive = 2
     prefetch: Positive = 2
-    patience: Annotated[float, Field(ge=0)] = 60.0  # seconds for which a read that fails is tried again
+    retry_seconds: Annotated[float, Field(ge=0)] = 60.0  # seconds for which a read that fails is tried again
     cache: str | None = None
     cache_bytes: Positive = 50_000_000_000
 
@@ -56,7 +56,7 @@ class Data(Section):
 
     def access(self, commands: bool) -> Access:
         """How the data set is read; `commands`: whether the user allowed that its root starts programs."""
-        return Access(self.patience, self.cache, self.cache_bytes, commands)
+        return Access(self.retry_seconds, self.cache, self.cache_bytes, commands)
 
 
 class Groups(Section):
@@ -149,7 +149,7 @@ class Pretrain(Section):
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     step_timeout: Annotated[float, Field(ge=0)] = (
-        600  # seconds, and data.patience more, for a stage of a step, also to fetch its data; 0: any
+        600  # seconds, and data.retry_seconds more, for a stage of a step, also to fetch its data; 0: any
     )
     profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 

@@ -35,7 +35,7 @@ CORE = [  # tag, what it looks like, its first characters
 
 @dataclass(frozen=True)
 class SourcedValue:
-    """A value with where it was given: `origin` is a file's name, "command line" or "default".
+    """A value and its origin: a file's name, "command line" or "default".
 
     `raw` is the text it was written as; `was`, on a section's `kind`, the inherited kind that it replaces.
     """
@@ -52,11 +52,11 @@ class SourcedValue:
 
 
 class Empty(dict):
-    """A section that holds nothing, not even a leaf that would tell where it was `given`."""
+    """A section without keys. It has no leaf that knows its origin, so `source` does."""
 
-    def __init__(self, given: SourcedValue):
+    def __init__(self, source: SourcedValue):
         super().__init__()
-        self.given = given
+        self.source = source
 
 
 class CoreLoader(yaml.SafeLoader):
@@ -173,11 +173,11 @@ def to_yaml_line(value) -> str:
     ]
 
 
-# ---- trees whose leaves are Given -----------------------------------------------------------------
+# ---- trees whose leaves are SourcedValue -----------------------------------------------------------
 
 
 def merge(base, over, at: str = ""):
-    """The tree `over` laid on the tree `base`, by the rule that `recipe_loading` states. Changes neither."""
+    """The tree `over` laid on the tree `base`, by the rule of `trainer.recipe.loading`. Changes neither."""
     if isinstance(base, dict) and isinstance(over, dict):
         old, new = base.get("kind"), over.get("kind")
         if isinstance(old, SourcedValue) and isinstance(new, SourcedValue) and old.value != new.value:
@@ -190,7 +190,7 @@ def merge(base, over, at: str = ""):
         for key, value in over.items():
             if int(key) >= len(items):
                 raise UserError(
-                    f"{first_given(value).origin}: {at}{key}: the list {at[:-1]} has {len(items)} item(s), "
+                    f"{first_source(value).origin}: {at}{key}: the list {at[:-1]} has {len(items)} item(s), "
                     f"counted from 0; to lengthen it, give it whole"
                 )
             items[int(key)] = merge(items[int(key)], value, f"{at}{key}.")
@@ -198,12 +198,44 @@ def merge(base, over, at: str = ""):
     return over
 
 
-def plain(tree):
+def rename(tree: dict, old: str, new: str) -> dict:
+    """The tree with the key `new` in place of `old` (both dotted), if it has that. Changes nothing in place.
+
+    Raises:
+        UserError: it has both.
+    """
+    value = _at(tree, old)
+    if value is None:
+        return tree
+    if _at(tree, new) is not None:
+        raise UserError(
+            f"{first_source(value).where}: {old}: the old name of {new}, which is set as well; leave one out"
+        )
+    for name in reversed(new.split(".")):
+        value = {name: value}
+    return merge(_without(tree, old), value)
+
+
+def _at(tree, dotted: str):
+    """What a tree of sections holds at a dotted key; None where it has no such key."""
+    for name in dotted.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _without(tree: dict, dotted: str) -> dict:
+    name, _, rest = dotted.partition(".")
+    if not rest:
+        return {key: value for key, value in tree.items() if key != name}
+    return tree | {name: _without(tree[name], rest)}
+
+
+def strip_origins(tree):
     """A tree with the bare values at its leaves."""
     if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
+        return {key: strip_origins(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [plain(item) for item in tree]
+        return [strip_origins(item) for item in tree]
     return tree.value if isinstance(tree, SourcedValue) else tree
 
 
@@ -219,8 +251,8 @@ def flatten(tree, at: str = ""):
         yield at, tree
 
 
-def first_given(tree) -> SourcedValue | None:
-    """The leaf that tells where a tree came from: one of the command line, else of a file, else a default."""
+def first_source(tree) -> SourcedValue | None:
+    """The leaf that stands for a tree's origin: one of the command line, else of a file, else a default."""
     leaves = list(_leaves(tree))
     ranks = {COMMAND_LINE: 0, DEFAULT: 2}
     return min(leaves, key=lambda leaf: ranks.get(leaf.origin, 1), default=None)
@@ -228,7 +260,7 @@ def first_given(tree) -> SourcedValue | None:
 
 def _leaves(tree):
     if isinstance(tree, SourcedValue | Empty):
-        yield tree if isinstance(tree, SourcedValue) else tree.given
+        yield tree if isinstance(tree, SourcedValue) else tree.source
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _leaves(part)
 
@@ -244,7 +276,6 @@ def defaults(value):
 
 def origins(tree) -> dict[str, str]:
     """Dotted key -> origin of each leaf; a list of values from several places names them all."""
-    found = {}
-    for key, leaf in flatten(tree):
-        found[key] = ", ".join(dict.fromkeys(given.origin for given in _leaves(leaf)))
-    return found
+    return {
+        key: ", ".join(dict.fromkeys(leaf.origin for leaf in _leaves(value))) for key, value in flatten(tree)
+    }

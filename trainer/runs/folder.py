@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import replace_text
 from trainer.recipe import loading
+from trainer.recipe.fingerprint import differences, remedy
 
 
 class RunFolder:
@@ -48,13 +49,13 @@ class RunFolder:
         """
         if not (self.path / "recipe.yaml").exists():
             return
-        before = loading.load_saved(self.path / "recipe.yaml").fingerprint()
-        changed = loading.differences(before, loaded.fingerprint())
+        before, now = loading.load_saved(self.path / "recipe.yaml").fingerprint(), loaded.fingerprint()
+        changed = differences(before, now)
         if changed:
             raise UserError(
                 f"{self.path} is a run of another recipe ({'; '.join(changed[:5])}"
                 f"{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}); "
-                "start another with run=NAME, undo the change, or remove the folder"
+                f"{remedy(before, now)}"
             )
 
     def write_status(self, name: str, images: int, why: str = "") -> None:

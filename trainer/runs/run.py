@@ -16,7 +16,8 @@ from trainer.checkpoints.save import snapshot, write
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import StopRequest
-from trainer.recipe.loading import ResolvedRecipe, differences
+from trainer.recipe.fingerprint import differences, remedy
+from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.runs.progress import Progress
 from trainer.tracking.address import uri_for
@@ -73,13 +74,13 @@ class Run:
                     "look at the disk and try again, or remove that folder and journal.jsonl to start anew"
                 )
             return None
-        changed = differences(found.manifest["fingerprint"], self.loaded.fingerprint())
+        before, now = found.manifest["fingerprint"], self.loaded.fingerprint()
+        changed, way_out = differences(before, now), remedy(before, now)
         if found.manifest["data"] != self.data:
             changed.append(f"the data set in {self.loaded.recipe.data.root} is not the one it was trained on")
+            way_out = "start another with run=NAME"  # no override leads back
         if changed:
-            raise UserError(
-                f"{found.path} is of another recipe ({'; '.join(changed[:5])}); start another with run=NAME"
-            )
+            raise UserError(f"{found.path} is of another recipe ({'; '.join(changed[:5])}); {way_out}")
         return found
 
     def begin(self, facts: dict[str, object]) -> None:

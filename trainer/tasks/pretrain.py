@@ -49,7 +49,7 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
     dataset = open_data(recipe.data, loaded.commands)
     collectives.run_on_main(lambda: check(recipe, context, dataset))
     run = Run(loaded, context, dataset.fingerprint, context.description())
-    limit = recipe.step_timeout and recipe.step_timeout + recipe.data.patience
+    limit = recipe.step_timeout and recipe.step_timeout + recipe.data.retry_seconds
     watchdog, trainer = Watchdog(limit, run.on_hang), None
     try:
         trainer = Trainer(

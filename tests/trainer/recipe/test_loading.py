@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.recipe.loading import DEFAULTS_OF_NEW_KEYS, RECIPES, differences, listing, load, load_saved
+from trainer.recipe.loading import OLD_NAMES, RECIPES, listing, load, load_saved
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import flatten, parse, plain, to_yaml_line
+from trainer.recipe.yaml12 import flatten, parse, strip_origins, to_yaml_line
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
@@ -201,63 +201,35 @@ def test_from_is_written_and_read_as_from():
         load(["recipe=evaluate", "from_=outputs/x"])
 
 
-# ---- fingerprint -----------------------------------------------------------------------------------
+# ---- old names of keys -----------------------------------------------------------------------------
 
 
-def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
-    whole = load(["recipe=dim_local"])
-    meaningless = {
-        "outputs",
-        "run",
-        "accumulate",
-        "data.root",
-        "data.threads",
-        "data.prefetch",
-        "data.patience",
-        "data.cache",
-        "data.cache_bytes",
-        "images",
-        "step_timeout",
-        "profile",
-    }
-    sections = ("save.", "log.", "evaluate.", "tracking.")
-    silent = {
-        *meaningless,
-        *DEFAULTS_OF_NEW_KEYS,
-    }  # the younger keys have the values of before there were any
-    expected = [key for key in whole.origin if key not in silent and not key.startswith(sections)]
-    assert sorted(whole.fingerprint()) == sorted(expected)
-    assert {"seed", "batch", "groups.norm", "optimizer.lr", "data.views.0.flip", "data.window"} <= set(
-        expected
-    )
-
-    harmless = [
-        "run=again",
-        "accumulate=2",
-        "data.root=elsewhere",
-        "save.every=7",
-        "tracking.uri=none",
-        "images=1",
-    ]
-    assert load(["recipe=dim_local", *harmless]).fingerprint() == whole.fingerprint()
+def test_an_old_name_of_a_key_is_its_new_one(tmp_path):
+    """In every tree before they are merged: the nearer tree stands, by whichever name it says it."""
+    assert OLD_NAMES["data.patience"] == "data.retry_seconds"
+    old = write(tmp_path, "old", "base: dim_local\ndata: {patience: 1}\n")
+    new = write(tmp_path, "new", "base: old.yaml\ndata: {retry_seconds: 2}\n")
+    for arguments, seconds in (
+        ([old], 1),
+        ([new], 2),
+        ([new, "data.patience=3"], 3),
+        ([new, "data={patience: 4}"], 4),
+        ([old, "data.retry_seconds=5"], 5),
+        ([old, "data.patience=6", "data.patience=7"], 7),
+    ):
+        loaded = load(arguments)
+        assert loaded.recipe.data.retry_seconds == seconds
+        assert f"retry_seconds: {seconds}.0 " in loaded.text()
+        assert "patience" not in loaded.text()
+        assert loaded.fingerprint() == load(["recipe=dim_local"]).fingerprint()
+    assert load([old]).origin["data.retry_seconds"] == "old.yaml"
 
 
-def test_the_length_of_training_counts_where_the_schedule_depends_on_it():
-    cosine = ["recipe=dim_local", "schedule.kind=cosine"]
-    old, new = load(cosine).fingerprint(), load([*cosine, "images=1000000"]).fingerprint()
-    assert differences(old, new) == ["images: 50000000 -> 1000000"]
-
-
-def test_differences_name_key_old_and_new():
-    old = load(["recipe=dim_local"]).fingerprint()
-    new = load(
-        ["recipe=dim_local", "optimizer.lr=1e-3", "schedule={kind: cosine}", "objective.bound=infonce"]
-    )
-    assert differences(old, old) == []
-    lines = differences(old, new.fingerprint())
-    assert "optimizer.lr: 0.0001 -> 0.001" in lines
-    assert "objective.bound: 'jsd' -> 'infonce'" in lines
-    assert "schedule.final: (none) -> 0.0" in lines
+def test_a_run_s_recipe_of_an_older_version_is_read(tmp_path):
+    path, loaded = tmp_path / "recipe.yaml", load(["recipe=dim_local", "data.retry_seconds=5"])
+    path.write_text(loaded.text().replace("retry_seconds", "patience"), encoding="utf-8")
+    assert load_saved(path).recipe == loaded.recipe
+    assert load_saved(path).fingerprint() == loaded.fingerprint()
 
 
 # ---- YAML 1.2 --------------------------------------------------------------------------------------
@@ -274,7 +246,7 @@ def test_differences_name_key_old_and_new():
     ],
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text, value):
-    read = plain(parse(text, "here"))
+    read = strip_origins(parse(text, "here"))
     assert read == value
     assert type(read) is type(value)
 
@@ -283,10 +255,10 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
     "value", [1e-8, 5e-05, 1e300, 3, -0.5, True, None, "1e-3", "yes", [0.5, 1], {"a": [1, "b"]}]
 )
 def test_flow_reads_back_equal(value):
-    read = plain(parse(to_yaml_line(value), "here"))
+    read = strip_origins(parse(to_yaml_line(value), "here"))
     assert read == value
     assert type(read) is type(value)
 
 
 def test_anchors_are_fine():
-    assert plain(parse("a: &x {low: 1}\nb: *x\n", "here")) == {"a": {"low": 1}, "b": {"low": 1}}
+    assert strip_origins(parse("a: &x {low: 1}\nb: *x\n", "here")) == {"a": {"low": 1}, "b": {"low": 1}}

@@ -9,7 +9,7 @@ from data_pipelines.common.errors import UserError
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.messages import choices, fields, likeness
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import parse, plain, to_yaml_line
+from trainer.recipe.yaml12 import parse, strip_origins, to_yaml_line
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
@@ -112,7 +112,7 @@ def misspelt(tree, recipe, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_misspelt_key_of_every_recipe_is_told(name, tmp_path):
-    tree = plain(parse((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), name))
+    tree = strip_origins(parse((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), name))
     count = 0
     for told, wrong, right in misspelt(tree, load([f"recipe={name}"]).recipe, tmp_path):
         assert told.startswith("misspelt.yaml")

@@ -64,6 +64,29 @@ def test_mistakes_in_a_file(tmp_path, text, told):
     assert told in mistake(write(tmp_path, "bad", text))
 
 
+def test_a_key_by_both_its_names_in_one_tree(tmp_path):
+    why = "data.patience: the old name of data.retry_seconds, which is set as well; leave one out"
+    both = write(tmp_path, "both", "base: dim_local\ndata:\n  retry_seconds: 1\n  patience: 1\n")
+    assert mistake(both) == f"both.yaml, line 4: {why}"
+    assert mistake(write(tmp_path, "heir", "base: both.yaml\n")) == f"both.yaml, line 4: {why}"
+    words = ("recipe=dim_local", "data.retry_seconds=1", "data.patience=2")
+    assert (
+        mistake(*words) == mistake(words[0], "data={patience: 1, retry_seconds: 2}") == f"command line: {why}"
+    )
+    (tmp_path / "recipe.yaml").write_text((tmp_path / "both.yaml").read_text())
+    with pytest.raises(UserError, match=rf"{tmp_path}/recipe.yaml: recipe.yaml, line 4: {why}"):
+        load_saved(tmp_path / "recipe.yaml")
+
+
+def test_an_old_name_is_as_strict_as_the_new_one():
+    told = mistake("recipe=dim_local", "data.patience=-1")
+    assert told == "command line: data.retry_seconds: expected a number of at least 0, got -1"
+    assert mistake("recipe=dim_local", "data={}", "data.patience.x=1").startswith(
+        "command line: data.retry_sec"
+    )
+    assert "data: expected a section" in mistake("recipe=dim_local", "data=5")
+
+
 def test_a_section_from_two_places_is_blamed_on_the_command_line(tmp_path):
     good = write(tmp_path, "good", "base: dim_local\ndata: {views: [{crop: {scale: {low: 0.2, high: 1}}}]}\n")
     told = mistake(good, "data.views.0.crop.scale.low=2")

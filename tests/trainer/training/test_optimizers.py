@@ -12,7 +12,8 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import script, tiny
 from tests.trainer.training.test_trainer import Waits
 from trainer.checkpoints import state
-from trainer.recipe.loading import DEFAULTS_OF_NEW_KEYS, load
+from trainer.recipe.fingerprint import DEFAULTS_OF_NEW_KEYS
+from trainer.recipe.loading import load
 from trainer.training.optimizers import Lars, build_optimizer, check_engine, moments
 from trainer.training.schedules import learning_rate
 
