@@ -21,8 +21,10 @@ from trainer.checkpoints.format import folder_name, read_manifest
 from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.save import snapshot, write
 from trainer.distributed import collectives, launch
+from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.rows import TensorShard
 from trainer.engines import fsdp, zero
+from trainer.engines.precision import MixedPrecision
 from trainer.recipe import loading
 from trainer.training.trainer import Trainer
 
@@ -33,7 +35,7 @@ def main(file: Path) -> None:
     torch.set_num_threads(1)
     results = {}
     for job in jobs:
-        here = replace(context, engine=job.get("engine", context.engine))
+        here = replace(context, engine=EngineKind(job.get("engine", context.engine)))
         results[job["name"]] = Job(job, here, file.parent).run() | {"engine": here.engine}
     if context.is_main:
         file.with_name(file.name.replace("jobs-", "results-")).write_text(json.dumps(results))
@@ -145,17 +147,19 @@ def load(path: Path) -> dict:
 
 def assert_engine(training: Trainer) -> None:
     """The engine that runs is the one that was asked for: by its own classes, not by its name."""
-    asked, model = training.context.engine, getattr(training.engine, "model", None)
-    if asked == "single process":
-        assert model is training.objective
+    kind, model = training.context.engine, training.engine.model
+    if kind is EngineKind.SINGLE_PROCESS:
+        assert inside(training, model) is training.objective
         assert collectives.world_size() == 1
-    elif asked == "ddp":
+    elif kind is EngineKind.DDP:
         assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
-    elif asked == "fsdp2":
+        assert inside(training, model.module) is training.objective
+    elif kind is EngineKind.FSDP2:
         from torch.distributed.fsdp import FSDPModule
         from torch.distributed.tensor import DTensor
 
         assert isinstance(training.objective, FSDPModule)
+        assert inside(training, model) is training.objective
         assert all(isinstance(p, DTensor) for p in training.objective.parameters())
         assert all(isinstance(p, DTensor) for g in training.optimizer.param_groups for p in g["params"])
     else:
@@ -163,29 +167,36 @@ def assert_engine(training: Trainer) -> None:
         from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
         from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-        engine, stage = training.engine.engine, int(asked[-1])
-        assert isinstance(engine, DeepSpeedEngine)
-        assert engine.zero_optimization_stage() == stage
-        kind = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
-        assert isinstance(engine.optimizer, kind)
-        assert stage == 3 or engine.optimizer.partition_gradients == (stage == 2)
+        stage = kind.stage
+        assert isinstance(model, DeepSpeedEngine)
+        assert model.zero_optimization_stage() == stage
+        optimizer = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
+        assert isinstance(model.optimizer, optimizer)
+        assert stage == 3 or model.optimizer.partition_gradients == (stage == 2)
+        assert inside(training, model.module) is training.objective
         partitioned = [hasattr(p, "ds_tensor") for p in training.objective.parameters()]
         assert all(partitioned) if stage == 3 else not any(partitioned)
 
 
+def inside(training: Trainer, wrapped: torch.nn.Module) -> torch.nn.Module:
+    """The objective that an engine has wrapped: in bf16 within a module that computes in it."""
+    assert isinstance(wrapped, MixedPrecision) == (training.recipe.precision == "bf16")
+    return wrapped.objective if training.recipe.precision == "bf16" else wrapped
+
+
 def wrappings(context: launch.DistributedContext) -> list[tuple]:
     """Functions that wrap an objective for an engine, each with one that makes something else of it."""
-    if context.engine == "ddp":
-        return [(context.accelerator, "prepare", lambda objective: objective)]
-    if context.engine == "fsdp2":
+    if context.engine is EngineKind.DDP:
+        return [(context.accelerator, "prepare", lambda model: model)]
+    if context.engine is EngineKind.FSDP2:
         return [(fsdp, "fully_shard", lambda unit, mesh: unit)]
     made = zero.initialize
 
-    def other_stage(objective, optimizer, stage):
-        return made(objective, optimizer, 2 if stage == 1 else 1)
+    def other_stage(model, optimizer, stage):
+        return made(model, optimizer, 2 if stage == 1 else 1)
 
-    def other_optimizer(objective, optimizer, stage):
-        return made(objective, copy.copy(optimizer), stage)
+    def other_optimizer(model, optimizer, stage):
+        return made(model, copy.copy(optimizer), stage)
 
     return [(zero, "initialize", other) for other in (other_stage, other_optimizer)]
 
@@ -195,7 +206,7 @@ def gradient(training: Trainer) -> torch.Tensor:
     parts = []
     for parameter in training.objective.parameters():
         if parameter.requires_grad:
-            if training.context.engine.startswith("zero"):
+            if training.context.engine.is_zero:
                 from deepspeed.utils import safe_get_full_grad
 
                 whole = safe_get_full_grad(parameter)

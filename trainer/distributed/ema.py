@@ -8,19 +8,19 @@ from torch import nn
 def ema_update_(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum: float) -> None:
     """Moves keys towards queries: k <- m k + (1 - m) q (He et al., arXiv 1911.05722, equation 2).
 
-    To be called once an optimizer step, after it, with parameters that were asked for since the engine took
-    the objective: engines put others in their place. No rank asks another: where parameters are sharded, a
-    key's shard follows the shard of its query.
+    To be called once per optimizer step, after it, with parameters that were read from the objective since
+    the engine wrapped it: engines replace them. Nothing is sent: where parameters are sharded, the shard of a
+    key moves towards the shard of its query.
 
     Args:
-        momentum: m in [0, 1); keys are kept in float32 or wider, for bf16 would lose most of a small step.
+        momentum: m in [0, 1); keys are kept in float32 or wider: bf16 would lose most of a small step.
     """
-    partitioned = [key for key in keys if hasattr(key, "ds_tensor")]  # by ZeRO-3
+    partitioned = [key for key in keys if "ds_tensor" in vars(key)]  # by ZeRO-3
     if partitioned:
         keys, queries = [key.ds_tensor for key in keys], [query.ds_tensor for query in queries]
     torch._foreach_mul_(keys, momentum)
     torch._foreach_add_(keys, queries, alpha=1 - momentum)
     for key in partitioned:
         if key.ds_status == type(key.ds_status).AVAILABLE:
-            # ZeRO-3 keeps whole copies of small parameters beside their shards: this one is old now.
+            # ZeRO-3 keeps whole copies of small parameters beside their shards: this one is out of date.
             key.partition()

@@ -1,4 +1,4 @@
-"""What has to be right before the first step: environment, ranks, threads, device, engine."""
+"""Environment, ranks, threads, device and engine: what is set up before the first step."""
 
 import ctypes
 import importlib.util
@@ -16,21 +16,30 @@ import psutil
 import yaml
 
 from data_pipelines.common.errors import UserError
+from trainer.distributed.engine_kind import EngineKind
 
-OURS = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "accelerate.commands.launch"}
-LAUNCHERS = OURS | {"torchrun"}
+ACCELERATE = {
+    "accelerate",
+    "accelerate-launch",
+    "accelerate.commands.accelerate_cli",
+    "accelerate.commands.launch",
+}
+LAUNCHERS = ACCELERATE | {"torchrun"}
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Where this process stands."""
+    """This process among the ranks of the run.
+
+    `threads` are those of torch on this rank; `accelerator` made the process group.
+    """
 
     rank: int
     world_size: int
     threads: int
-    engine: str
+    engine: EngineKind
     device: "torch.device"  # noqa: F821 - torch is imported after the environment is set
     accelerator: "accelerate.Accelerator"  # noqa: F821
 
@@ -39,7 +48,7 @@ class DistributedContext:
         return self.rank == 0
 
     def description(self) -> dict:
-        """What world.json keeps: on what the run ran last."""
+        """The contents of world.json: what the run ran on last."""
         import torch
 
         return {
@@ -53,19 +62,19 @@ class DistributedContext:
 
 
 def set_environment() -> None:
-    """What libraries read when they are loaded: to be called before torch is imported.
+    """Sets what libraries read when they are loaded: to be called before torch is imported.
 
-    OpenMP's threads spin while they wait for each other, by default for some 10 ms. Where anything else
-    runs on the machine that is ruinous (measured: the MLP probe, 25 s instead of 5 s beside other jobs);
-    not to spin at all costs a quarter of the speed where nothing does. So they spin for a moment.
+    OpenMP's threads spin while they wait for each other, by default for some 10 ms. Beside other jobs on the
+    machine that is ruinous (measured: the MLP probe, 25 s instead of 5 s); on a quiet machine, no spinning at
+    all costs a quarter of the speed. So they spin for a moment.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every rank would advise against what we chose
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every rank advises against what we chose
 
 
 def local_world() -> int:
-    """Ranks on this machine, as the launcher says."""
+    """The number of ranks on this machine, from the launcher's environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -81,52 +90,55 @@ def launcher() -> psutil.Process | None:
     return None
 
 
-def end_with(launcher: psutil.Process | None) -> None:
-    """Has the kernel send SIGTERM when the launcher dies: a rank that nobody supervises saves and ends.
+def stop_with_launcher(launcher: psutil.Process | None) -> None:
+    """Makes the kernel send SIGTERM when the launcher dies: a rank without a supervisor saves and ends.
 
-    It would train on, and hold the run's folder against the next start.
+    Otherwise it would train on, and keep the run's folder locked against the next start.
     """
     if launcher and launcher.pid == os.getppid() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher.pid:  # it had died before
+        if os.getppid() != launcher.pid:  # the launcher died before prctl
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def asked_for(words: list[str]) -> dict[str, object]:
-    """The options of an `accelerate launch`: its words over the file that they name, or accelerate's own."""
+def launch_options(words: list[str]) -> dict[str, object]:
+    """The options of an `accelerate launch`: those in its words go before those in its configuration file.
+
+    The file is the one that the words name, or else accelerate's default file.
+    """
     options: dict[str, object] = {}
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         following = words[number + 1] if number + 1 < len(words) else ""
         if name.startswith("--"):
             options.setdefault(name[2:].replace("-", "_"), value if equals else following)
-    file = Path(options.get("config_file") or default_file())
+    file = Path(options.get("config_file") or default_config_file())
     return (yaml.safe_load(file.read_text()) or {} if file.exists() else {}) | options
 
 
-def default_file() -> Path:
-    """Where `accelerate config` leaves what holds when no file is named."""
+def default_config_file() -> Path:
+    """The file that `accelerate config` writes, which is used when no other is named."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
     return Path(home).expanduser() / "accelerate" / "default_config.yaml"
 
 
-def accelerate_asks() -> dict[str, object]:
-    """What the `accelerate launch` that started this process was asked for; nothing where none did."""
+def accelerate_options() -> dict[str, object]:
+    """The options of the `accelerate launch` that started this process; empty where none did."""
     process = launcher()
     words = process.cmdline() if process else []
-    return asked_for(words) if OURS.intersection(Path(word).name for word in words[:3]) else {}
+    return launch_options(words) if ACCELERATE.intersection(Path(word).name for word in words[:3]) else {}
 
 
 def check_world() -> int:
     """The number of processes of this run.
 
     Raises:
-        UserError: it is not the one that the launcher was asked for. (On CPU, `accelerate launch
+        UserError: it is not the number in the launcher's options. (On CPU, `accelerate launch
             --num_processes 2` without a configuration file silently starts one process.)
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = int(accelerate_asks().get("num_processes") or world)
+    asked = int(accelerate_options().get("num_processes") or world)
     if asked != world:
         raise UserError(
             f"accelerate launch was asked for {asked} processes but started {world}; "
@@ -136,46 +148,47 @@ def check_world() -> int:
 
 
 def set_threads() -> int:
-    """Gives torch the cores of this machine, shared by its ranks, unless the user exported OMP_NUM_THREADS.
+    """Divides the cores of this machine among its ranks' torch, unless the user exported OMP_NUM_THREADS.
 
-    `accelerate launch` exports 1 for everybody, so the user's own word is looked up where it was said.
+    Returns this rank's number of threads. `accelerate launch` exports OMP_NUM_THREADS=1 to its ranks, so the
+    user's value is read from the environment of the launcher.
     """
     import torch
 
     try:
         process = launcher()
-        said = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
+        exported = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
     except psutil.Error:
-        said = None
-    threads = int(said) if said else max(1, len(os.sched_getaffinity(0)) // local_world())
+        exported = None
+    threads = int(exported) if exported else max(1, len(os.sched_getaffinity(0)) // local_world())
     torch.set_num_threads(threads)
     return threads
 
 
 def lacks_bf16() -> bool:
-    """Whether this processor has no instructions for bfloat16, so that it is emulated: right, but slow."""
+    """Whether this processor has no instructions for bfloat16: it is emulated then, exact but slow."""
     try:
         return "bf16" not in Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False  # not known
+        return False  # unknown
 
 
-def asked_engine() -> str:
+def asked_engine() -> EngineKind:
     """The engine that the launch file asks for.
 
     Raises:
-        UserError: it is none of those in recipes/launch, the launcher made another of it, or DeepSpeed is
-            asked for and not installed.
+        UserError: it is none of those in recipes/launch, the launcher did not start it, or DeepSpeed is not
+            installed.
     """
-    asked = os.environ.get
-    if asked("ACCELERATE_USE_DEEPSPEED") == "true":
-        stage = asked("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-        offloads = [asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE") for what in ("OPTIMIZER", "PARAM")]
+    setting = os.environ.get
+    if setting("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = setting("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        offloads = [setting(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE") for part in ("OPTIMIZER", "PARAM")]
         if stage not in ("1", "2", "3"):
             raise UserError(
                 f"the launch file asks for ZeRO stage {stage}; expected 1, 2 or 3: {ENGINE_FILES}"
             )
-        if asked("ACCELERATE_DEEPSPEED_CONFIG_FILE") or set(offloads) - {None, "none"}:
+        if setting("ACCELERATE_DEEPSPEED_CONFIG_FILE") or set(offloads) - {None, "none"}:
             raise UserError(
                 f"the launch file asks for a DeepSpeed configuration of its own or for offloading, which "
                 f"this program does not do; use {ENGINE_FILES}"
@@ -185,32 +198,32 @@ def asked_engine() -> str:
                 f"the launch file asks for ZeRO-{stage}, but DeepSpeed is not installed: "
                 "pip install deepspeed, or launch with recipes/launch/ddp.yaml or fsdp2.yaml"
             )
-        return f"zero{stage}"
-    if asked("ACCELERATE_USE_FSDP") == "true":
-        if asked("FSDP_VERSION") != "2" or asked("FSDP_OFFLOAD_PARAMS") == "true":
+        return EngineKind(f"zero{stage}")
+    if setting("ACCELERATE_USE_FSDP") == "true":
+        if setting("FSDP_VERSION") != "2" or setting("FSDP_OFFLOAD_PARAMS") == "true":
             raise UserError(
-                f"the launch file asks for FSDP {asked('FSDP_VERSION')} or for offloading; "
+                f"the launch file asks for FSDP {setting('FSDP_VERSION')} or for offloading; "
                 "expected FSDP 2 without it: recipes/launch/fsdp2.yaml"
             )
-        return "fsdp2"
-    said = accelerate_asks()
+        return EngineKind.FSDP2
+    options = accelerate_options()
     for name, kind in (("use_deepspeed", "DEEPSPEED"), ("use_fsdp", "FSDP")):
-        if name in said or said.get("distributed_type") == kind:
+        if name in options or options.get("distributed_type") == kind:
             raise UserError(
                 f"accelerate launch was asked for {kind} but starts the ranks without it, as --cpu and "
                 "use_cpu: true make it do; leave them out: where no GPU is, the CPU is used by itself"
             )
-    return "ddp" if int(asked("WORLD_SIZE", "1")) > 1 else "single process"
+    return EngineKind.DDP if int(setting("WORLD_SIZE", "1")) > 1 else EngineKind.SINGLE_PROCESS
 
 
 def start(precision: str) -> DistributedContext:
     """Sets up ranks and device for the engine that the launcher names.
 
     Raises:
-        UserError: the launcher names an engine that this program does not run, or the ranks are not
-            those that were asked for.
+        UserError: the launcher names an engine that this program does not run, or started another number of
+            ranks than its options say.
     """
-    end_with(launcher())
+    stop_with_launcher(launcher())
     world = check_world()
     if 1 < world == local_world():  # gloo would listen where the machine's name leads, for other machines too
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
@@ -221,9 +234,9 @@ def start(precision: str) -> DistributedContext:
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # The recipe decides on the precision; engines.py makes the engines, so accelerate is to make the ranks.
-    for decided in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-        os.environ.pop(decided, None)
+    # The recipe sets the precision and trainer.engines makes the engine: accelerate makes the ranks only.
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)
     threads = set_threads()
 
     from accelerate import Accelerator
@@ -231,20 +244,20 @@ def start(precision: str) -> DistributedContext:
 
     from trainer.distributed import collectives
 
-    # Unused parameters are looked for because DDP then keeps its buckets: rebuilt after the first
-    # backward, they add up in another order, and a resumed run would differ in the last bits.
+    # With find_unused_parameters DDP keeps its buckets. Rebuilt after the first backward pass, they would add
+    # up in another order, and a resumed run would differ in the last bits.
     # accelerate knows no other name for it yet.
     warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    # The watchdog ends a step that hangs, and says who. Where rank 0 measures alone, the others wait long.
-    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp, waiting])
+    # The watchdog ends a step that hangs. While rank 0 measures alone, the others may wait for hours.
+    group = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp, group])
     if accelerator.num_processes != world:
         raise UserError(f"{world} processes were started but accelerate sees {accelerator.num_processes}")
     kind = accelerator.distributed_type.value.lower()
     if kind not in ("no", "multi_cpu", "multi_gpu"):
         raise UserError(f"the engine {kind} is not supported; use {ENGINE_FILES}")
-    if kind == "no" and engine != "single process":
+    if kind == "no" and engine is not EngineKind.SINGLE_PROCESS:
         raise UserError(
             f"the launch file asks for {engine}, but this is a single process; use {ENGINE_FILES}"
         )
@@ -257,13 +270,13 @@ def start(precision: str) -> DistributedContext:
 
 
 def leave(status: int) -> None:
-    """Ends the process. With several ranks at once: torch's threads may abort an orderly exit."""
+    """Ends the process at once, without an orderly exit: of several ranks, torch's threads may abort that."""
     sys.stdout.flush()
     sys.stderr.flush()
     if status == 0 and "torch" in sys.modules:
         from trainer.distributed import collectives
 
-        with suppress(RuntimeError):  # all is done: a rank that was killed meanwhile changes nothing
+        with suppress(RuntimeError):  # all work is done: it does not matter that another rank has died
             collectives.barrier()
     if status:
         quieten_launcher()
@@ -271,10 +284,10 @@ def leave(status: int) -> None:
 
 
 def quieten_launcher() -> None:
-    """Ends an `accelerate launch` of one process, which would bury our last line under its own traceback.
+    """Ends an `accelerate launch` of one process, which would print a traceback below our last line.
 
-    It has nothing left to do but to raise that this process failed. A launcher of several is left alone:
-    it has other ranks to end.
+    Such a launcher has nothing left to do but to raise that this process failed. A launcher of several
+    processes is left alone: it has other ranks to end.
     """
     process = launcher()
     if process and process.pid == os.getppid() and "WORLD_SIZE" not in os.environ:

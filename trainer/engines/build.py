@@ -1,25 +1,27 @@
-"""The engine of the launch file."""
+"""Builds the engine of the launch file."""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from trainer.checkpoints import state
+from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
-from trainer.engines.engine import Build, Ddp, Engine, SingleProcess, compute_in_bf16
+from trainer.engines.engine import BuildOptimizer, Ddp, Engine, SingleProcess
 
 
 def open_engine(
     context: DistributedContext,
     objective: nn.Module,
-    build: Build,
+    build_optimizer: BuildOptimizer,
     precision: str,
     saved: Mapping[str, Tensor] | None = None,
 ) -> Engine:
-    """The engine of the launch file around an objective on the device.
+    """The engine of the launch file around an objective on the device. Collective.
 
     Args:
-        build: makes the optimizer of parameters, which may be shards.
+        build_optimizer: makes the optimizer of parameters, which may be shards.
+        precision: the recipe's; "bf16" runs the forward pass in bfloat16 autocast.
         saved: a state that any engine collected on any number of ranks; under `shard/` this rank's rows.
 
     Raises:
@@ -27,15 +29,20 @@ def open_engine(
     """
     if saved:
         state.restore_weights(objective, saved)
-    if precision == "bf16":
-        compute_in_bf16(objective, context.device)
-    if context.engine.startswith("zero"):
-        from trainer.engines.zero import Zero as Chosen
-    elif context.engine == "fsdp2":
-        from trainer.engines.fsdp import Fsdp as Chosen
-    else:
-        Chosen = Ddp if context.engine == "ddp" else SingleProcess
-    engine = Chosen(objective, build, context, saved or {})
-    if saved:  # now that no copy of the objective is made any more
+    engine = engine_class(context.engine)(objective, build_optimizer, context, precision, saved or {})
+    if saved:  # not before: an engine may copy the objective, and copies need no shard
         state.restore_shards(engine.objective, saved)
     return engine
+
+
+def engine_class(kind: EngineKind) -> type[Engine]:
+    """The class that runs an engine; its libraries are imported only where it is used."""
+    if kind.is_zero:
+        from trainer.engines.zero import Zero
+
+        return Zero
+    if kind is EngineKind.FSDP2:
+        from trainer.engines.fsdp import Fsdp
+
+        return Fsdp
+    return Ddp if kind is EngineKind.DDP else SingleProcess

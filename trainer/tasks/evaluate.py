@@ -20,6 +20,7 @@ from trainer.checkpoints.format import Damaged, folder_name, verify
 from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.distributed import collectives, launch
 from trainer.distributed.launch import DistributedContext
+from trainer.engines.precision import forward_precision
 from trainer.evaluation import reconstruction
 from trainer.evaluation.features import (
     Encode,
@@ -201,7 +202,9 @@ def held_out(trainer: Trainer, objective: nn.Module, test: Reader) -> dict[str, 
     loader = Loader(maker, plan, share, start=0, stop=images)
     sums: dict[str, list[Tensor]] = {}
     for part in loader:
-        for name, value in objective(part).items():
+        with forward_precision(recipe.precision, trainer.context.device):
+            values = objective(part)
+        for name, value in values.items():
             if name.startswith("mi/") and isinstance(value, Tensor):
                 sums.setdefault(name, []).append(value.double())
     loader.close()

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.helpers.command_lines import MAIN, ROOT, process
-from trainer.distributed.launch import asked_for
+from trainer.distributed.launch import launch_options
 
 FILE = ["accelerate", "launch", "--config_file", f"{ROOT}/recipes/launch/zero2.yaml"]
 
@@ -17,19 +17,19 @@ def home(monkeypatch, tmp_path):
 
 
 def test_words_stand_above_the_file():
-    assert asked_for([*FILE, str(MAIN)])["num_processes"] == 2
-    assert asked_for([*FILE, "--num_processes", "4", str(MAIN)])["num_processes"] == "4"
-    assert asked_for([*FILE, "--num-processes=3", str(MAIN)])["num_processes"] == "3"
-    assert asked_for([*FILE, "--cpu", str(MAIN)])["distributed_type"] == "DEEPSPEED"
-    assert "use_deepspeed" in asked_for(["accelerate", "launch", "--use_deepspeed", str(MAIN)])
+    assert launch_options([*FILE, str(MAIN)])["num_processes"] == 2
+    assert launch_options([*FILE, "--num_processes", "4", str(MAIN)])["num_processes"] == "4"
+    assert launch_options([*FILE, "--num-processes=3", str(MAIN)])["num_processes"] == "3"
+    assert launch_options([*FILE, "--cpu", str(MAIN)])["distributed_type"] == "DEEPSPEED"
+    assert "use_deepspeed" in launch_options(["accelerate", "launch", "--use_deepspeed", str(MAIN)])
 
 
 def test_without_a_file_there_is_accelerates_own(home):
-    assert asked_for(["accelerate", "launch", str(MAIN)]) == {}
+    assert launch_options(["accelerate", "launch", str(MAIN)]) == {}
     (home / "accelerate").mkdir()
     (home / "accelerate/default_config.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
-    assert asked_for(["accelerate", "launch", str(MAIN)])["num_processes"] == 2
-    assert asked_for(["accelerate", "launch", "--num_processes", "1", str(MAIN)])["num_processes"] == "1"
+    assert launch_options(["accelerate", "launch", str(MAIN)])["num_processes"] == 2
+    assert launch_options(["accelerate", "launch", "--num_processes", "1", str(MAIN)])["num_processes"] == "1"
 
 
 @pytest.mark.parametrize("engine", ["zero2", "fsdp2"])

@@ -1,7 +1,7 @@
 """What a launch file asks for, as the launcher hands it on, and what of it is refused."""
 
+import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +11,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from data_pipelines.common.errors import UserError
+from tests.helpers import ROOT
 from trainer.distributed import launch
+from trainer.distributed.engine_kind import EngineKind
 from trainer.engines.engine import Ddp, check_engine
 
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -26,7 +28,7 @@ def without_launcher(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "engine"),
+    ("environment", "engine"),
     [
         ({}, "single process"),
         ({"WORLD_SIZE": "1"}, "single process"),
@@ -36,14 +38,25 @@ def without_launcher(monkeypatch):
         (FSDP | {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}, "fsdp2"),
     ],
 )
-def test_the_engine_is_the_launch_files(monkeypatch, said, engine):
-    for name, value in said.items():
+def test_the_engine_is_the_launch_files(monkeypatch, environment, engine):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launch.asked_engine() == engine
+    kind = launch.asked_engine()
+    assert isinstance(kind, EngineKind)
+    assert kind == engine
+
+
+def test_an_engine_is_printed_and_stored_by_its_name():
+    """world.json, manifests and MLflow tags of old runs have these strings."""
+    names = ["single process", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+    assert [f"{kind}" for kind in EngineKind] == [str(kind) for kind in EngineKind] == names
+    assert json.dumps(list(EngineKind)) == json.dumps(names)
+    assert [kind.stage for kind in EngineKind] == [0, 0, 1, 2, 3, 0]
+    assert [kind.is_zero for kind in EngineKind] == [False, False, True, True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("said", "refused"),
+    ("environment", "message"),
     [
         (ZERO | {STAGE: "0"}, r"ZeRO stage 0; expected 1, 2 or 3: recipes/launch/"),
         (ZERO | {STAGE: "2", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offloading"),
@@ -52,10 +65,10 @@ def test_the_engine_is_the_launch_files(monkeypatch, said, engine):
         (FSDP | {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "offloading"),
     ],
 )
-def test_what_no_engine_does_is_refused_in_one_line(monkeypatch, said, refused):
-    for name, value in said.items():
+def test_what_no_engine_does_is_refused_in_one_line(monkeypatch, environment, message):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=refused) as mistake:
+    with pytest.raises(UserError, match=message) as mistake:
         launch.asked_engine()
     assert "\n" not in str(mistake.value)
 
@@ -70,22 +83,22 @@ def test_a_missing_deepspeed_is_one_line(monkeypatch):
 
 def test_an_engine_that_became_another_is_refused_in_one_line():
     model = nn.Linear(1, 1)
-    check_engine("ddp", True, model)
+    check_engine(EngineKind.DDP, True, model)
     with pytest.raises(
         UserError, match="asks for ddp, but Linear would run; install the versions of"
     ) as mistake:
-        check_engine("ddp", isinstance(model, torch.nn.parallel.DistributedDataParallel), model)
+        check_engine(EngineKind.DDP, isinstance(model, torch.nn.parallel.DistributedDataParallel), model)
     assert "\n" not in str(mistake.value)
 
 
 @pytest.mark.parametrize(
-    ("said", "engine"), [(ZERO | {STAGE: "2"}, "zero2"), (FSDP | {"FSDP_VERSION": "2"}, "fsdp2")]
+    ("environment", "engine"), [(ZERO | {STAGE: "2"}, "zero2"), (FSDP | {"FSDP_VERSION": "2"}, "fsdp2")]
 )
-def test_an_engine_of_several_ranks_in_a_single_process_is_refused(monkeypatch, said, engine):
+def test_an_engine_of_several_ranks_in_a_single_process_is_refused(monkeypatch, environment, engine):
     """As where a program started by hand finds a launch file's environment, but no group of ranks."""
     for name in ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR"):
         monkeypatch.setenv(name, "cpu" if name == "DS_ACCELERATOR" else "no")  # `start` sets them: undone
-    for name, value in said.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match=f"asks for {engine}, but this is a single process; use ") as mistake:
@@ -96,17 +109,17 @@ def test_an_engine_of_several_ranks_in_a_single_process_is_refused(monkeypatch, 
 
 
 def test_ddp_that_nothing_was_wrapped_for_is_refused():
-    """As by an accelerate that believes to be alone; the other engines' like: tests/distributed."""
-    alone = SimpleNamespace(accelerator=SimpleNamespace(prepare=lambda objective: objective))
+    """As by an accelerate that believes to be alone; the same of the other engines: tests/ranks."""
+    alone = SimpleNamespace(accelerator=SimpleNamespace(prepare=lambda model: model), device=None)
     with pytest.raises(UserError, match="asks for ddp, but Linear would run"):
-        Ddp(nn.Linear(1, 1), lambda parameters: torch.optim.SGD(parameters, lr=0.1), alone, {})
+        Ddp(nn.Linear(1, 1), lambda parameters: torch.optim.SGD(parameters, lr=0.1), alone, "float32", {})
 
 
 def test_every_launch_file_is_of_its_engine():
-    folder = Path(__file__).resolve().parents[3] / "recipes/launch"
-    said = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    assert said.keys() == {"cpu", "ddp", "zero1", "zero2", "zero3", "fsdp2"}
+    folder = ROOT / "recipes/launch"
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    assert files.keys() == {"cpu", "ddp", "zero1", "zero2", "zero3", "fsdp2"}
     for stage in (1, 2, 3):
-        assert said[f"zero{stage}"]["distributed_type"] == "DEEPSPEED"
-        assert said[f"zero{stage}"]["deepspeed_config"]["zero_stage"] == stage
-    assert said["fsdp2"]["fsdp_config"]["fsdp_version"] == 2
+        assert files[f"zero{stage}"]["distributed_type"] == "DEEPSPEED"
+        assert files[f"zero{stage}"]["deepspeed_config"]["zero_stage"] == stage
+    assert files["fsdp2"]["fsdp_config"]["fsdp_version"] == 2
