@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and a file, agreed on by all ranks."""
+"""Requests to stop: SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and a file; all ranks agree to stop."""
 
 import signal
 import time
@@ -9,88 +9,95 @@ import torch
 
 from trainer.distributed import collectives
 
-SAME_PRESS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to all already
-LOOK = 1.0  # seconds between two looks for the file
-LOST = 2.0  # seconds after which Stopped is raised again, where it got lost in a finalizer or a callback
+SAME_PRESS = 2.0  # seconds in which two SIGINT are one Ctrl-C: from the terminal, and from the launcher again
+FILE_INTERVAL = 1.0  # seconds between two looks for the file
+RAISE_AGAIN = 2.0  # seconds after which Stopped is raised again, in case a finalizer or callback swallowed it
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Told to stop where all is saved. No Exception: what makes light of those must end as well."""
+    """A request to stop, raised where all is saved.
+
+    No Exception: code that suppresses those must end as well.
+    """
 
 
 class StopRequest:
-    """Asks all ranks at every step whether any was told to stop; the answer is read one step later.
+    """A request to stop that any rank may receive; all ranks stop at the same step.
 
-    So the question costs no step a wait, and all ranks stop at the same one. A second Ctrl-C ends the
-    process at once. `close` gives the signals back.
+    At every step the ranks reduce whether one of them has received a request; the result is read one step
+    later, so that no step waits for it. A second Ctrl-C ends the process at once. `close` restores the
+    handlers of the signals.
 
     Args:
-        file: a stop file; that it is there is a request to stop.
+        file: a stop file; while it exists, a stop is requested.
+
+    Attributes:
+        received: the request that this rank received, as part of a message; None where there was none.
     """
 
     def __init__(self, file: Path | None = None):
         self.received: str | None = None
-        self._file, self._looked = file, 0.0
-        self._at_once, self._last = False, 0.0
-        self._ballot, self._work = torch.zeros(1, dtype=torch.int32), None
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._stop)
+        self._file, self._last_look = file, 0.0
+        self._raises, self._last_signal = False, 0.0
+        self._flag, self._work = torch.zeros(1, dtype=torch.int32), None
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
 
     def _receive(self, number: int, _) -> None:
-        again, self._last = time.monotonic() - self._last > SAME_PRESS, time.monotonic()
+        again, self._last_signal = time.monotonic() - self._last_signal > SAME_PRESS, time.monotonic()
         if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
         first, self.received = self.received is None, signal.Signals(number).name
         if first or again:
-            self._stop()
+            self._raise()
 
-    def _stop(self, *_) -> None:
-        if self._at_once:
-            signal.setitimer(signal.ITIMER_REAL, LOST)
+    def _raise(self, *_) -> None:
+        if self._raises:
+            signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN)
             raise Stopped
 
-    def ask(self, why: str) -> None:
-        """A request to stop that is no signal."""
+    def request(self, why: str) -> None:
+        """Requests a stop without a signal."""
         self.received = self.received or why
 
-    def _look(self) -> None:
-        """Asks for a stop where the file is there; a network's file system is not asked at every step."""
-        if self._file and time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            with suppress(OSError):  # a network's file system may be away for a moment
+    def _look_for_file(self) -> None:
+        """Requests a stop where the file exists; not at every step, for the sake of network file systems."""
+        if self._file and time.monotonic() - self._last_look > FILE_INTERVAL:
+            self._last_look = time.monotonic()
+            with suppress(OSError):  # a network file system may be away for a moment
                 if self._file.exists():
-                    self.ask(f"the file {self._file}")
+                    self.request(f"the file {self._file}")
 
     def raise_immediately(self) -> None:
-        """From now on nothing can be lost: a request to stop, also one that came before, raises Stopped."""
-        self._look()
-        self._at_once = True
+        """From now on nothing can be lost: a request, also one received before, raises Stopped at once."""
+        self._look_for_file()
+        self._raises = True
         if self.received:
             raise Stopped
 
     def ignore(self) -> None:
-        """From now on a request to stop changes nothing: what is left to do is little."""
-        self._at_once = False
+        """From now on requests change nothing: little is left to do."""
+        self._raises = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def should_stop(self) -> bool:
-        """Whether some rank had been told to stop at the step before; every rank asks at every step."""
-        self._look()
+        """Whether some rank had received a request by the last call. Every rank calls it at every step."""
+        self._look_for_file()
         if collectives.world_size() == 1:
             return self.received is not None
-        answer = False
+        stop = False
         if self._work is not None:
             self._work.wait()
-            answer = bool(self._ballot.numpy()[0])  # through numpy: no tensor operation in the step
-        self._ballot = torch.tensor([int(self.received is not None)], dtype=torch.int32)
-        self._work = collectives.start_all_reduce(self._ballot)
-        return answer
+            stop = bool(self._flag.numpy()[0])  # through numpy: no tensor operation in the step
+        self._flag = torch.tensor([int(self.received is not None)], dtype=torch.int32)
+        self._work = collectives.start_all_reduce(self._flag)
+        return stop
 
     def close(self) -> None:
         if self._work is not None:
-            with suppress(RuntimeError):  # the others may be gone
+            with suppress(RuntimeError):  # the other ranks may have ended
                 self._work.wait()
             self._work = None
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)

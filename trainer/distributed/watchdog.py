@@ -1,8 +1,8 @@
-"""A rank that hangs is named on every other rank, and the run ends instead of waiting for hours.
+"""Names a rank that hangs on every other rank, and ends the run instead of waiting for hours.
 
-Ranks wait for each other in collectives, so that one that hangs stops all, and none can say which it is.
-Here a thread of each rank tells the launcher's store now and then which stage of a step its rank has finished
-last; where no stage ends for too long, each rank reads what the others have told.
+Ranks wait for each other in collectives: one that hangs stops all, and none can tell which it is. So a
+thread of each rank publishes regularly, in the launcher's store, which stage of a step its rank has ended
+last; where no stage ends for too long, each rank reads what the others have published.
 """
 
 import contextlib
@@ -12,116 +12,146 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
 
 from trainer.distributed import collectives
 
-STATUS = 3  # of a process that this ends
-FIRST = 6  # in the first step kernels are chosen and connections made
-LAST_WORDS = 5.0  # seconds for `tell`
-LEFT = -1  # beats of a rank that has closed its watchdog
+STATUS = 3  # exit status of a process that the watchdog ends
+FIRST_STEP = 6  # times the limit: the first step chooses kernels and opens connections
+ON_HANG_TIMEOUT = 5.0  # seconds for `on_hang`
+CLOSED = -1  # beats of a rank that has closed its watchdog
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a rank is.
+
+    stages: how many stages it has ended, of all steps. images: seen before the step. stage: the last one that
+    it has ended. in_step: whether it is within a step.
+    """
+
+    stages: int = 0
+    images: int = 0
+    stage: str = "start"
+    in_step: bool = False
+
+    def __str__(self) -> str:
+        return f"had last finished '{self.stage}' of the step after {self.images:,} images"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank published last: beats count its reports; one that has published nothing has 0 of them."""
+
+    beats: int = 0
+    position: Position = Position(in_step=True)
 
 
 class Watchdog:
     """Watches the steps of a run on several ranks; on one process it does nothing.
 
     Args:
-        limit: seconds that a stage of a step may take, of the first step FIRST times as many; 0: any time.
-        tell: takes the line that names the ranks that hang, once it was printed and before the process ends
-            with status 3; it may hang itself, on the same disk for example.
+        limit: seconds that a stage of a step may take, of the first step FIRST_STEP times as many; 0: no
+            limit.
+        on_hang: called with the line that names the ranks that hang, after it was printed and before the
+            process ends with status 3. It may hang itself, on the same disk for example.
     """
 
-    def __init__(self, limit: float, tell: Callable[[str], None]):
-        self.limit, self._tell = limit, tell
-        self._at = (0, 0, "start", False)  # stages finished, images, the last stage, whether within a step
-        self._since, self._armed, self._beats = time.monotonic(), False, 0
+    def __init__(self, limit: float, on_hang: Callable[[str], None]):
+        self.limit, self._on_hang = limit, on_hang
+        self._position, self._since = Position(), time.monotonic()
+        self._first_step, self._beats = True, 0
         self._closing = threading.Event()
         self._thread = None
         if limit and collectives.world_size() > 1:
-            self._beat = min(30.0, max(0.2, limit / 10))
+            self._interval = min(30.0, max(0.2, limit / 10))
             self._store = collectives.store()
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
 
-    def finished(self, stage: str, images: int) -> None:
-        """This rank has finished a stage of the step that begins after `images` images.
+    def stage_done(self, stage: str, images: int) -> None:
+        """This rank has ended a stage of the step that begins after `images` images.
 
-        All ranks finish the same stages in the same order; how many tells who is behind.
+        All ranks end the same stages in the same order: the rank with the fewest is the slowest.
         """
-        self._at, self._since = (self._at[0] + 1, images, stage, True), time.monotonic()
+        self._position = Position(self._position.stages + 1, images, stage, in_step=True)
+        self._since = time.monotonic()
 
-    def rest(self) -> None:
-        """The step is over and logged; saving and measuring may take their time, while all ranks answer."""
-        self._at, self._armed = (*self._at[:3], False), True
+    def step_done(self) -> None:
+        """The step has ended and is logged; saving and evaluating may take any time, while all ranks live."""
+        last = self._position
+        self._position, self._first_step = (
+            Position(last.stages, last.images, last.stage, in_step=False),
+            False,
+        )
 
     def close(self) -> None:
-        """This rank needs no watch any more, and will not answer."""
+        """Ends the watch; this rank publishes no more."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-            self._beats = LEFT
+            self._beats = CLOSED
             self._publish()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._beat):
+        while not self._closing.wait(self._interval):
             self._publish()
-            at, waited = self._at, time.monotonic() - self._since
-            if waited > (self.limit if self._armed else FIRST * self.limit):
-                behind = self._behind()
-                if behind is not None and at == self._at:
-                    self._end(f"no stage of a step has ended for {waited:.0f} s: {behind}")
+            position, waited = self._position, time.monotonic() - self._since
+            if waited > (FIRST_STEP * self.limit if self._first_step else self.limit):
+                culprits = self._culprits()
+                if culprits is not None and position == self._position:
+                    self._end(f"no stage of a step has ended for {waited:.0f} s: {culprits}")
 
     def _end(self, line: str) -> None:
         try:
             print(f"error: rank {collectives.rank()}: {line}", file=sys.stderr, flush=True)
-            last = threading.Thread(target=self._tell, args=(line,), daemon=True)
-            last.start()
-            last.join(LAST_WORDS)
-            time.sleep(2 * self._beat)  # the first that ends makes the launcher end the others
+            thread = threading.Thread(target=self._on_hang, args=(line,), daemon=True)
+            thread.start()
+            thread.join(ON_HANG_TIMEOUT)
+            time.sleep(2 * self._interval)  # the first process that ends makes the launcher end the others
         finally:
             os._exit(STATUS)
 
     def _publish(self) -> None:
-        self._beats += self._beats != LEFT
-        with contextlib.suppress(Exception):  # the store goes with the launcher
-            self._store.set(f"watchdog/{collectives.rank()}", json.dumps([self._beats, *self._at]))
+        self._beats += self._beats != CLOSED
+        with contextlib.suppress(Exception):  # the store ends with the launcher
+            report = [self._beats, *astuple(self._position)]
+            self._store.set(f"watchdog/{collectives.rank()}", json.dumps(report))
 
-    def _behind(self) -> str | None:
-        """Who keeps the others waiting; None where it is a rank that saves or measures, and lives."""
-        before = self._told()
+    def _culprits(self) -> str | None:
+        """The ranks that the others wait for, in words; None where they live and save or evaluate."""
+        before = self._reports()
         for _ in range(3):
-            if self._closing.wait(self._beat):
+            if self._closing.wait(self._interval):
                 return None
             self._publish()
-        now = self._told()
-        silent = [rank for rank in now if now[rank][0] == before[rank][0] != LEFT]
+        now = self._reports()
+        silent = [rank for rank in now if now[rank].beats == before[rank].beats != CLOSED]
         if collectives.rank() in silent:
             return "the store of the launcher, or of rank 0, does not answer"
         if silent:
-            told = [
-                f"rank {rank} does not answer and {place(now[rank])} when last heard of" for rank in silent
-            ]
-            return ", ".join(told)
-        if not self._at[3]:
+            return ", ".join(
+                f"rank {rank} does not answer and {now[rank].position} when last heard of" for rank in silent
+            )
+        if not self._position.in_step:
             return None
-        least = min(state[1] for state in now.values())
-        slow = [rank for rank in now if now[rank][1] == least]
-        if not all(now[rank][4] for rank in slow):
+        fewest = min(report.position.stages for report in now.values())
+        slowest = [rank for rank, report in now.items() if report.position.stages == fewest]
+        if not all(now[rank].position.in_step for rank in slowest):
             return None
-        if len(slow) == len(now):
-            return f"every rank {place(now[slow[0]])} and waits for the others"
-        return ", ".join(f"rank {rank} {place(now[rank])}" for rank in slow) + " and the others are further"
+        if len(slowest) == len(now):
+            return f"every rank {now[slowest[0]].position} and waits for the others"
+        return (
+            ", ".join(f"rank {rank} {now[rank].position}" for rank in slowest) + " and the others are further"
+        )
 
-    def _told(self) -> dict[int, list]:
-        """[beats, *what `_at` holds] of each rank; of one that never told, zero beats."""
-        told = {}
+    def _reports(self) -> dict[int, Report]:
+        """The last report of each rank."""
+        reports = {}
         for rank in range(collectives.world_size()):
-            told[rank] = [0, 0, 0, "start", True]
+            reports[rank] = Report()
             with contextlib.suppress(Exception):
                 if self._store.check([f"watchdog/{rank}"]):
-                    told[rank] = json.loads(self._store.get(f"watchdog/{rank}"))
-        return told
-
-
-def place(state: list) -> str:
-    """Where a rank is, in words."""
-    return f"had last finished '{state[3]}' of the step after {state[2]:,} images"
+                    beats, *position = json.loads(self._store.get(f"watchdog/{rank}"))
+                    reports[rank] = Report(beats, Position(*position))
+        return reports

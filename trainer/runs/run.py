@@ -1,4 +1,4 @@
-"""A run as the outside sees it: folder, journal, MLflow, checkpoints, progress, requests to stop."""
+"""A run as seen from outside: folder, journal, MLflow, checkpoints, progress, requests to stop."""
 
 import sys
 import time
@@ -10,6 +10,7 @@ import torch
 from data_pipelines.common.errors import UserError
 from trainer.checkpoints import state
 from trainer.checkpoints.background import BackgroundWriter
+from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import Checkpoint, kept, newest
 from trainer.checkpoints.retention import clean
 from trainer.checkpoints.save import snapshot, write
@@ -24,19 +25,24 @@ from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
 from trainer.tracking.journal import Journal
 
-WRITTEN = 900.0  # seconds for a rank's part of a checkpoint, where others wait for it
-ABANDONED = 20.0  # seconds for a checkpoint of several ranks that is being written when training has failed
-DYING = 20.0  # seconds for a process that was told to stop, and saves, to leave the folder to the next
+PART_TIMEOUT = 900.0  # seconds for a rank's part of a checkpoint, while others wait for it
+ABANDON_AFTER = 20.0  # seconds for a checkpoint of several ranks in progress when training has failed
+DYING_WRITER = 20.0  # seconds for an earlier process of this run that is stopping to release the folder
 
 
 class Run:
-    """What rank 0 keeps of a run; on other ranks the same calls do nothing but what all ranks must do.
+    """The run that this process trains: rank 0 writes all of it; other ranks take part where all must.
 
     Args:
         loaded: the recipe.
-        place: this process.
+        context: this process.
         data: fingerprint of the data set.
-        world: what world.json says.
+        world: the contents of world.json.
+
+    Attributes:
+        checkpoint: where the run goes on from; None for a new run.
+        images: images seen so far.
+        saved: images of the newest checkpoint that is complete; None where there is none.
 
     Raises:
         UserError: the folder cannot be written, is in use, or belongs to a run of another recipe or data set.
@@ -46,54 +52,57 @@ class Run:
         self.loaded, self.context, self.data = loaded, context, data
         self.folder = RunFolder.of(loaded)
         self.journal = self.follower = None
-        self.found = collectives.run_on_main(lambda: self._take_over(world))
+        self._last_save = 0  # images of the checkpoint that was begun last
+        self.checkpoint = collectives.run_on_main(lambda: self._take_over(world))
         self.attempt = collectives.broadcast_object(f"{time.time_ns():x}")  # names this start's saves
-        self.images = self.found.images if self.found else 0
-        self.saved = self.images if self.found else None
+        self.images = self._last_save = self.checkpoint.images if self.checkpoint else 0
+        self.saved = self.images if self.checkpoint else None
         self.progress = Progress(self.images, loaded.recipe.images, shown=context.is_main)
-        self.vote = StopRequest(self.folder.stop if context.is_main else None)
-        limit = WRITTEN if context.world_size > 1 else None
-        self.saving = BackgroundWriter(lambda: self.vote.ask("a checkpoint cannot be written"), limit)
+        self.stop_request = StopRequest(self.folder.stop if context.is_main else None)
+        self.writer = BackgroundWriter(
+            lambda: self.stop_request.request("a checkpoint cannot be written"),
+            limit=PART_TIMEOUT if context.world_size > 1 else None,
+        )
 
     def _take_over(self, world: dict) -> Checkpoint | None:
-        """Makes the folder this run's, when nothing speaks against it; the checkpoint to go on from."""
+        """Locks the folder and makes it this run's, after all checks; the checkpoint to go on from."""
         self.folder.check(self.loaded)
-        self.journal = Journal(self.folder.journal, DYING)  # and with it the lock on the run
+        self.journal = Journal(self.folder.journal, DYING_WRITER)  # holds the lock on the run
         clean(self.folder.checkpoints)
-        found = self._newest()
+        checkpoint = self._newest()
         self.folder.take_over(self.loaded, world)
-        return found
+        return checkpoint
 
     def _newest(self) -> Checkpoint | None:
         """The checkpoint to go on from, if it is of this recipe and these images."""
-        found = newest(self.folder.checkpoints, self.warn)
-        if found is None:
+        checkpoint = newest(self.folder.checkpoints, self.warn)
+        if checkpoint is None:
             if kept(self.folder.checkpoints):
                 raise UserError(
                     f"none of the checkpoints in {self.folder.checkpoints} can be used (see the warnings); "
                     "look at the disk and try again, or remove that folder and journal.jsonl to start anew"
                 )
             return None
-        before, now = found.manifest["fingerprint"], self.loaded.fingerprint()
+        before, now = checkpoint.manifest["fingerprint"], self.loaded.fingerprint()
         changed, way_out = differences(before, now), remedy(before, now)
-        if found.manifest["data"] != self.data:
+        if checkpoint.manifest["data"] != self.data:
             changed.append(f"the data set in {self.loaded.recipe.data.root} is not the one it was trained on")
             way_out = "start another with run=NAME"  # no override leads back
         if changed:
-            raise UserError(f"{found.path} is of another recipe ({'; '.join(changed[:5])}); {way_out}")
-        return found
+            raise UserError(f"{checkpoint.path} is of another recipe ({'; '.join(changed[:5])}); {way_out}")
+        return checkpoint
 
-    def begin(self, facts: dict[str, object]) -> None:
-        """Journals what is known before the first step and starts to follow it into MLflow."""
+    def begin(self, tags: dict[str, object]) -> None:
+        """Writes parameters and tags to the journal, and starts its delivery to MLflow."""
         if not self.journal:
             return
         for key, value in self.loaded.fingerprint().items():
             self.journal.write("parameter", key, value, 0)
-        for key, value in facts.items():
+        for key, value in tags.items():
             self.journal.write("tag", key, value, 0)
-        if self.found:
+        if self.checkpoint:
             self.journal.write("resumed", "resumed", self.images, self.images)
-            self.progress.say(f"resumed at {self.images:,} images from {self.found.path}")
+            self.progress.say(f"resumed at {self.images:,} images from {self.checkpoint.path}")
         tracking = self.loaded.recipe.tracking
         uri = uri_for(tracking.uri, Path(self.loaded.recipe.outputs))
         if uri:
@@ -104,41 +113,50 @@ class Run:
 
     def load(self) -> dict[str, torch.Tensor] | None:
         """The state to go on from, on the CPU, of shards this rank's rows; None for a new run."""
-        return state.load(self.found) if self.found else None
+        return state.load(self.checkpoint) if self.checkpoint else None
+
+    def step(self, images: int) -> None:
+        """An optimizer step has ended; `images` seen so far. Every rank calls it."""
+        self.images = images
+        self.progress.step(images)
 
     def metrics(self, values: dict[str, float], images: int) -> None:
+        """Figures after so many images, for the journal."""
         if self.journal:
             self.journal.metrics(values, images)
 
     def artifact(self, path: Path, images: int) -> None:
-        """A file of the run's folder that MLflow shall have."""
+        """A file of the run's folder that is to be delivered to MLflow."""
         if self.journal:
             name = str(path.relative_to(self.folder.path))
             self.journal.write("artifact", name, name, images)
 
     def warn(self, line: str) -> None:
-        """A warning, on screen and (rank 0) in the journal."""
+        """A warning, on screen and (rank 0) in the journal, there at the images of the last save.
+
+        Loaders warn ahead of the steps, by a lead that is another at each start.
+        """
         where = f"rank {self.context.rank}: " if self.context.world_size > 1 else ""
         print(f"warning: {where}{line}", file=sys.stderr, flush=True)
         if self.journal:
-            self.journal.write("warning", "warning", line, getattr(self, "images", 0))
+            self.journal.write("warning", "warning", line, self._last_save)
 
     def fail(self, why: str) -> None:
-        """Leaves the file that says what ended the run."""
-        with suppress(UserError, OSError):  # a full disk may be what is told
-            ended = (self.folder.path / name for name in ("failed", "stopped"))  # by another rank, before
-            if not any(path.exists() for path in ended):
-                leave = self.folder.write_status if self.context.is_main else self.folder.write_status_once
-                leave("failed", self.images, why.partition("\n")[0])
+        """Writes the file `failed`, with the images seen and the reason, unless a rank has written one."""
+        with suppress(UserError, OSError):  # the reason may be a full disk
+            written = (self.folder.path / name for name in ("failed", "stopped"))
+            if not any(path.exists() for path in written):
+                report = self.folder.write_status if self.context.is_main else self.folder.write_status_once
+                report("failed", self.images, why.partition("\n")[0])
 
-    def on_hang(self, who: str) -> None:
-        """The last words of a process that the watchdog ends."""
-        self.fail(who)
+    def on_hang(self, line: str) -> None:
+        """Records why the watchdog ends this process."""
+        self.fail(line)
         if self.journal:
             print(f"{self.last_checkpoint()}; the same command continues it", file=sys.stderr, flush=True)
             self.journal.write("end", "end", "FAILED", self.images)
 
-    def save(self, held: dict[str, state.StateValue], images: int) -> None:
+    def save(self, values: dict[str, state.StateValue], images: int) -> None:
         """Begins to write a checkpoint, unless that of these images is there already. Every rank calls it.
 
         The state is copied before this returns; the files are written beside the next steps, and waited for
@@ -151,51 +169,54 @@ class Run:
         if self.saved == images:
             return
         if self.journal:
-            self.journal.sync()  # what a checkpoint lets a resumed run skip must be on the disk before it
-        meaning = {"fingerprint": self.loaded.fingerprint(), "data": self.data}
-        manifest = meaning | {"engine": self.context.engine}
-        copy = snapshot(held, self.context.rank, self.context.world_size)
+            self.journal.sync()  # a run resumed from this checkpoint does not write these lines again
+        manifest = {
+            "fingerprint": self.loaded.fingerprint(),
+            "data": self.data,
+            "engine": self.context.engine,
+        }
+        copy = snapshot(values, self.context.rank, self.context.world_size)
         folder, attempt, rule = self.folder.checkpoints, self.attempt, self.loaded.recipe.save
-        self.saving.start(
+        self.writer.start(
             lambda: write(copy, folder, images, manifest, attempt, rule.keep, keep_every=rule.keep_every)
         )
-        self.images = images
+        self._last_save = images
 
     def drain(self) -> None:
-        """Waits until the checkpoint that is being written is there. Every rank calls it.
+        """Waits until the checkpoint in progress is complete. Every rank calls it.
 
         Raises:
             UserError: on every rank, where one could not write.
         """
-        if self.saving.in_progress:
+        if self.writer.in_progress:
             try:
-                collectives.run_on_all(self.saving.wait)
+                collectives.run_on_all(self.writer.wait)
             except UserError:
                 if self.context.is_main:  # a rank may have begun its part after another had removed the rest
                     with suppress(UserError):
                         clean(self.folder.checkpoints)
                 raise
-            self.saved = self.images
+            self.saved = self._last_save
 
     def last_checkpoint(self) -> str:
-        """For messages."""
+        """Where the newest checkpoint is, as part of a message."""
         images = kept(self.folder.checkpoints)
         if not images:
             return "no checkpoint was saved yet"
-        return f"the newest checkpoint is {self.folder.checkpoints / f'images-{images[-1]:012d}'}"
+        return f"the newest checkpoint is {self.folder.checkpoints / folder_name(images[-1])}"
 
     def end(self, status: str) -> None:
-        """Journals how it ended (FINISHED, KILLED or FAILED) and delivers what MLflow does not have yet."""
-        self.vote.ignore()
-        self.saving.abandon(self.progress.say, None if self.context.world_size == 1 else ABANDONED)
+        """Writes the status (FINISHED, KILLED or FAILED) to the journal and delivers the rest to MLflow."""
+        self.stop_request.ignore()
+        self.writer.abandon(self.progress.say, None if self.context.world_size == 1 else ABANDON_AFTER)
         self.progress.close()
         if self.journal:
             try:
                 self.journal.write("end", "end", status, self.images)
             except UserError:
-                if status != "FAILED":  # else what failed is told, and may be this
+                if status != "FAILED":  # else an error was reported already, and may be this one
                     raise
-            if self.follower:  # a launcher kills what is left 30 s after a rank has failed
+            if self.follower:  # a launcher kills the other ranks 30 s after one has failed
                 self.follower.close(10.0 if status == "FAILED" else 30.0)
             self.journal.close()
-            self.journal = None  # what fails after the end is told on screen alone
+            self.journal = None  # errors after the end are printed only

@@ -55,17 +55,17 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
         trainer = Trainer(
             *(recipe, context, dataset, run.load(), run.images, run.warn),
             # Of several ranks none may leave a step that the others are in.
-            stopping=lambda: context.world_size == 1 and run.vote.received is not None,
+            stopping=lambda: context.world_size == 1 and run.stop_request.received is not None,
         )
-        trainer.finished = watchdog.finished
+        trainer.finished = watchdog.stage_done
         run.begin(run_tags(loaded, trainer))
         for line in notes(recipe, trainer.reader.images, context.world_size, context.device, context.engine):
             run.progress.say(line)
         train(trainer, run, watchdog)
-        run.vote.raise_immediately()
+        run.stop_request.raise_immediately()
         finish(trainer, run)
         if not context.is_main:  # it waits where no signal is heard, and has nothing to stop
-            run.vote.ignore()
+            run.stop_request.ignore()
         collectives.barrier()  # while the watchdog looks
         run.end("FINISHED")
         if context.is_main:
@@ -87,7 +87,7 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
         watchdog.close()
         if trainer:
             trainer.close()
-        run.vote.close()
+        run.stop_request.close()
     if context.is_main:
         print(report.summary(folder, recipe))
     return 0
@@ -95,11 +95,11 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
 
 def stopped(run: Run) -> int:
     """Ends a run that was told to stop, and has saved; the process's exit status."""
-    run.vote.ignore()
-    why = run.vote.received or "another rank was told"
+    run.stop_request.ignore()
+    why = run.stop_request.received or "another rank was told"
     if run.context.is_main:
         run.folder.write_status("stopped", run.images, why)
-    elif run.vote.received:
+    elif run.stop_request.received:
         run.folder.write_status_once("stopped", run.images, why)
     run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
     run.progress.say("the same command continues it")
@@ -180,16 +180,16 @@ def train(trainer: Trainer, run: Run, watchdog: Watchdog) -> None:
         now = trainer.images
         if profiler:
             profiler.step()
-        run.progress.step(now)
+        run.step(now)
         if interval_passed(recipe.log.every, before, now) or before == 0 or now == trainer.total:
             log(trainer, run, values, clock)
-        watchdog.rest()
+        watchdog.step_done()
         if interval_passed(recipe.evaluate.every, before, now) or (
             recipe.evaluate.every and now == trainer.total
         ):
             with clock.aside():
                 evaluate_online(trainer, run)
-        stop = run.vote.should_stop()
+        stop = run.stop_request.should_stop()
         if interval_passed(recipe.save.every, before, now) or now == trainer.total or stop:
             with clock.aside():
                 save(trainer, run)

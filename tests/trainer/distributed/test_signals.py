@@ -12,71 +12,71 @@ from trainer.distributed.signals import Stopped, StopRequest
 
 
 @pytest.fixture
-def vote(monkeypatch):
-    monkeypatch.setattr(signals, "LOST", 0.1)
+def stop_request(monkeypatch):
+    monkeypatch.setattr(signals, "RAISE_AGAIN", 0.1)
     before = {number: signal.getsignal(number) for number in (*signals.SIGNALS, signal.SIGALRM)}
-    vote = StopRequest()
-    yield vote
-    vote.ignore()
-    vote.close()
+    stop_request = StopRequest()
+    yield stop_request
+    stop_request.ignore()
+    stop_request.close()
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def tell() -> None:
+def send_sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0)  # where the signal is met
+    time.sleep(0)  # where Python runs the handler
 
 
 class Finalized:
-    """Python makes light of whatever a finalizer raises."""
+    """Python swallows whatever a finalizer raises."""
 
     def __del__(self):
-        tell()
+        send_sigterm()
 
 
-def test_a_request_raises_only_when_all_is_saved(vote):
-    tell()
-    assert vote.received == "SIGTERM"
+def test_a_request_raises_only_when_all_is_saved(stop_request):
+    send_sigterm()
+    assert stop_request.received == "SIGTERM"
     with pytest.raises(Stopped):
-        vote.raise_immediately()
+        stop_request.raise_immediately()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_a_finalizer_swallows_is_raised_again(vote):
-    vote.raise_immediately()
+def test_what_a_finalizer_swallows_is_raised_again(stop_request):
+    stop_request.raise_immediately()
     Finalized()
-    assert vote.received == "SIGTERM"
+    assert stop_request.received == "SIGTERM"
     with pytest.raises(Stopped):
         time.sleep(5)
 
 
-def test_no_handler_of_errors_takes_it_for_one(vote):
-    def drawn() -> None:
+def test_code_that_suppresses_errors_does_not_suppress_it(stop_request):
+    def draw() -> None:
         with suppress(Exception):
-            tell()
+            send_sigterm()
 
-    vote.raise_immediately()
+    stop_request.raise_immediately()
     with pytest.raises(Stopped):
-        drawn()
+        draw()
 
 
-def test_nothing_is_raised_once_requests_are_not_heeded(vote):
-    vote.raise_immediately()
+def test_nothing_is_raised_once_requests_are_ignored(stop_request):
+    stop_request.raise_immediately()
     with pytest.raises(Stopped):
-        tell()
-    vote.ignore()
+        send_sigterm()
+    stop_request.ignore()
     time.sleep(0.3)
-    tell()
+    send_sigterm()
     time.sleep(0.3)
 
 
 def test_a_stop_file_made_before_the_end_is_found_there(tmp_path):
-    vote = StopRequest(tmp_path / "stop")
+    stop_request = StopRequest(tmp_path / "stop")
     try:
         (tmp_path / "stop").touch()
         with pytest.raises(Stopped):
-            vote.raise_immediately()
-        assert vote.received == f"the file {tmp_path / 'stop'}"
+            stop_request.raise_immediately()
+        assert stop_request.received == f"the file {tmp_path / 'stop'}"
     finally:
-        vote.ignore()
-        vote.close()
+        stop_request.ignore()
+        stop_request.close()
