@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from data_pipelines.plan import sample
 from data_pipelines.reader import Reader
 from trainer.distributed import collectives
 
+FOLDER = "features"  # of a run's folder, while features are cached
 SCAN = 2**16  # rows of an index looked at together
 Features = dict[str, Tensor]
 Encode = Callable[[Tensor], Features]
@@ -36,6 +37,24 @@ class Examples:
     features: Features
     labels: Tensor
     ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images `ids` of a split, as `images` decodes them, `batch` at a time."""
+
+    reader: Reader
+    ids: np.ndarray
+    images: ImageOptions
+    batch: int
+
+    def of_rank(self) -> "Sample":
+        """This rank's contiguous slice."""
+        return replace(self, ids=np.array_split(self.ids, collectives.world_size())[collectives.rank()])
+
+    def views(self) -> Iterator[Tensor]:
+        """Batches of normalised images [n, 3, H, W]."""
+        return (view for view, _ in in_order(self.reader, self.images, self.ids, self.batch))
 
 
 def labelled_ids(reader: Reader) -> np.ndarray:
@@ -72,9 +91,9 @@ def gathered(
     encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> tuple[Features, Tensor] | None:
     """Features and labels of the samples `ids` in the memory of rank 0, None elsewhere; all ranks encode."""
-    mine = np.array_split(ids, collectives.world_size())[collectives.rank()]
-    count = len(mine)  # where there are fewer images than ranks, a rank without one still tells the widths
-    parts = list(encoded(encode, reader, mine if count else ids[:1], images, batch))
+    local = np.array_split(ids, collectives.world_size())[collectives.rank()]
+    count = len(local)  # where there are fewer images than ranks, a rank without one still needs the widths
+    parts = list(encoded(encode, reader, local if count else ids[:1], images, batch))
     labels = collectives.gather_to_main(torch.cat([labels for _, labels in parts])[:count])
     rows = {name: torch.cat([part[name] for part, _ in parts])[:count] for name in parts[0][0]}
     features = {name: collectives.gather_to_main(part) for name, part in rows.items()}
@@ -129,13 +148,12 @@ def _write(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
-    slices = np.array_split(np.arange(len(ids)), collectives.world_size())
-    mine = slices[collectives.rank()]
+    rows_of_rank = np.array_split(np.arange(len(ids)), collectives.world_size())[collectives.rank()]
     files, labels, widths = {}, [np.empty(0, np.int64)], {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
-            for features, found in encoded(encode, reader, ids[mine], images, batch):
+            for features, batch_labels in encoded(encode, reader, ids[rows_of_rank], images, batch):
                 if not files:
                     widths = {name: rows.shape[1] for name, rows in features.items()}
                     if collectives.rank() == 0:
@@ -143,10 +161,10 @@ def _write(
                     for number, (name, width) in enumerate(widths.items()):
                         handle = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
                         files[name] = opened.enter_context(open(handle, "wb", buffering=0))
-                        files[name].seek(int(mine[0]) * width * 4)
+                        files[name].seek(int(rows_of_rank[0]) * width * 4)
                 for name, rows in features.items():
                     _write_all(files[name], memoryview(rows.contiguous().numpy()).cast("B"))
-                labels.append(found.numpy())
+                labels.append(batch_labels.numpy())
     except OSError as error:
         raise UserError(
             f"cannot write the features to probe to {folder}: {error.strerror}; make room there"

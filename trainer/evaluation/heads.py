@@ -37,22 +37,23 @@ def head_probes(
 
     Heads whose mini-batches are of one size are trained together.
 
-    Raises UserError also where a head diverged, or where batch-norm has fewer than 2 images.
+    Raises:
+        UserError: as `probes` says, or a head diverged, or batch-norm has fewer than 2 images.
     """
     check(train_x, train_y, test_x, test_y, classes)
     mean, scale = statistics(train_x)
     results = {}
     for batch in dict.fromkeys(options.batch for options in wanted.values()):
         heads = {name: options for name, options in wanted.items() if options.batch == batch}
-        if min(batch, len(train_x)) < 2 and any(isinstance(options, MlpProbe) for options in heads.values()):
+        if min(batch, len(train_x)) < max(options.fewest_images for options in heads.values()):
             raise UserError("the MLP probe's batch-norm needs at least 2 training images at a time, got 1")
         heads = {name: build(options, train_x, classes, seed) for name, options in heads.items()}
         fit(list(heads.values()), train_x, train_y, mean, scale, seed)
         for name, head in heads.items():
             if not all(parameter.isfinite().all() for parameter in head.parameters()):
                 raise UserError(f"evaluate.{name}.lr={wanted[name].lr}: the probe diverged; lower it")
-        found = accuracies(list(heads.values()), test_x, test_y, mean, scale)
-        results |= dict(zip(heads, found, strict=True))
+        measured = accuracies(list(heads.values()), test_x, test_y, mean, scale)
+        results |= dict(zip(heads, measured, strict=True))
     return {name: results[name] for name in wanted}
 
 
@@ -186,8 +187,8 @@ def hinge(values: Tensor, labels: Tensor) -> Tensor:
 
     Cortes and Vapnik 1995, one class against the rest as scikit-learn's LinearSVC.
     """
-    own = functional.one_hot(labels, values.shape[-1]).unsqueeze(1)
-    return (1 - (2 * own - 1) * values).relu()
+    labelled = functional.one_hot(labels, values.shape[-1]).unsqueeze(1)
+    return (1 - (2 * labelled - 1) * values).relu()
 
 
 class Mlp(Head):

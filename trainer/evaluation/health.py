@@ -2,7 +2,7 @@
 
 Figures of features [N, d], float32 or float64, computed in float64 on one process from all rows, so that they
 are the same on any number of ranks. Features come from float32 networks: what is no larger than their
-rounding counts as zero, and a collapsed representation is told as such, not by the shape of its noise.
+rounding counts as zero, so that the figures of a collapsed representation are not those of its noise.
 """
 
 import torch
@@ -10,10 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_pipelines.common.errors import UserError
+from trainer.evaluation.context import EvaluationContext, Evaluator
 
 ROUNDING = torch.finfo(torch.float32).eps
 DEAD = 1e-3  # of the mean standard deviation: a dimension that varies less is dead
 PAIRED = 2048  # rows at most whose pairs are compared: 2 million pairs
+
+
+class Health(Evaluator):
+    """Health of y on test images, during pretraining; labels are not read."""
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        rows = context.sampled(context.test, mirrored=True)
+        return health(rows[0]["y"], rows[0]["mirrored"]) if rows else {}
 
 
 def health(y: Tensor, mirrored: Tensor | None = None) -> dict[str, float]:
@@ -21,9 +30,10 @@ def health(y: Tensor, mirrored: Tensor | None = None) -> dict[str, float]:
 
     The mirror image (left and right exchanged) is the second view in every run, whether its own views are
     random or not: it needs no random numbers, and runs of different recipes can be compared. Where mirroring
-    changes what is seen, as with digits, no good encoder aligns it. Nothing is told of fewer than 2 images.
+    changes what is seen, as with digits, no good encoder aligns it. Fewer than 2 images have no figures.
 
-    Raises UserError where a feature is not finite.
+    Raises:
+        UserError: a feature is not finite.
     """
     if not all(x.isfinite().all() for x in (y, mirrored) if x is not None):
         raise UserError("features hold NaN or infinity: the encoder diverged; lower optimizer.lr")
@@ -43,7 +53,7 @@ def effective_rank(x: Tensor) -> float:
     """exp of the entropy of the singular values, divided by their sum, of the centred features [N, d].
 
     Between 1 (a line, or a point) and d (equal spread along d axes). Centred, unlike RankMe's: a constant
-    that all images share tells none from another. Source: Roy and Vetterli 2007 (EUSIPCO).
+    that all images share does not distinguish them. Source: Roy and Vetterli 2007 (EUSIPCO).
     """
     x = x.double()
     values = torch.linalg.svdvals(x - x.mean(0))

@@ -7,9 +7,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_pipelines.common.errors import UserError
+from trainer.evaluation.context import EvaluationContext, Evaluator
 
 TEMPERATURE = 0.1
-SIMILARITIES = 2**24  # similarities held at a time: 64 MiB in float32
+SIMILARITIES = 2**24  # in memory at a time: 64 MiB in float32
+
+
+class Knn(Evaluator):
+    """The accuracy on y during pretraining, of those images that have a label."""
+
+    def wanted(self, context: EvaluationContext) -> bool:
+        return bool(context.classes)
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        test, train = context.sampled(context.test), context.sampled(context.labelled)
+        if test is None:
+            return {}
+        rows = [part for features, labels in (train, test) for part in _labelled_rows(features["y"], labels)]
+        if not all(map(len, rows)):
+            return {}
+        return {"knn/y/online": knn_accuracy(*rows, len(context.classes), context.options.knn)}
+
+
+def _labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Those rows [n, d] and labels [n] that have a label."""
+    return rows[labels >= 0], labels[labels >= 0]
 
 
 def knn_accuracy(
@@ -20,7 +42,8 @@ def knn_accuracy(
     Features are float32 or float64 [N, d], labels int64 [N]; k beyond the training set is the whole of it.
     Source: the CIFAR demo of MoCo (k = 200, temperature 0.1), after Wu et al. 2018 (arXiv 1805.01978).
 
-    Raises UserError for an empty split or a feature that is not finite.
+    Raises:
+        UserError: an empty split, or a feature that is not finite.
     """
     right = 0
     for start, (cosine, index) in _closest(train_x, test_x, k):
@@ -33,7 +56,8 @@ def knn_accuracy(
 def nearest(train_x: Tensor, query_x: Tensor, k: int) -> Tensor:
     """Indices int64 [Q, k] of each query's k nearest training images by cosine, nearest first.
 
-    Raises UserError for an empty split or a feature that is not finite.
+    Raises:
+        UserError: an empty split, or a feature that is not finite.
     """
     return torch.cat([index for _, (_, index) in _closest(train_x, query_x, k)])
 

@@ -100,7 +100,7 @@ def check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, clas
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, 1 / standard deviation) of each feature, [d]; a constant feature tells nothing and gets 0."""
+    """(mean, 1 / standard deviation) of each feature, [d]; a constant feature holds nothing and gets 0."""
     mean = sum(rows.sum(0, dtype=torch.float64) for rows in x.split(ROWS)) / len(x)
     square = sum((rows - mean).square_().sum(0) for rows in x.split(ROWS)) / len(x)
     std = square.sqrt()

@@ -1,55 +1,54 @@
-"""How well a codec gives images back, what its y and its w each carry, and what a linear codec would do.
+"""How well a codec reconstructs images, what its y and its w each carry, and what a linear codec would do.
 
 Errors are squared errors summed over an image whose pixels lie in [0, 1], of outputs clamped to [0, 1]: the
-scale of the hybrid paper's "MSE", as far as its released code tells. The codec is in evaluation mode.
+scale of the hybrid paper's "MSE", as far as its released code says. The codec is in evaluation mode.
 
 All of it is collective: a rank decodes its slice of the images, and every rank gets the same figures.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.dali import in_order
 from data_pipelines.draws import permutation
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from trainer.distributed import collectives
-from trainer.evaluation.features import subset
-from trainer.objectives.autoencoder import Codec
+from trainer.evaluation.context import EvaluationContext, Evaluator
+from trainer.evaluation.features import Sample, subset
+from trainer.evaluation.figures import reconstructions
+from trainer.evaluation.linear_codec import LinearCodec, tile_side
+from trainer.evaluation.pictures import as_pictures
+from trainer.objectives.codec import Codec
 from trainer.recipe.evaluation import Evaluate
 
 PAIRS = 1000  # of test images, whose y and w are swapped
-TILE = 32  # largest side of what the linear codec codes as one piece, pixels
 TILES = 20_000  # that the linear codec is fitted on
-ROWS = 1024  # of them at a time: products in float32, their sums in float64
 PIXELS = 2**21  # at most so many in a batch: a decoder keeps many numbers a pixel
 LEVELS = 256  # of a pixel, for bits per dimension
 SMALLEST = torch.finfo(torch.float32).eps ** 2  # what float32 pixels cannot tell from no error
+SHOWN = 24  # test images beside their reconstructions
+SHOWN_PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to the other
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Samples `ids` of a split, as `images` decodes them, `batch` at a time."""
+class Reconstruction(Evaluator):
+    """Errors on all test images, the linear codec as the control, and pages of images; of a decoder."""
 
-    reader: Reader
-    ids: np.ndarray
-    images: ImageOptions
-    batch: int
+    def wanted(self, context: EvaluationContext) -> bool:
+        return context.objective.codec is not None
 
-    def mine(self) -> "Sample":
-        """This rank's contiguous slice."""
-        return replace(self, ids=np.array_split(self.ids, collectives.world_size())[collectives.rank()])
-
-    def views(self) -> Iterator[Tensor]:
-        """Batches of normalised images [n, 3, H, W]."""
-        return (view for view, _ in in_order(self.reader, self.images, self.ids, self.batch))
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        codec, train, test = context.objective.codec, context.train, context.test
+        images, seed = context.images, context.recipe.seed
+        figures, linear = measure(codec, train, test, images, context.options, seed, context.say)
+        if context.is_main:
+            draw(context, codec, linear)
+        return figures
 
 
 @torch.no_grad()
@@ -61,7 +60,7 @@ def measure(
     options: Evaluate,
     seed: int,
     say: Callable[[str], None],
-) -> tuple[dict[str, float], "LinearCodec | None"]:
+) -> tuple[dict[str, float], LinearCodec | None]:
     """The figures of results.json, and the linear codec where `options.controls` asks for it.
 
     All of the test split is reconstructed; the linear codec is fitted on training images.
@@ -73,12 +72,12 @@ def measure(
     tested = Sample(test, np.arange(test.images), images, batch)
     elements = 3 * images.size**2
     errors = reconstruction_errors(lambda views: codec.decode(*codec.encode(views)), codec, tested)
-    found = summarised(errors, elements)
+    figures = summarised(errors, elements)
     if test.images > 1:
         chosen = permutation(test.images, seed, "swapped pairs")[:PAIRS]
-        found["swap_ratio"] = swap_ratio(codec, replace(tested, ids=chosen))
-    say(f"  reconstruction: {_listed(found)}")
-    results = {f"reconstruction/{name}": value for name, value in found.items()}
+        figures["swap_ratio"] = swap_ratio(codec, replace(tested, ids=chosen))
+    say(f"  reconstruction: {_listed(figures)}")
+    results = {f"reconstruction/{name}": value for name, value in figures.items()}
     if not options.controls:
         return results, None
     side = tile_side(images.size)
@@ -117,11 +116,11 @@ def reconstruction_errors(
 ) -> np.ndarray:
     """Squared error of each image, float64 [N], in the order of `sample`; collective."""
 
-    def own() -> np.ndarray:
-        parts = [squared_errors(reconstruct(view), codec.pixels(view)) for view in sample.mine().views()]
+    def errors_of_rank() -> np.ndarray:
+        parts = [squared_errors(reconstruct(view), codec.pixels(view)) for view in sample.of_rank().views()]
         return torch.cat([torch.empty(0, dtype=torch.float64), *parts]).numpy()
 
-    return np.concatenate(collectives.run_on_all(own))
+    return np.concatenate(collectives.run_on_all(errors_of_rank))
 
 
 @torch.no_grad()
@@ -133,8 +132,8 @@ def swap_ratio(codec: Codec, sample: Sample) -> float:
     """
     pairs = np.stack([sample.ids, np.roll(sample.ids, -1)])
 
-    def own() -> np.ndarray:
-        zeros, ones = (replace(sample, ids=ids).mine().views() for ids in pairs)
+    def errors_of_rank() -> np.ndarray:
+        zeros, ones = (replace(sample, ids=ids).of_rank().views() for ids in pairs)
         parts = [np.empty((2, 0))]
         for zero, one in zip(zeros, ones, strict=True):
             (y0, w0), (y1, w1), pixels = codec.encode(zero), codec.encode(one), codec.pixels(zero)
@@ -142,7 +141,7 @@ def swap_ratio(codec: Codec, sample: Sample) -> float:
             parts.append(np.stack([squared_errors(outputs, pixels).numpy() for outputs in swapped]))
         return np.concatenate(parts, axis=1)
 
-    other_y, other_w = np.concatenate(collectives.run_on_all(own), axis=1)
+    other_y, other_w = np.concatenate(collectives.run_on_all(errors_of_rank), axis=1)
     return math.fsum(other_y) / max(math.fsum(other_w), SMALLEST)
 
 
@@ -167,62 +166,31 @@ def summarised(errors: np.ndarray, elements: int) -> dict[str, float]:
     }
 
 
-# ---- the linear codec ----------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------
 
 
-def tile_side(size: int) -> int:
-    """The largest side of at most TILE pixels that cuts an image of `size` pixels into whole tiles."""
-    return max(side for side in range(1, min(size, TILE) + 1) if size % side == 0)
-
-
-@dataclass(frozen=True)
-class LinearCodec:
-    """Principal components of the tiles of an image: the best linear codec of so many numbers.
-
-    Images of up to TILE pixels are one tile, so that this is PCA. Larger ones are cut into tiles coded alike,
-    each with its share of the components, as the covariance of whole images would not fit a machine.
-    `mean` [d] and orthonormal `basis` [d, k], d = 3·side², are of pixels in [0, 1].
-    """
-
-    mean: Tensor
-    basis: Tensor
-    side: int
-
-    @classmethod
-    @torch.no_grad()
-    def fit(cls, codec: Codec, sample: Sample, side: int) -> "LinearCodec":
-        """Fitted on `sample`, with as many numbers an image as the codec's y and w have; collective."""
-        width = 3 * side**2
-        first = torch.zeros(width, dtype=torch.float64, device=sample.images.device)
-        second = torch.zeros(width, width, dtype=torch.float64, device=sample.images.device)
-        for view in sample.mine().views():
-            for rows in (tiles(codec.pixels(view), side) - 0.5).split(ROWS):
-                first += rows.sum(0, dtype=torch.float64)
-                second += rows.T @ rows
-        for moment in (first, second):
-            collectives.all_reduce_sum(moment)
-        across = sample.images.size // side
-        count = len(sample.ids) * across**2
-        mean = first / count
-        _, vectors = torch.linalg.eigh((second / count).addr_(mean, mean, alpha=-1))  # smallest first
-        (view,) = replace(sample, ids=sample.ids[:1]).views()
-        components = min(sum(part.numel() for part in codec.encode(view)) // across**2, width)
-        kind = {"dtype": sample.images.dtype}
-        return cls((mean + 0.5).to(**kind), vectors[:, width - components :].to(**kind), side)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """What is left of pixels [n, 3, H, W] after encoding and decoding, not clamped."""
-        codes = (tiles(pixels, self.side) - self.mean) @ self.basis
-        found = (codes @ self.basis.T + self.mean).unflatten(0, (len(pixels), -1)).transpose(1, 2)
-        return F.fold(found, pixels.shape[2:], self.side, stride=self.side)
-
-
-def tiles(pixels: Tensor, side: int) -> Tensor:
-    """Images [n, 3, H, W] as tiles [n · tiles, 3·side²], those of an image after each other."""
-    return F.unfold(pixels, side, stride=side).transpose(1, 2).flatten(0, 1)
-
-
-# ---- between two images --------------------------------------------------------------------------
+def draw(context: EvaluationContext, codec: Codec, linear: LinearCodec | None) -> None:
+    """Test images beside their reconstructions, and decoded images between two of them; on rank 0."""
+    ids = permutation(context.test.images, context.recipe.seed, "shown")[:SHOWN]
+    views = next(Sample(context.test, ids, context.images, len(ids)).views())
+    originals = codec.pixels(views)
+    with context.drawing("reconstructions.png") as path, torch.no_grad():
+        outputs = {"reconstruction": codec.decode(*codec.encode(views))}
+        if linear is not None:
+            outputs["linear codec"] = linear(originals)
+        columns = {
+            name: (as_pictures(x), squared_errors(x, originals).tolist()) for name, x in outputs.items()
+        }
+        reconstructions.reconstructions(path, as_pictures(originals), columns)
+    if pairs := min(SHOWN_PAIRS, len(ids) // 2):
+        ends = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        with context.drawing("interpolations.png") as path:
+            between = interpolated(codec, *(views[end] for end in ends), STEPS)
+            reconstructions.interpolations(
+                path,
+                *(as_pictures(originals[end]) for end in ends),
+                {name: [as_pictures(frames) for frames in lines] for name, lines in between.items()},
+            )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Every probe on every feature, dealt out over the ranks, and over the cores of each."""
+"""Every probe on every feature, as jobs that are divided among the ranks and the cores of each."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +10,32 @@ from torch import Tensor
 
 from trainer.distributed import collectives
 from trainer.evaluation import heads, probes
+from trainer.evaluation.context import EvaluationContext, Evaluator
 from trainer.evaluation.features import Examples
 from trainer.evaluation.knn import knn_accuracy
-from trainer.recipe.evaluation import Evaluate, LinearProbe, MlpProbe
+from trainer.recipe.evaluation import Evaluate, LinearProbe
 
 L_BFGS_COST = 3  # a pass that is bound by memory, as against the same products done in large matrices
 
 
+class Probes(Evaluator):
+    """Accuracies of probes on each feature, and of nearest neighbours on y, on all labelled images."""
+
+    def wanted(self, context: EvaluationContext) -> bool:
+        return bool(context.classes)
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        classes, options, seed = len(context.classes), context.options, context.recipe.seed
+        figures = measure_probes(*context.examples(), classes, options, seed, context.device)
+        context.say(
+            f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in figures.items())
+        )
+        return figures
+
+
 @dataclass(frozen=True)
 class Job:
-    """One piece of work that one rank does alone: `run` gives figures, in about `cost` operations."""
+    """Work that one rank does alone: `run` returns figures by name, in about `cost` operations."""
 
     name: str
     cost: float
@@ -29,37 +45,37 @@ class Job:
 def measure_probes(
     train: Examples, test: Examples, classes: int, options: Evaluate, seed: int, device: torch.device
 ) -> dict[str, float]:
-    """All accuracies that `options` asks for, in [0, 1], the same on every rank.
+    """All accuracies that `options` asks for, in [0, 1], the same on every rank; collective.
 
-    Collective. A job is done by one rank, start to end, by `options.threads` threads, from caches that all
-    ranks read: so the figures are the same bits whoever does it, on any number of ranks and cores.
+    One rank does a job from start to end, on `options.threads` threads, from caches that all ranks read. The
+    figures are therefore the same bits on any number of ranks and cores.
 
     Raises:
-        SharedError: on every rank, what a probe of one of them refused.
+        SharedError: on every rank, the error of a probe of one of them.
     """
     work = jobs(train, test, classes, options, seed, device)
-    mine = assign_jobs(work, collectives.world_size())[collectives.rank()]
-    found = collectives.run_on_all(lambda: run_all(mine, options.threads, device))
-    figures = {name: value for part in found for name, value in part.items()}
+    jobs_of_rank = assign_jobs(work, collectives.world_size())[collectives.rank()]
+    parts = collectives.run_on_all(lambda: run_all(jobs_of_rank, options.threads, device))
+    figures = {name: value for part in parts for name, value in part.items()}
     return {name: value for job in work for name, value in figures[job.name].items()}
 
 
 def assign_jobs(work: list[Job], ranks: int) -> list[list[Job]]:
-    """The jobs of each rank: the most costly first, each to whoever has least to do."""
-    hands: list[list[Job]] = [[] for _ in range(ranks)]
+    """The jobs of each rank: the most costly first, each to the rank that has least to do."""
+    assigned: list[list[Job]] = [[] for _ in range(ranks)]
     for job in sorted(work, key=lambda job: -job.cost):
-        min(hands, key=lambda hand: sum(held.cost for held in hand)).append(job)
-    return hands
+        min(assigned, key=lambda jobs_of_rank: sum(other.cost for other in jobs_of_rank)).append(job)
+    return assigned
 
 
 def run_all(work: list[Job], threads: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Runs jobs, in their order, as many at a time as this process has cores for; on a GPU one by one.
+    """Runs jobs in their order, as many at a time as this process has cores for; on a GPU one by one.
 
-    Returns the figures of each job by its name. Interrupted or refused, it waits for nothing.
+    Returns the figures of each job by its name. After an interrupt or an error it does not wait for the rest.
     """
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(1 if device.type == "cuda" else max(1, cores // threads))
-    torch.set_num_threads(threads)  # also what threads that begin now take
+    torch.set_num_threads(threads)  # threads that begin now inherit it
     try:
         return dict(zip([job.name for job in work], pool.map(lambda job: job.run(), work), strict=True))
     finally:
@@ -81,7 +97,7 @@ def jobs(
 
 @dataclass(frozen=True)
 class _Data:
-    """One feature of both splits, as the probes take it."""
+    """One feature of both splits, as the arguments of the probes."""
 
     train: Examples
     test: Examples
@@ -109,7 +125,7 @@ class _Data:
 
 
 def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int) -> list[Job]:
-    images, unseen, work = len(data.train.labels), len(data.test.labels), []
+    images, test_images, work = len(data.train.labels), len(data.test.labels), []
     if options.linear:
         cost = 4 * images * data.width * data.classes * options.linear.iterations * L_BFGS_COST
 
@@ -118,8 +134,8 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
 
         work.append(Job(f"linear/{name}", cost, linear))
     if wanted:
-        units = sum(_units(head, data.classes) * head.epochs for head in wanted.values())
-        cost = 4 * images * data.width * units
+        products = sum(head.products(data.classes) * head.epochs for head in wanted.values())
+        cost = 4 * images * data.width * products
         work.append(Job(f"heads/{name}", cost, lambda: _head_figures(name, data, wanted, seed)))
     if name != "y":
         return work
@@ -130,15 +146,10 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
             accuracy = probes.few_shot_probe(*data(), linear_options, few, seed)
             return {f"few_shot/{few.shots}/linear/y": accuracy}
 
-        work.append(Job("few_shot/y", 2 * unseen * data.width * data.classes * few.draws, few_shot))
-    cost = 2 * images * unseen * data.width
+        work.append(Job("few_shot/y", 2 * test_images * data.width * data.classes * few.draws, few_shot))
+    cost = 2 * images * test_images * data.width
     work.append(Job("knn/y", cost, lambda: {"knn/y": knn_accuracy(*data(), options.knn)}))
     return work
-
-
-def _units(head: heads.Options, classes: int) -> int:
-    """Columns of a head's first product."""
-    return head.units if isinstance(head, MlpProbe) else classes * getattr(head, "runs", 1)
 
 
 def _head_figures(name: str, data: _Data, wanted: dict, seed: int) -> dict[str, float]:

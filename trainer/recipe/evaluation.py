@@ -1,6 +1,6 @@
 """What a recipe asks to be measured: the probes of a frozen encoder and the online monitor."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,7 +14,17 @@ class LinearProbe(Section):
     iterations: Positive = 100
 
 
-class MlpProbe(Section):
+class HeadOptions(Section):
+    """What the options of every probe that learns by mini-batches answer."""
+
+    fewest_images: ClassVar[int] = 1  # training images that a mini-batch needs
+
+    def products(self, classes: int) -> int:
+        """Columns of the head's first matrix product."""
+        return classes
+
+
+class MlpProbe(HeadOptions):
     """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features.
 
     The learning rate falls to zero along a half cosine; with `milestones`, to a tenth after each of these
@@ -28,8 +38,13 @@ class MlpProbe(Section):
     lr: PositiveFloat = 1e-3
     milestones: Annotated[list[Positive], Field(min_length=1)] | None = None
 
+    fewest_images: ClassVar[int] = 2  # batch-norm takes statistics over them
 
-class SgdProbe(Section):
+    def products(self, classes: int) -> int:
+        return self.units
+
+
+class SgdProbe(HeadOptions):
     """Multinomial logistic regression by mini-batches: SGD, momentum 0.9, a half cosine to zero, no decay.
 
     `lr` is that of standardised features divided by the root of their number: one value for any width.
@@ -40,7 +55,7 @@ class SgdProbe(Section):
     lr: PositiveFloat = 3.0
 
 
-class SvmProbe(Section):
+class SvmProbe(HeadOptions):
     """`runs` linear SVMs from different initial weights: one against the rest, hinge loss, mini-batches.
 
     Each minimises, for each class, the mean hinge loss + l2/2 · ||w||² on standardised features, by SGD as
@@ -52,6 +67,9 @@ class SvmProbe(Section):
     epochs: Positive = 40
     batch: Positive = 256
     lr: PositiveFloat = 3.0
+
+    def products(self, classes: int) -> int:
+        return classes * self.runs
 
 
 class FewShot(Section):

@@ -1,0 +1,46 @@
+"""The objective's information estimates on images that were not trained on."""
+
+import torch
+from torch import Tensor
+
+from data_pipelines.dali import ImageViews
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
+from trainer.engines.precision import forward_precision
+from trainer.evaluation.context import EvaluationContext, Evaluator
+
+
+class Information(Evaluator):
+    """Estimates of a contrastive objective on test images, nats, by the names of training and `/held_out`.
+
+    Computed by rank 0, a few groups of negatives at a time, on images that do not depend on the ranks. There
+    are none where the split is smaller than the groups.
+    """
+
+    def wanted(self, context: EvaluationContext) -> bool:
+        return context.recipe.objective.contrastive is not None
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        return heldout_estimates(context) if context.is_main else {}
+
+
+@torch.no_grad()
+def heldout_estimates(context: EvaluationContext) -> dict[str, float]:
+    """The mean estimates over batches of whole groups of at most `online_images` test images."""
+    recipe, test = context.recipe, context.test
+    unit = recipe.objective.contrastive.heldout_batch(recipe.groups, recipe.batch)
+    images = min(test.images, context.options.online_images) // unit * unit
+    views, share = recipe.data.views, BatchShare(unit)
+    sources = share.sources(len(views))
+    maker = ImageViews(test, context.images, views, sources, recipe.seed, share.micro_batch)
+    plan = Plan(recipe.seed, test.shards, recipe.data.window)
+    loader = Loader(maker, plan, share, start=0, stop=images)
+    estimates: dict[str, list[Tensor]] = {}
+    for batch in loader:
+        with forward_precision(recipe.precision, context.device):
+            values = context.objective(batch)
+        for name, value in values.items():
+            if name.startswith("mi/") and isinstance(value, Tensor):
+                estimates.setdefault(name, []).append(value.double())
+    loader.close()
+    return {f"{name}/held_out": torch.stack(values).mean().item() for name, values in estimates.items()}
