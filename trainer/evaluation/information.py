@@ -11,14 +11,11 @@ from trainer.evaluation.context import EvaluationContext, Evaluator
 
 
 class Information(Evaluator):
-    """Estimates of a contrastive objective on test images, nats, by the names of training and `/held_out`.
+    """The objective's estimates on test images, nats, by the names of training and `/held_out`.
 
     Computed by rank 0, a few groups of negatives at a time, on images that do not depend on the ranks. There
     are none where the split is smaller than the groups.
     """
-
-    def wanted(self, context: EvaluationContext) -> bool:
-        return context.recipe.objective.contrastive is not None
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         return heldout_estimates(context) if context.is_main else {}
@@ -28,7 +25,7 @@ class Information(Evaluator):
 def heldout_estimates(context: EvaluationContext) -> dict[str, float]:
     """The mean estimates over batches of whole groups of at most `online_images` test images."""
     recipe, test = context.recipe, context.test
-    unit = recipe.objective.contrastive.heldout_batch(recipe.groups, recipe.batch)
+    unit = recipe.objective.heldout_batch(recipe.groups, recipe.batch)
     images = min(test.images, context.options.online_images) // unit * unit
     views, share = recipe.data.views, BatchShare(unit)
     sources = share.sources(len(views))

@@ -15,11 +15,12 @@ import pytest
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from tests.helpers.command_lines import MAIN, mistake, process, script, tiny
+from trainer.evaluation.measure import compared_pixels
 from trainer.recipe.loading import load
 from trainer.recipe.schema import Tracking
 from trainer.runs.folder import RunFolder
 from trainer.tasks.evaluate import deliver, tracked
-from trainer.tasks.preflight import check_disk, check_evaluation, compared_pixels
+from trainer.tasks.preflight import check_disk, check_evaluation
 from trainer.tracking.journal import Journal, read
 
 CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
