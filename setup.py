@@ -1,4 +1,7 @@
-"""Packaging of hybrid-infomax; the tested versions are in constraints.txt."""
+"""Packaging of hybrid-infomax; the tested versions are in constraints.txt.
+
+The recipes are installed as data of `trainer`: a package `recipes` would stand in everybody's site-packages.
+"""
 
 from setuptools import find_packages, setup
 
@@ -7,7 +10,13 @@ setup(
     version="0.1.0",
     description="Pretraining of image encoders by mutual information, from a laptop to a cluster",
     python_requires=">=3.10",
-    packages=find_packages(include=["trainer", "trainer.*", "data_pipelines", "data_pipelines.*"]),
+    packages=[
+        *find_packages(include=["trainer", "trainer.*", "data_pipelines", "data_pipelines.*"]),
+        "trainer._recipes",
+    ],
+    package_dir={"trainer._recipes": "recipes"},
+    package_data={"trainer._recipes": ["*.yaml", "launch/*.yaml"]},
+    entry_points={"console_scripts": ["hybrid-infomax = trainer.cli:main"]},
     install_requires=[
         "torch>=2.6",
         "accelerate",
@@ -25,5 +34,5 @@ setup(
         "tqdm",
         "psutil",
     ],
-    extras_require={"test": ["pytest", "psycopg2-binary", "ruff"]},
+    extras_require={"test": ["pytest", "psycopg2-binary", "ruff", "setuptools>=70.1"]},
 )

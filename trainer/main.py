@@ -1,6 +1,6 @@
 """The entry: reads the recipe and runs its task.
 
-accelerate launch trainer/main.py recipe=NAME [a.b=value ...]
+accelerate launch trainer/main.py recipe=NAME [a.b=value ...]        outside a checkout: -m trainer.main
 python trainer/main.py --list | recipe=NAME --print | recipe=NAME --plan | recipe=NAME --folder
 
 --allow-commands lets data.root=pipe:COMMAND and s3://... start programs.
@@ -8,11 +8,15 @@ python trainer/main.py --list | recipe=NAME --print | recipe=NAME --plan | recip
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-# A script's own folder comes first on the path, and a module of ours might then hide one of Python's.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# The folder of a script comes first on the path, where a module of ours might hide one of Python's.
+if (
+    __name__ == "__main__" and __spec__ is None
+):  # `-m trainer.main` has a spec, and the working directory there
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.common.errors import SharedError, UserError
 from trainer.distributed import launch
@@ -23,67 +27,73 @@ QUESTIONS = ("--list", "--print", "--plan", "--folder")
 
 
 def main(arguments: list[str]) -> int:
+    """The command; its exit status. Raises UserError for what its user can mend."""
     launch.set_environment()
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    asked = [word for word in arguments if word.startswith("-")]
-    arguments = [word for word in arguments if word not in asked]
-    commands, asked = ALLOWED in asked, [word for word in asked if word != ALLOWED]
-    if unknown := [word for word in asked if word not in QUESTIONS]:
+    options = [word for word in arguments if word.startswith("-")]
+    arguments = [word for word in arguments if word not in options]
+    commands, questions = ALLOWED in options, [word for word in options if word != ALLOWED]
+    if unknown := [word for word in questions if word not in QUESTIONS]:
         raise UserError(f"{unknown[0]}: unknown; expected {', '.join((*QUESTIONS, ALLOWED))} or key=value")
-    if asked[1:]:
-        raise UserError(f"{' '.join(asked)}: expected at most one of {', '.join(QUESTIONS)}")
-    if asked == ["--list"]:
-        found = list(loading.listing())
-        width = max(len(listed.name) for listed in found)
-        for listed in found:
+    if questions[1:]:
+        raise UserError(f"{' '.join(questions)}: expected at most one of {', '.join(QUESTIONS)}")
+    if questions == ["--list"]:
+        recipes = loading.listing()
+        width = max(len(listed.name) for listed in recipes)
+        for listed in recipes:
             print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
     loaded = replace(loading.load(arguments), commands=commands)
-    if asked == ["--print"]:
+    if questions == ["--print"]:
         print(loaded.text(), end="")
         return 0
-    if asked == ["--folder"]:
-        from trainer.runs.folder import RunFolder
-
-        print(RunFolder.of(loaded).path)
+    if questions == ["--folder"]:
+        print(loaded.recipe.folder(loaded.name))
         return 0
-
-    if asked == ["--plan"]:
+    if questions == ["--plan"]:
         from trainer.tasks import plan
 
         return plan.run(loaded)
-    precision = getattr(loaded.recipe, "precision", "float32")
+    return train(loaded)
+
+
+def train(loaded: loading.ResolvedRecipe) -> int:
+    """Runs the recipe's task on this rank; the process's exit status."""
+    precision = loaded.recipe.launch_precision
     context = launch.start(precision)
     if context.is_main:
-        print(
-            f"recipe {loaded.name}: {context.world_size} rank{'s' * (context.world_size > 1)} "
-            f"x {context.threads} thread{'s' * (context.threads > 1)}, {context.engine}, {context.device.type}, {precision}",
-            flush=True,
-        )
+        ranks = f"{context.world_size} rank{'s' * (context.world_size > 1)}"
+        threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
+        setting = f"{context.engine}, {context.device.type}, {precision}"
+        print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
     from trainer.tasks import evaluate, pretrain
 
     task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
     return task.run(loaded, context)
 
 
-if __name__ == "__main__":
+def exit_status(command: Callable[[], int]) -> int:
+    """Runs a command. What its user can mend, or the loss of another rank, is one line on stderr."""
     try:
-        status = main(sys.argv[1:])
+        return command()
     except UserError as mistake:
-        # A mistake in the recipe is every rank's, and told once; later ones may be one rank's alone.
-        everyone = "torch" not in sys.modules or isinstance(mistake, SharedError)
-        if os.environ.get("RANK", "0") == "0" or not everyone:
+        # All ranks make a mistake in the recipe, and the first reports it; later mistakes may be one rank's.
+        of_all_ranks = "torch" not in sys.modules or isinstance(mistake, SharedError)
+        if os.environ.get("RANK", "0") == "0" or not of_all_ranks:
             print(f"error: {mistake}", file=sys.stderr)
-        status = 2
+        return 2
     except RuntimeError as error:
         from trainer.distributed import collectives
 
         if not (line := collectives.peer_lost(error)):
             raise
         print(f"error: {line}", file=sys.stderr)
-        status = 1
+        return 1
     except KeyboardInterrupt:
-        status = 130
-    launch.leave(status)
+        return 130
+
+
+if __name__ == "__main__":
+    launch.leave(exit_status(lambda: main(sys.argv[1:])))

@@ -71,10 +71,11 @@ def script(capsys, *arguments: str) -> Done:
     return Done(left.value.code, out, err)
 
 
-def process(*words: str | Path, cwd: Path = ROOT) -> Done:
-    """Runs a command in a process of its own."""
+def process(*words: str | Path, cwd: Path = ROOT, **variables: str) -> Done:
+    """Runs a command in a process of its own, with these environment variables more."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= variables
     done = subprocess.run(
         [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -1,6 +1,7 @@
 """Users' mistakes and broken surroundings, through the command line: one clear line, nothing left behind."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def outputs(tmp_path) -> Path:
         (["recipe=quickstar"], "unknown recipe 'quickstar'; did you mean 'quickstart'?"),
         (["recipe=quickstart", "optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean"),
         (["recipe=quickstart", "objective.bound=jds"], "did you mean 'jsd'?"),
+        (["recipe=quickstart", "objective.kind=mocco"], "got 'mocco'; did you mean 'moco'?"),
+        (["recipe=quickstart", "data.patience=1", "data.retry_seconds=1"], "data.patience: the old name of "),
         (["recipe=quickstart", "batch=many"], "batch: expected a whole number above 0, got 'many'"),
     ],
 )
@@ -57,6 +60,18 @@ def test_the_process_itself_says_it_once_and_exits_2(tmp_path):
     assert "batch: expected a whole number" in mistake(done)
     assert done.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_objective_reaches_nothing_that_builds():
+    words = ["recipe=quickstart", "objective={kind: simclrr, temperature: 0.1}"]
+    code = f"from trainer.main import exit_status, main; status = exit_status(lambda: main({words}))"
+    code += (
+        "; import sys; print(status, [name for name in sys.modules if 'build' in name and 'trainer' in name])"
+    )
+    done = process(sys.executable, "-c", code)
+    assert done.out == "2 []\n"
+    assert "objective.kind: expected 'dim', 'moco', " in done.err
+    assert "got 'simclrr'" in done.err
 
 
 def test_recipe_errors_come_before_data_errors(capsys, tmp_path):
@@ -92,11 +107,32 @@ def test_a_recipe_changed_under_a_run_is_refused_naming_the_keys(capsys, made, o
         assert f"{outputs / 'quickstart'} is a run of another recipe" in line
         assert "optimizer.lr: 0.001 -> 0.002" in line
         assert "objective.bound: 'jsd' -> 'infonce'" in line.replace('"', "'") or "jsd -> infonce" in line
-        assert "run=NAME" in line
+        way_on = "continue it with objective.bound=jsd optimizer.lr=0.001, or start another with run=NAME"
+        assert line.endswith(f"; {way_on}")
         left = contents(outputs)
         assert {name: left[name] for name in left if name in files} == left
+    back = ["objective.bound=jsd", "optimizer.lr=0.001"]  # behind what was refused, the last word stands
+    assert script(capsys, *changed, *back).status == 0
     same = [*arguments, "log.every=256", "save.keep=1", "accumulate=2"]  # changes nothing of the meaning
     assert script(capsys, *same).status == 0
+
+
+def test_checkpoints_of_another_recipe_are_refused_with_the_way_back(capsys, made, outputs):
+    """Where the run's recipe.yaml is lost, the newest checkpoint knows what it was."""
+    arguments = tiny(outputs, made)
+    assert script(capsys, *arguments).status == 0
+    for name in ("recipe.yaml", "done"):
+        (outputs / "quickstart" / name).unlink()
+    changed = [*arguments, "optimizer={kind: adamw, lr: 1e-3}"]
+    line = mistake(script(capsys, *changed))
+    assert (
+        f"{outputs}/quickstart/checkpoints/images-000000000256 is of another recipe (optimizer.kind: " in line
+    )
+    words = shlex.split(line.partition("; continue it with ")[2].partition(", or start another")[0])
+    assert words[0] == "optimizer.kind=adam"
+    done = script(capsys, *changed, *words)
+    assert done.status == 0, done.err
+    assert "resumed at 256 images" in done.out
 
 
 def test_another_data_set_under_a_run_is_refused(capsys, made, tmp_path, outputs):
@@ -159,7 +195,7 @@ def cut(path: Path) -> None:
 def test_an_index_of_nonsense_is_named(capsys, root, outputs):
     for path in (root / "train").glob("*.npy"):
         path.write_bytes(bytes(path.stat().st_size))
-    line = mistake(script(capsys, *tiny(outputs, root, "data.patience=0")))
+    line = mistake(script(capsys, *tiny(outputs, root, "data.retry_seconds=0")))
     assert ".npy" in line
     assert f"python -m data_pipelines.shards verify {root}" in line
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
-from trainer.recipe.messages import closest, did_you_mean, either, shown
+from trainer.recipe.messages import either, shown
 from trainer.recipe.schema import EvaluateRun, Pretrain
 from trainer.recipe.yaml12 import (
     COMMAND_LINE,
@@ -27,7 +28,9 @@ from trainer.recipe.yaml12 import (
     to_yaml_line,
 )
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSTALLED = CHECKOUT / "trainer" / "_recipes"  # setup.py installs recipes/ there; no checkout has it
+RECIPES = INSTALLED if INSTALLED.is_dir() else CHECKOUT / "recipes"
 LONGEST_CHAIN = 50  # recipes, each the base of the one before
 
 # Names that keys had before -> their names now. Either is valid, in every file and on the command line.

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.suggest import likeness
 from trainer.recipe.loading import RECIPES, load
-from trainer.recipe.messages import choices, fields, likeness
+from trainer.recipe.messages import choices, fields
 from trainer.recipe.schema import EvaluateRun, Pretrain
 from trainer.recipe.yaml12 import parse, strip_origins, to_yaml_line
 
