@@ -88,7 +88,7 @@ def test_no_network_at_all_then_sync(server, run, tmp_path, capsys):
         assert not training.delivered
 
     proxy = Proxy(server.port, port)  # now something answers at the first one's address
-    command = [sys.executable, "-m", "trainer.tracking.follower", "sync", tmp_path]
+    command = [sys.executable, "-m", "trainer.tracking", "sync", tmp_path]
     synced = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     proxy.close()
     assert synced.returncode == 1

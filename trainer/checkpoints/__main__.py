@@ -1,4 +1,4 @@
-"""The command that looks at checkpoints: python -m trainer.checkpoints.save list|verify|prune DIR"""
+"""The command that inspects checkpoints: python -m trainer.checkpoints list|verify|prune DIR"""
 
 import argparse
 import os
@@ -15,68 +15,71 @@ from trainer.checkpoints.load import NAME, newest, visible
 from trainer.checkpoints.retention import clean, expired, leftovers, remove
 from trainer.recipe import loading
 
-PROGRAM = "python -m trainer.checkpoints.save"
+PROGRAM = "python -m trainer.checkpoints"
 DIR = "a run's folder, its checkpoints/ folder, a folder of runs such as outputs/, or one checkpoint images-N"
 NEXT = "; the next start continues from it, if verify finds it whole"
 
 
 @dataclass(frozen=True)
-class CheckpointFolder:
-    """A folder of checkpoints and those of them that are meant, (images, path), fewest images first."""
+class Selection:
+    """The checkpoints that the command line names, (images, path), fewest images first, and their folder."""
 
     folder: Path
     checkpoints: list[tuple[int, Path]]
-    alone: bool = False  # one checkpoint was named, not its folder
+    single: bool = False  # the command line names one checkpoint, not its folder
 
 
-def places(directory: Path) -> list[CheckpointFolder]:
-    """What is meant by DIR. Raises UserError where there is nothing of the kind."""
+def select(directory: Path) -> list[Selection]:
+    """The checkpoints of DIR, a selection for each run. Raises UserError where DIR is no such folder."""
     if not directory.name or directory.name == "..":
         directory = directory.resolve()
     if (match := NAME.fullmatch(directory.name)) and directory.is_dir():
-        return [CheckpointFolder(directory.parent, [(int(match[1]), directory)], alone=True)]
+        return [Selection(directory.parent, [(int(match[1]), directory)], single=True)]
     if (directory / "checkpoints").is_dir() or (directory / "journal.jsonl").is_file():
         directory = directory / "checkpoints"
     elif directory.name != "checkpoints" and not visible(directory):
         if runs := sorted(directory.glob("*/checkpoints")):
-            return [CheckpointFolder(folder, visible(folder)) for folder in runs]
+            return [Selection(folder, visible(folder)) for folder in runs]
         raise UserError(f"{directory}: no checkpoints there; expected {DIR}")
     if not directory.is_dir() and not directory.parent.is_dir():
         raise UserError(f"{directory}: does not exist; expected {DIR}")
-    return [CheckpointFolder(directory, visible(directory))]
+    return [Selection(directory, visible(directory))]
 
 
 # ---- list ----------------------------------------------------------------------------------------
 
 
-def show(place: CheckpointFolder) -> int:
-    """A line for each checkpoint, from its manifest and its files' sizes alone."""
-    states = {path: state(path, digests=False) for _, path in place.checkpoints}
-    total = f"{len(states)} checkpoint{'s' * (len(states) != 1)}, {megabytes(sum(map(size, states)))}"
-    print(f"{place.folder}: {total if states else 'none yet'}")
-    following = next_start(place, digests=False)
-    for path, (manifest, why) in states.items():
+def list_checkpoints(selection: Selection) -> int:
+    """Prints a line for each checkpoint, from its manifest and its files' sizes alone; returns 0."""
+    manifests = {path: inspect(path, digests=False) for _, path in selection.checkpoints}
+    count = len(manifests)
+    total = f"{count} checkpoint{'s' * (count != 1)}, {megabytes(sum(map(size, manifests)))}"
+    print(f"{selection.folder}: {total if manifests else 'none yet'}")
+    following = next_start(selection)
+    for path, (manifest, damage) in manifests.items():
         ranks = f"{manifest.get('world', '?')} rank{'s' * (manifest.get('world') != 1)}"
-        facts = f"{megabytes(size(path)):>10}  {saved_at(path)}  {ranks:>8}  {manifest.get('engine', ''):14}"
-        told = f"damaged: {why}" if why else "complete, not read" + NEXT * (path == following)
-        print(f"  {path.name}  {facts}  {told}")
-    for path in [] if place.alone else leftovers(place.folder):
+        columns = (
+            f"{megabytes(size(path)):>10}  {saved_at(path)}  {ranks:>8}  {manifest.get('engine', ''):14}"
+        )
+        status = f"damaged: {damage}" if damage else "complete, not read" + NEXT * (path == following)
+        print(f"  {path.name}  {columns}  {status}")
+    for path in [] if selection.single else leftovers(selection.folder):
         print(f"  {path.name}  {megabytes(size(path))}: being saved or removed now, or left by a killed run")
     return 0
 
 
-def state(path: Path, digests: bool) -> tuple[dict, str]:
-    """A checkpoint's manifest, or {} and what is damaged in it."""
+def inspect(path: Path, digests: bool) -> tuple[dict, str]:
+    """A checkpoint's manifest and "", or {} and the damage."""
     try:
         return verify(path, digests), ""
-    except Damaged as why:
-        return {}, str(why)
+    except Damaged as damage:
+        return {}, str(damage)
 
 
-def next_start(place: CheckpointFolder, digests: bool) -> Path | None:
-    """The checkpoint that a start of this run would continue from, as far as this check can tell."""
-    there = reversed(visible(place.folder))
-    return next((path for _, path in there if not state(path, digests)[1]), None)
+def next_start(selection: Selection) -> Path | None:
+    """The checkpoint that the next start of this run continues from, if its digests hold."""
+    newest_first = reversed(visible(selection.folder))
+    return next((path for _, path in newest_first if not inspect(path, digests=False)[1]), None)
 
 
 def saved_at(path: Path) -> str:
@@ -88,7 +91,7 @@ def saved_at(path: Path) -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes of all files in a folder; what a run removes meanwhile is not counted."""
+    """Bytes of all files in a folder; without those that a run removes meanwhile."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -98,90 +101,96 @@ def size(path: Path) -> int:
 
 
 def megabytes(count: int) -> str:
-    """Bytes for people, in units of 10^6."""
+    """A number of bytes in units of 10^6."""
     return f"{count / 1e6:,.1f} MB"
 
 
 # ---- verify --------------------------------------------------------------------------------------
 
 
-def check(place: CheckpointFolder) -> int:
-    """Reads every byte, a line for each checkpoint; 1 where one is damaged."""
+def verify_checkpoints(selection: Selection) -> int:
+    """Reads every byte and prints a line for each checkpoint; returns 1 where one is damaged."""
     damaged = 0
-    for _, path in place.checkpoints:
-        _, why = state(path, digests=True)
-        if why and not path.exists():
+    for _, path in selection.checkpoints:
+        _, damage = inspect(path, digests=True)
+        if damage and not path.exists():
             print(f"{path}: removed meanwhile by its run")
             continue
-        damaged += bool(why)
-        print(f"{path}: damaged: {why}" if why else f"{path}: whole, {megabytes(size(path))}", flush=True)
-    if not place.checkpoints:
-        print(f"{place.folder}: no checkpoint yet")
+        damaged += bool(damage)
+        print(
+            f"{path}: damaged: {damage}" if damage else f"{path}: whole, {megabytes(size(path))}", flush=True
+        )
+    if not selection.checkpoints:
+        print(f"{selection.folder}: no checkpoint yet")
     return min(damaged, 1)
 
 
 # ---- prune ---------------------------------------------------------------------------------------
 
 
-def prune(place: CheckpointFolder, keep: int | None, keep_every: int | None, dry_run: bool) -> int:
-    """Removes what training would not have kept, and leftovers; 1 where no checkpoint is whole.
+def prune(selection: Selection, keep: int | None, keep_every: int | None, dry_run: bool) -> int:
+    """Removes what training would not have kept, and leftovers; returns 1 where no checkpoint is whole.
 
-    Raises UserError where the run is being written, how many to keep is not known, or files resist.
+    Raises UserError where the run is being written, how many to keep is not known, or removing fails.
     """
-    if place.alone:
-        raise UserError(f"{place.checkpoints[0][1]}: is one checkpoint; prune takes the folder of its run")
-    keep, keep_every = rule(place, keep, keep_every)
-    journal, lock = place.folder.parent / "journal.jsonl", None
+    if selection.single:
+        raise UserError(
+            f"{selection.checkpoints[0][1]}: is one checkpoint; prune takes the folder of its run"
+        )
+    keep, keep_every = retention_rule(selection.folder, keep, keep_every)
+    journal, lock = selection.folder.parent / "journal.jsonl", None
     try:
         if journal.exists():  # where there is none, no run is being written
             lock = open_locked(journal)
             if lock is None:
-                raise UserError(f"{place.folder.parent}: a run is writing there; prune when it has ended")
-        return _prune(place.folder, keep, keep_every, dry_run)
+                raise UserError(f"{selection.folder.parent}: a run is writing there; prune when it has ended")
+        return _prune(selection.folder, keep, keep_every, dry_run)
     except OSError as error:
-        raise UserError(f"{error.filename or place.folder}: cannot be changed: {error.strerror}") from error
+        raise UserError(
+            f"{error.filename or selection.folder}: cannot be changed: {error.strerror}"
+        ) from error
     finally:
         if lock is not None:
             close_locked(lock)
 
 
-def rule(place: CheckpointFolder, keep: int | None, keep_every: int | None) -> tuple[int, int]:
-    """What is not given is what the run's recipe says."""
-    recipe = place.folder.parent / "recipe.yaml"
+def retention_rule(folder: Path, keep: int | None, keep_every: int | None) -> tuple[int, int]:
+    """Both options; None is replaced by the value in the run's recipe. Raises UserError without a recipe."""
+    recipe = folder.parent / "recipe.yaml"
     if recipe.exists() and None in (keep, keep_every):
         save = loading.load_saved(recipe).recipe.save
         keep = save.keep if keep is None else keep
         keep_every = save.keep_every if keep_every is None else keep_every
     if keep is None:
-        raise UserError(f"{place.folder}: no recipe.yaml beside it says how many stay; say --keep N")
+        raise UserError(f"{folder}: no recipe.yaml beside it says how many stay; say --keep N")
     return keep, keep_every or 0
 
 
 def _prune(folder: Path, keep: int, keep_every: int, dry_run: bool) -> int:
-    found = newest(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
-    if found is None and visible(folder):
+    checkpoint = newest(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
+    if checkpoint is None and visible(folder):
         print(f"error: {folder}: no checkpoint is whole; nothing was removed", file=sys.stderr)
         return 1
-    going = expired(folder, found.images, keep, keep_every) if found else []
-    left = [(path, size(path)) for path in leftovers(folder)]
+    superfluous = expired(folder, checkpoint.images, keep, keep_every) if checkpoint else []
+    rest = [(path, size(path)) for path in leftovers(folder)]
     done, freed = "would be removed" if dry_run else "removed", 0
-    for path in going:
+    for path in superfluous:
         freed += (count := size(path))
         if not dry_run:
             remove(path)
         print(f"{path}: {done}, {megabytes(count)}", flush=True)
     if not dry_run:
-        clean(folder, refuse)
-    for path, count in left:
+        clean(folder, raise_user_error)
+    for path, count in rest:
         freed += count
         print(f"{path}: a leftover, {done}, {megabytes(count)}")
-    stay = len(visible(folder)) - len(going) * dry_run
-    print(f"{folder}: {stay} kept, {megabytes(freed)} {'would be ' * dry_run}freed")
+    remaining = len(visible(folder)) - len(superfluous) * dry_run
+    print(f"{folder}: {remaining} kept, {megabytes(freed)} {'would be ' * dry_run}freed")
     return 0
 
 
-def refuse(line: str) -> None:
-    """What is a warning where a run starts is an error where the user asked for room."""
+def raise_user_error(line: str) -> None:
+    """A leftover that cannot be removed is a warning at a run's start, but an error where the user prunes."""
     raise UserError(line)
 
 
@@ -189,14 +198,14 @@ def refuse(line: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
+    """A parser that raises UserError."""
 
     def error(self, message: str):
         raise UserError(f"{message}; see {PROGRAM} --help")
 
 
 def number(least: int):
-    """The type of an option that is a whole number of at least `least`."""
+    """The argparse type of a whole number of at least `least`."""
 
     def read(text: str) -> int:
         try:
@@ -219,8 +228,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "verify": "read every byte; status 1 where a checkpoint is damaged",
         "prune": "remove older ones as training does, never the newest whole one",
     }
-    for name, told in helps.items():
-        command = commands.add_parser(name, help=told, description=told[0].upper() + told[1:] + ".")
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("folder", metavar="DIR", type=Path, help=DIR)
     command.add_argument(
         "--keep", type=number(1), metavar="N", help="the newest N stay (default: the recipe's save.keep)"
@@ -236,24 +245,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: 0, 1 where a checkpoint is damaged, 2 for a user's mistake."""
+    """The command; returns 0, 1 where a checkpoint is damaged, 2 for a user's mistake."""
     status = 0
     try:
         options = parse(arguments)
-        for place in places(options.folder):
-            if options.command == "prune":
-                try:
-                    found = prune(place, options.keep, options.keep_every, options.dry_run)
-                except UserError as error:  # of one run of several
-                    print(f"error: {error}", file=sys.stderr)
-                    found = 2
-            else:
-                found = (show if options.command == "list" else check)(place)
-            status = max(status, found)
+        for selection in select(options.folder):
+            status = max(status, run(selection, options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def run(selection: Selection, options: argparse.Namespace) -> int:
+    """The command on one run's checkpoints; returns its status."""
+    if options.command == "list":
+        return list_checkpoints(selection)
+    if options.command == "verify":
+        return verify_checkpoints(selection)
+    try:
+        return prune(selection, options.keep, options.keep_every, options.dry_run)
+    except UserError as error:  # the other runs are still pruned
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A checkpoint written beside the next steps: one at a time, and never an error that nobody hears of."""
+"""A checkpoint written beside the next steps: one at a time, and no error is lost."""
 
 import threading
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from trainer.distributed import collectives
 
 
 class BackgroundWriter:
-    """One write in a thread of its own.
+    """Runs one write at a time, in a thread.
 
     Args:
-        alarm: called from that thread when a write fails, so that training can stop soon; the error itself
-            comes out of `wait`.
-        limit: seconds that `wait` waits; None: to the end.
+        alarm: called from that thread when a write fails, so that training can stop soon; `wait` raises the
+            error.
+        limit: seconds that `wait` waits; None: no limit.
     """
 
     def __init__(self, alarm: Callable[[], None], limit: float | None = None):
@@ -27,7 +27,7 @@ class BackgroundWriter:
         return self._thread is not None
 
     def start(self, write: Callable[[], object]) -> None:
-        """Begins a write; the one before must have been waited for."""
+        """Begins a write, after `wait` for the one before."""
         assert not self.in_progress
         self._thread = threading.Thread(target=self._run, args=(write,), name="saving", daemon=True)
         self._thread.start()
@@ -40,10 +40,10 @@ class BackgroundWriter:
             self._alarm()
 
     def wait(self) -> None:
-        """Waits for the write that was begun, if one was.
+        """Waits for the write in progress, if there is one.
 
         Raises:
-            UserError: it cannot be written, or was not within the limit; another rank's part did not come.
+            UserError: it cannot be written, or not within the limit, or another rank's part did not come.
         """
         if self._thread is not None:
             self._thread.join(self._limit)
@@ -58,9 +58,10 @@ class BackgroundWriter:
             raise error
 
     def abandon(self, say: Callable[[str], None], patience: float | None) -> None:
-        """Waits so many seconds, where training has failed already: what went wrong here is only told.
+        """Waits where training has ended or failed: an error here is reported by `say` and not raised.
 
-        None waits to the end. Of several ranks, others' parts may never come.
+        Args:
+            patience: seconds; other ranks' parts may never come. None: no limit.
         """
         if self._thread is not None:
             self._thread.join(patience)

@@ -1,10 +1,9 @@
-"""What lies inside a checkpoint's folder: parts in safetensors' format, each with some rows of some tensors,
-and manifest.json.
+"""The files of a checkpoint: parts in safetensors' format, with rows of tensors, and manifest.json.
 
-The format is eight bytes with the header's length, the header (JSON), the tensors' bytes; the safetensors
-library reads these files. They are written and read here by plain calls because the library maps files into
-memory (a part that shrinks or a failing disk is then a SIGBUS that kills the process, not an OSError), leaves
-a randomly named file when killed in mid-write, and makes files that only their owner may read.
+A part is eight bytes with the header's length, the header (JSON), the tensors' bytes; the safetensors library
+reads these files. They are written and read here by plain calls because the library maps files into memory
+(a part that shrinks or a failing disk is then a SIGBUS that kills the process, not an OSError), leaves a
+randomly named file when killed while writing, and makes files that only their owner may read.
 """
 
 import hashlib
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.common.files import replacing
+from data_pipelines.common.files import file_digest, replacing
 from trainer.distributed.rows import TensorShard, row_count
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-BLOCK = 1 << 22  # bytes written or read between two updates of a digest
+BLOCK = 1 << 22  # bytes written between two updates of the digest
 CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -44,11 +43,11 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be used; the text says why, in a few words."""
+    """A checkpoint that cannot be used; the text is the reason, in a few words."""
 
 
 def folder_name(images: int) -> str:
-    """Name of the checkpoint of a run that has seen this many images."""
+    """Name of the folder of the checkpoint after this many images."""
     return f"images-{images:012d}"
 
 
@@ -66,7 +65,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     Raises OSError, and KeyError for a dtype that the format does not have.
     """
     header, end = {"__metadata__": metadata}, 0
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # so that each is aligned
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # aligns each of them
     for name, tensor in ordered:
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
@@ -88,12 +87,16 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """A contiguous host tensor's own memory, writable."""
+    """The memory of a contiguous host tensor, writable."""
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
 def write_part(path: Path, parts: Mapping[str, TensorShard]) -> dict:
-    """Writes and flushes one rank's rows; returns their description: size, sha256 and each tensor's place."""
+    """Writes and flushes one rank's rows.
+
+    Returns their description: `size` in bytes, `sha256`, and of each of `tensors` dtype, shape, first row and
+    number of rows.
+    """
     places = {
         name: {
             "dtype": str(part.rows.dtype).removeprefix("torch."),
@@ -109,7 +112,7 @@ def write_part(path: Path, parts: Mapping[str, TensorShard]) -> dict:
 
 
 def whole_tensors(descriptions: list[dict]) -> dict[str, dict]:
-    """What the parts hold together: {name: {"dtype", "shape"}}.
+    """The tensors in all parts together: {name: {"dtype", "shape"}}.
 
     Raises RuntimeError if the ranks disagree on a tensor, or if their rows do not cover it exactly once.
     """
@@ -131,7 +134,7 @@ def whole_tensors(descriptions: list[dict]) -> dict[str, dict]:
 
 
 def write_manifest(folder: Path, images: int, descriptions: list[dict], extra: dict) -> None:
-    """Writes manifest.json: what the parts are (descriptions in the order of ranks), `extra`, its own digest.
+    """Writes manifest.json: the parts (from their descriptions in the order of ranks), `extra`, its digest.
 
     Raises OSError, RuntimeError as `whole_tensors` does, and ValueError if `extra` has a key of these.
     """
@@ -146,16 +149,16 @@ def write_manifest(folder: Path, images: int, descriptions: list[dict], extra: d
         },
         "tensors": whole_tensors(descriptions),
     }
-    if taken := extra.keys() & (manifest.keys() | {"digest"}):
-        raise ValueError(f"manifest entries {sorted(taken)} are the checkpoint's own")
-    manifest = json.loads(json.dumps(manifest | extra))  # keys as a reader will see them
+    if reserved := extra.keys() & (manifest.keys() | {"digest"}):
+        raise ValueError(f"manifest entries {sorted(reserved)} are the checkpoint's own")
+    manifest = json.loads(json.dumps(manifest | extra))  # as a reader parses it
     manifest["digest"] = manifest_digest(manifest)
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1))
 
 
 def manifest_digest(manifest: dict) -> str:
-    """sha256 over the manifest's content, whatever its layout, without the digest itself."""
+    """sha256 (hex) of the manifest's content without the digest itself; independent of the JSON's layout."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -186,33 +189,41 @@ def read_manifest(folder: Path) -> dict:
 
 
 def _is_formed(manifest: dict) -> bool:
-    """Whether the entries that readers rely on are what they should be: anybody can make a digest."""
+    """Whether the entries that readers rely on have the right types and sizes.
+
+    The digest does not prove it: anybody can compute one.
+    """
     try:
         world, parts, tensors = manifest["world"], manifest["parts"], manifest["tensors"].values()
         if type(manifest["images"]) is not int or type(world) is not int or not 0 < world == len(parts):
             return False
         if type(manifest.get("engine", "")) is not str:
             return False
-        stated = sum(parts[name]["size"] for name in part_names(manifest))
+        part_bytes = sum(parts[name]["size"] for name in part_names(manifest))
         if not all(type(parts[name]["sha256"]) is str for name in part_names(manifest)):
             return False
         if not all(type(n) is int and n >= 0 for tensor in tensors for n in tensor["shape"]):
             return False
-        held = sum(math.prod(tensor["shape"]) * DTYPES[tensor["dtype"]].itemsize for tensor in tensors)
-        return held <= stated  # no reader asks for more memory than there are bytes on the disk
+        tensor_bytes = sum(
+            math.prod(tensor["shape"]) * DTYPES[tensor["dtype"]].itemsize for tensor in tensors
+        )
+        return tensor_bytes <= part_bytes  # no reader allocates more memory than there are bytes on the disk
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def part_names(manifest: dict) -> list[str]:
-    """The parts' file names in the order of ranks (never taken from the file: they are used as paths)."""
+    """The parts' file names in the order of ranks.
+
+    They are made from `world`, not read from the manifest, since they are used as paths.
+    """
     return [part_name(rank, manifest["world"]) for rank in range(manifest["world"])]
 
 
 def verify(folder: Path, digests: bool = True) -> dict:
     """Reads every byte of a checkpoint and returns its manifest. Raises Damaged.
 
-    Without `digests` no part is read: it is there in its full length, or the checkpoint is damaged.
+    Without `digests` no part is read, only its size is checked.
     """
     manifest = read_manifest(folder)
     if folder.name != folder_name(manifest["images"]):
@@ -223,7 +234,7 @@ def verify(folder: Path, digests: bool = True) -> dict:
             size = os.stat(folder / name).st_size
             if size != stated["size"]:
                 raise Damaged(f"{name} has {size} bytes instead of {stated['size']}")
-            if digests and sha256(folder / name) != stated["sha256"]:
+            if digests and file_digest(folder / name) != stated["sha256"]:
                 raise Damaged(f"the digest of {name} does not hold")
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
@@ -232,21 +243,11 @@ def verify(folder: Path, digests: bool = True) -> dict:
     return manifest
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's bytes."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(BLOCK))
-    with open(path, "rb", buffering=0) as file:
-        while read := file.readinto(block):
-            digest.update(block[:read])
-    return digest.hexdigest()
+def read_rows(path: Path, targets: dict[str, tuple[int, torch.Tensor]]) -> dict[str, int]:
+    """Fills contiguous host tensors with the rows of them that are in this part.
 
-
-def read_rows(path: Path, wanted: dict[str, tuple[int, torch.Tensor]]) -> dict[str, int]:
-    """Fills contiguous host tensors with what this part holds of them.
-
-    `wanted`: name -> (the tensor's first row within the whole, tensor to fill). Returns the number of rows
-    filled of each. Raises Damaged, OSError.
+    `targets`: name -> (first row within the whole tensor, tensor to fill). Returns the number of rows filled
+    of each. Raises Damaged, OSError.
     """
     filled = {}
     with open(path, "rb", buffering=0) as file:
@@ -255,9 +256,9 @@ def read_rows(path: Path, wanted: dict[str, tuple[int, torch.Tensor]]) -> dict[s
             raise Damaged(f"{path.name} has no header")
         header = json.loads(bytes(read_exactly(file, memoryview(bytearray(length)))))
         for name, place in json.loads(header["__metadata__"]["tensors"]).items():
-            if name not in wanted:
+            if name not in targets:
                 continue
-            first, tensor = wanted[name]
+            first, tensor = targets[name]
             start = max(place["offset"], first)
             stop = min(place["offset"] + place["rows"], first + row_count(tensor.shape))
             if start >= stop:
@@ -270,7 +271,7 @@ def read_rows(path: Path, wanted: dict[str, tuple[int, torch.Tensor]]) -> dict[s
 
 
 def read_exactly(file, target: memoryview) -> memoryview:
-    """Fills `target` from the file; one read may give less than was asked for (2 GiB on Linux)."""
+    """Fills `target` from the file; one read returns 2 GiB at most on Linux. Raises Damaged, OSError."""
     done = 0
     while done < len(target):
         read = file.readinto(target[done:])

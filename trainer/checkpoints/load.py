@@ -1,4 +1,4 @@
-"""Checkpoints in a folder: which there are, the newest that is whole, its tensors on any number of ranks."""
+"""Checkpoints in a folder: a list, the newest that is undamaged, its tensors on any number of ranks."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from data_pipelines.common.errors import UserError
 from trainer.checkpoints.format import DTYPES, Damaged, part_names, read_manifest, read_rows, verify
 from trainer.distributed.rows import row_count, row_range
 
-NAME = re.compile(r"images-([0-9]{12,})")  # as `folder_name` makes it; a run may be called images-5
+NAME = re.compile(r"images-([0-9]{12,})")  # of `folder_name`; twelve digits: a run may be called images-5
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ def kept(folder: Path) -> list[int]:
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint of most images that is complete and whose digests hold; None if there is none.
 
-    Each damaged one that is passed over is named, with the reason, by a call of `warn`.
+    `warn` is called with a line about each damaged one of more images.
     """
-    found, damaged = None, []
+    checkpoint, damaged = None, []
     for images, path in reversed(visible(folder)):
         try:
-            found = Checkpoint(path, images, verify(path))
+            checkpoint = Checkpoint(path, images, verify(path))
             break
         except Damaged as why:
             damaged.append((path, why))
-    instead = f"using {found.path.name}" if found else "there is no undamaged one before it"
+    instead = f"using {checkpoint.path.name}" if checkpoint else "there is no undamaged one before it"
     for path, why in damaged:
         warn(f"checkpoint {path} is damaged ({why}); {instead}")
-    return found
+    return checkpoint
 
 
 def load(checkpoint: Checkpoint | Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
@@ -63,26 +63,28 @@ def load(checkpoint: Checkpoint | Path, names: Iterable[str] | None = None) -> d
 def load_rows(
     checkpoint: Checkpoint | Path, rank: int, world: int, names: Iterable[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Like `load`, of each tensor the rows that fall to `rank` of `world`; 0-dim tensors on every rank."""
+    """Like `load`, but of each tensor [n, ...] the rows of `row_range(n, rank, world)`; 0-dim ones whole."""
     path = checkpoint.path if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
     try:
         manifest = read_manifest(path)
-        wanted = {}
+        targets = {}
         for name in manifest["tensors"] if names is None else names:
             if name not in manifest["tensors"]:
                 raise UserError(f"checkpoint {path} holds no tensor {name!r}: it is another model's")
             shape, dtype = (manifest["tensors"][name][key] for key in ("shape", "dtype"))
             start, stop = row_range(shape[0], rank, world) if shape else (0, 1)
             rows = [stop - start, *shape[1:]] if shape else []
-            wanted[name] = (start, torch.empty(rows, dtype=DTYPES[dtype]))
-        lacking = {name: row_count(tensor.shape) for name, (_, tensor) in wanted.items()}
+            targets[name] = (start, torch.empty(rows, dtype=DTYPES[dtype]))
+        missing_rows = {name: row_count(tensor.shape) for name, (_, tensor) in targets.items()}
         for part in part_names(manifest):
-            for name, rows in read_rows(path / part, wanted).items():
-                lacking[name] -= rows
-        if any(lacking.values()):
-            raise Damaged(f"rows of {next(n for n in lacking if lacking[n])!r} are in none of its parts")
+            for name, rows in read_rows(path / part, targets).items():
+                missing_rows[name] -= rows
+        if any(missing_rows.values()):
+            raise Damaged(
+                f"rows of {next(n for n in missing_rows if missing_rows[n])!r} are in none of its parts"
+            )
     except (Damaged, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as why:
         raise UserError(
             f"checkpoint {path} is damaged ({why}); remove that folder to use the one before it"
         ) from why
-    return {name: tensor for name, (_, tensor) in wanted.items()}
+    return {name: tensor for name, (_, tensor) in targets.items()}

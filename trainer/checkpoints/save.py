@@ -3,11 +3,9 @@
     folder/images-000012800000/part-00000-of-00002.safetensors  part-00001-of-00002.safetensors  manifest.json
 
 Saving is `snapshot` (a copy in host memory, inside the step) then `write` (files only, no collective: it may
-run beside the next steps). The ranks write into a hidden folder, which takes its name by one rename when
-every byte of it is on the disk; only then does an older checkpoint go, hidden by a rename before it is
-removed. So a kill at any instant leaves what is visible whole, and hidden leftovers that `clean` removes.
-
-python -m trainer.checkpoints.save list|verify|prune DIR     looks at what lies in a folder, see --help
+run beside the next steps). The ranks write into a hidden folder, which gets its name by one rename when every
+byte of it is on the disk; only then is an older checkpoint hidden by a rename and removed. So after a kill at
+any instant every visible checkpoint is whole, and `clean` removes the hidden rest.
 """
 
 import json
@@ -37,35 +35,31 @@ from trainer.distributed.rows import TensorShard, row_range
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's share of the state in host memory; a tensor of which it has no row may be absent."""
+    """One rank's rows of the state in host memory; a tensor of which it has no row may be absent."""
 
     rank: int
     world: int
     parts: Mapping[str, TensorShard]
 
 
-# ---- saving ----------------------------------------------------------------------------------------
-
-
 def snapshot(state: Mapping[str, torch.Tensor | TensorShard], rank: int, world: int) -> Snapshot:
     """Copies this rank's rows of a state to the host.
 
-    Tensors are equal on all ranks, and a rank takes its rows (of 0-dim ones rank 0); `TensorShard` are its own.
-    The copies are contiguous and share no memory with the state or each other. One synchronisation in all.
+    Of a tensor, which is equal on all ranks, a rank copies the rows that fall to it (of a 0-dim one rank 0
+    does); of a `TensorShard` all. The copies are contiguous and share no memory with the state or each other.
+    The device is synchronised once.
     """
     parts = {}
     for name, value in state.items():
-        own = value if isinstance(value, TensorShard) else _own_rows(value, rank, world)
-        if rank == 0 or (
-            own.shape and len(own.rows)
-        ):  # rank 0 also names the tensors that have no rows at all
-            parts[name] = TensorShard(own.shape, own.offset, _host_copy(own.rows))
+        shard = value if isinstance(value, TensorShard) else _shard_of(value, rank, world)
+        if rank == 0 or (shard.shape and len(shard.rows)):  # rank 0 also names tensors without any row
+            parts[name] = TensorShard(shard.shape, shard.offset, _host_copy(shard.rows))
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Snapshot(rank, world, parts)
 
 
-def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> TensorShard:
+def _shard_of(tensor: torch.Tensor, rank: int, world: int) -> TensorShard:
     if not tensor.dim():
         return TensorShard((), 0, tensor.detach())
     start, stop = row_range(len(tensor), rank, world)
@@ -73,7 +67,7 @@ def _own_rows(tensor: torch.Tensor, rank: int, world: int) -> TensorShard:
 
 
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the host; from a GPU it is there only after a synchronisation."""
+    """A contiguous copy on the host; a copy from a GPU is complete after a synchronisation."""
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor, non_blocking=True)
 
 
@@ -87,19 +81,24 @@ def write(
     timeout: float = 600.0,
     keep_every: int = 0,
 ) -> Path | None:
-    """Writes this rank's part; rank 0 then waits for the others' and makes the checkpoint visible.
+    """Writes this rank's part; rank 0 then waits for the others' parts and publishes the checkpoint.
+
+    An undamaged checkpoint of the same number of images stays as it is.
 
     Args:
-        manifest: entries of the caller for manifest.json (fingerprints and the like), used on rank 0.
-        attempt: a token equal on all ranks and new in each start; it saves a number of images once.
-        keep: how many checkpoints remain, counted back from this one by images; those beyond are removed (a
-            warning on stderr where that fails: the new one is there).
+        manifest: the caller's entries of manifest.json (fingerprints and the like), used on rank 0.
+        attempt: a token, equal on all ranks and new in each start; a start saves a number of images once.
+        keep: how many checkpoints remain, counted back from this one by images. Others are removed, with a
+            warning on stderr where that fails.
         timeout: seconds that rank 0 waits for the other ranks' parts.
         keep_every: of each interval of so many images the first checkpoint remains too; 0: none.
 
-    Returns the checkpoint's folder on rank 0, None elsewhere. An undamaged checkpoint of the same number of
-    images stays as it is. Raises UserError if the folder cannot be written (whatever was written of this
-    checkpoint is removed) or a part does not come in time.
+    Returns:
+        The checkpoint's folder on rank 0, None elsewhere.
+
+    Raises:
+        UserError: the folder cannot be written (what was written of this checkpoint is removed), or a part
+            does not come in time.
     """
     folder = Path(folder)
     partial = folder / f".{folder_name(images)}.{attempt}.partial"
@@ -108,7 +107,7 @@ def write(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         description = write_part(part, snapshot.parts)
-        # From its name on rank 0 may publish the folder, so that this rank must not fail any more.
+        # Once the sidecar has its name, rank 0 may publish: this rank must not fail after that.
         with replacing(sidecar, flush_name=False) as temporary:
             temporary.write_text(json.dumps(description))
         if snapshot.rank:
@@ -119,24 +118,24 @@ def write(
             _sidecar(partial, rank, snapshot.world).unlink()
         flush(partial)
         path = _publish(partial, folder / folder_name(images))
-        prune(folder, images, keep, keep_every)  # this one is whole: nothing good is lost
+        prune(folder, images, keep, keep_every)  # only now that this one is whole
         return path
     except OSError as error:
         if snapshot.rank:
             _report_failure(part, sidecar, error)
         raise cannot_write(folder, error) from error
     finally:
-        if snapshot.rank == 0:  # gone already unless the save failed
+        if snapshot.rank == 0:  # there only if the save has failed
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sidecar(partial: Path, rank: int, world: int) -> Path:
-    """A part's description, for rank 0: it is there once the part is on the disk."""
+    """The file with a part's description, for rank 0; written once the part is on the disk."""
     return (partial / part_name(rank, world)).with_suffix(".json")
 
 
 def _report_failure(part: Path, sidecar: Path, error: OSError) -> None:
-    """Makes room and tells rank 0 why this part will not come, if the disk still takes a line."""
+    """Removes this part and writes the reason for rank 0, if the disk has room for a line."""
     with suppress(OSError):
         part.unlink(missing_ok=True)
         with replacing(sidecar, flush_name=False) as temporary:
@@ -165,7 +164,7 @@ def _wait_for_sidecars(partial: Path, world: int, timeout: float) -> list[dict]:
 
 
 def _publish(partial: Path, path: Path) -> Path:
-    """Gives the finished folder its name, unless an undamaged checkpoint of the same images bears it."""
+    """Renames the finished folder, unless there is an undamaged checkpoint of the same images."""
     if path.exists():
         try:
             verify(path)

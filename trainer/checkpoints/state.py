@@ -1,9 +1,9 @@
-"""A run's state as a flat dictionary by name: what a checkpoint holds, whatever engine wrote it.
+"""A run's state as a flat dictionary by name: the contents of a checkpoint, the same under every engine.
 
 model/<parameter or buffer>   optimizer/<slot>/<parameter>   shard/<module>/<tensor>
 
-A value is a whole tensor, equal on all ranks, or `TensorShard`: those rows of one that this rank answers for.
-Under `shard/` are the rows that a module's every rank keeps for itself, such as a queue's: no rank has them all.
+A value is a whole tensor, equal on all ranks, or a `TensorShard`: the rows of one that this rank saves. Under
+`shard/` are the tensors of a `ShardedModule`, such as a queue, of which no rank has all rows.
 """
 
 from collections import defaultdict
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoints import load as load_module
 from trainer.checkpoints.load import Checkpoint, load_rows
+from trainer.checkpoints.load import load as load_tensors
 from trainer.distributed import collectives
 from trainer.distributed.rows import ShardedModule, TensorShard, row_range
 
@@ -22,7 +22,7 @@ StateValue = Tensor | TensorShard
 
 
 def collect(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, StateValue]:
-    """The state of an objective and its optimizer, of which this rank has all parameters."""
+    """The state of an objective and its optimizer where every rank has all parameters."""
     return gather(objective, Tensor.detach, lambda parameter: optimizer.state.get(parameter, {}))
 
 
@@ -31,18 +31,20 @@ def gather(
     weight: Callable[[Tensor], StateValue],
     slots: Callable[[nn.Parameter], Mapping[str, StateValue]],
 ) -> dict[str, StateValue]:
-    """The state of an objective and its optimizer, however they are kept.
+    """The state of an objective and its optimizer, however they are sharded.
 
-    `weight` gives the value of a parameter or buffer, `slots` what the optimizer keeps of a parameter.
+    Args:
+        weight: returns the value to save of a parameter or buffer.
+        slots: returns the optimizer's state of a parameter, by slot.
     """
-    found = {f"model/{name}": weight(t) for name, t in objective.state_dict(keep_vars=True).items()}
+    values = {f"model/{name}": weight(t) for name, t in objective.state_dict(keep_vars=True).items()}
     for name, parameter in objective.named_parameters():
-        found |= {f"optimizer/{slot}/{name}": value for slot, value in slots(parameter).items()}
-    return found | sharded_state(objective)
+        values |= {f"optimizer/{slot}/{name}": value for slot, value in slots(parameter).items()}
+    return values | sharded_state(objective)
 
 
 def sharded_state(objective: nn.Module) -> dict[str, TensorShard]:
-    """This rank's rows of what modules with `sharded_state_dict` keep in shards."""
+    """This rank's rows of the tensors of each ShardedModule."""
     return {
         f"{SHARD}{path}/{name}": rows
         for path, module in objective.named_modules()
@@ -51,20 +53,20 @@ def sharded_state(objective: nn.Module) -> dict[str, TensorShard]:
     }
 
 
-def load(found: Checkpoint) -> dict[str, Tensor]:
-    """What this rank needs to go on from a checkpoint, on the host: whole tensors, of shards its own rows.
+def load(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What this rank needs to go on from a checkpoint, on the host: whole tensors, under `shard/` its rows.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    names = found.manifest["tensors"]
+    names = checkpoint.manifest["tensors"]
     shards = [name for name in names if name.startswith(SHARD)]
-    whole = load_module.load(found, [name for name in names if not name.startswith(SHARD)])
-    return whole | load_rows(found, collectives.rank(), collectives.world_size(), shards)
+    whole = load_tensors(checkpoint, [name for name in names if not name.startswith(SHARD)])
+    return whole | load_rows(checkpoint, collectives.rank(), collectives.world_size(), shards)
 
 
 def restore_weights(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Puts parameters and buffers back, bit for bit, into an objective that is not sharded.
+    """Restores parameters and buffers, bit for bit, of an objective that is not sharded.
 
     Raises:
         RuntimeError: names or shapes are not the objective's.
@@ -74,7 +76,7 @@ def restore_weights(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 def restore_shards(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Puts back the rows that modules of this rank keep for themselves."""
+    """Restores this rank's rows of the tensors of each ShardedModule."""
     for path, module in objective.named_modules():
         if isinstance(module, ShardedModule):
             prefix = f"{SHARD}{path}/"
@@ -85,34 +87,34 @@ def restore_shards(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
 def restore_slots(
     saved: Mapping[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Puts back what the optimizer keeps of parameters of which this rank has all."""
+    """Restores the optimizer's state where every rank has all parameters."""
     parameters = dict(objective.named_parameters())
-    for owner, slots in saved_slots(saved).items():
-        parameter = parameters[owner]
+    for name, slots in saved_slots(saved).items():
+        parameter = parameters[name]
         for slot, value in slots.items():
-            if elementwise(slot, value, parameter):  # where and laid out as its parameter is
+            if elementwise(slot, value, parameter):  # on the device and in the layout of its parameter
                 optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value).detach()
             else:
                 optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
 def saved_slots(saved: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What was saved of an optimizer: parameter -> slot -> whole tensor."""
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    """The saved state of the optimizer: parameter's name -> slot -> whole tensor."""
+    slots: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in saved.items():
         if name.startswith("optimizer/"):
-            _, slot, owner = name.split("/", 2)
-            found[owner][slot] = value
-    return found
+            _, slot, parameter = name.split("/", 2)
+            slots[parameter][slot] = value
+    return slots
 
 
 def elementwise(slot: str, value: Tensor, parameter: Tensor) -> bool:
-    """Whether a slot holds a number for each of the parameter's, rather than one for all of them."""
+    """Whether a slot has a number for each of the parameter's, rather than one for the whole parameter."""
     return slot != "step" and value.shape == parameter.shape
 
 
 def own_rows(whole: Tensor) -> StateValue:
-    """This rank's rows, copied, of a tensor that all ranks have; one without dimensions stays whole."""
+    """A copy of this rank's rows of a tensor that every rank has; a 0-dim tensor is copied whole."""
     if not whole.dim():
         return whole.clone()
     start, stop = row_range(len(whole), collectives.rank(), collectives.world_size())

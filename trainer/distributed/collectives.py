@@ -1,7 +1,7 @@
-"""The one door to other ranks. On one process everything here is the identity.
+"""All communication between ranks. On one process every function here is the identity.
 
-Tensors of the training step travel over the engine's group (NCCL on GPUs); what ranks agree on about
-the run travels over a gloo group on the CPU, which waits for hours where rank 0 probes or writes.
+Tensors of the training step use the engine's group (NCCL on GPUs). Everything else uses a gloo group on the
+CPU, whose timeout is hours: the other ranks wait there while rank 0 evaluates or writes.
 """
 
 import re
@@ -19,7 +19,7 @@ _cpu_group: "dist.ProcessGroup | None" = None
 
 
 def open_cpu_group() -> None:
-    """Makes the group of the CPU; every rank calls it once, after the engine has made its own."""
+    """Makes the group of the CPU. Every rank calls it once, after accelerate has made its group."""
     global _cpu_group
     if world_size() > 1:
         _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
@@ -36,7 +36,7 @@ def rank() -> int:
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean over ranks of a tensor without gradient; written in place where there are several."""
+    """The mean over ranks of a tensor without gradient; in place where there are several ranks."""
     if world_size() > 1:
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -44,21 +44,21 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks of a tensor without gradient; written in place where there are several."""
+    """The sum over ranks of a tensor without gradient; in place where there are several ranks."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """The largest over ranks of a tensor without gradient; written in place where there are several."""
+    """The maximum over ranks of a tensor without gradient; in place where there are several ranks."""
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def reduce_scatter(rows: Tensor) -> Tensor:
-    """The sum over ranks of rows [world * n, ...] without gradient; rank r gets the n from r * n on."""
+    """The sum over ranks of rows [world * n, ...] without gradient; rank r gets [n, ...] from row r * n."""
     if world_size() == 1:
         return rows
     total = torch.empty_like(rows[: len(rows) // world_size()])
@@ -70,13 +70,13 @@ def reduce_scatter(rows: Tensor) -> Tensor:
 def all_gather(rows: Tensor) -> Tensor:
     """All ranks' rows [n, ...], equally many on each, in the order of the ranks: [world * n, ...].
 
-    Differentiable: what every rank's loss asks of a rank's rows is added up there. Where the ranks' gradients
-    are averaged afterwards, that gives the gradient of the mean of their losses.
+    Differentiable: the gradient of a rank's rows is the sum over the losses of all ranks. Where the ranks'
+    gradients are averaged afterwards, that is the gradient of the mean of their losses.
     """
-    return _Gather.apply(rows) if world_size() > 1 else rows
+    return _AllGather.apply(rows) if world_size() > 1 else rows
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -91,13 +91,13 @@ class _Gather(torch.autograd.Function):
 
 
 def unshuffle(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
-    """Rows [n, ...] made in a shuffled order, each brought home to the rank and place of its image.
+    """Returns rows [n, ...] that were computed in a shuffled order to the ranks and places of their images.
 
     Args:
         order: int64 [batch], the place in the global batch of the image in each slot; None: not shuffled.
-        first: the place of this rank's first image; its n images follow each other.
+        first: the place of this rank's first image; its n images are consecutive.
 
-    Rows travel, without gradient, only where the order mixes ranks, and then it does on all of them.
+    Rows are sent, without gradient, only where the order mixes ranks; it then mixes all of them.
     """
     if order is None:
         return rows
@@ -110,24 +110,27 @@ def unshuffle(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
 
 
 def on_device(index: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on the device, without waiting for what the device has still to do."""
+    """An array as a tensor on the device, without a synchronisation."""
     tensor = torch.from_numpy(index)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def store() -> "dist.Store":
-    """The store that the ranks met at: the launcher's, or rank 0's where there is none."""
+    """The key-value store of the process group: the launcher's, or rank 0's where there is none."""
     return dist.distributed_c10d._get_default_store()
 
 
 def peer_lost(error: BaseException) -> str | None:
-    """A line where an error is that another rank has gone, which may come out of any library; else None."""
+    """The message where an error means that another rank has ended; None for any other error.
+
+    Any library may raise such an error.
+    """
     if not isinstance(error, dist.DistError) and not (
         "gloo" in str(error) and isinstance(error, RuntimeError)
     ):
         return None
-    said = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
-    return f"rank {rank()}: another rank has gone ({said}); its own last line says why"
+    reason = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
+    return f"rank {rank()}: another rank has gone ({reason}); its own last line says why"
 
 
 def barrier() -> None:
@@ -146,10 +149,10 @@ def broadcast_object(value):
 
 
 def run_on_main(function: Callable):
-    """Runs a function on rank 0; every rank gets its value.
+    """Runs a function on rank 0 and returns its value, a small object, on every rank.
 
     Raises:
-        SharedError: on every rank, where rank 0 met a UserError: no rank waits for one that has ended.
+        SharedError: on every rank, where it raised a UserError: no rank waits for one that has ended.
     """
     value = mistake = None
     if rank() == 0:
@@ -164,27 +167,27 @@ def run_on_main(function: Callable):
 
 
 def run_on_all(function: Callable) -> list:
-    """Runs a function on every rank; every rank gets all values, small objects, in the order of the ranks.
+    """Runs a function on every rank and returns all values, small objects, in the order of the ranks.
 
     Raises:
-        SharedError: on every rank, the UserErrors that were met. Where a rank met something else, that is
-            raised there, and this on the others.
+        SharedError: on every rank, the UserErrors of all ranks. Where the function raised something else on a
+            rank, that is raised there, and this on the others.
     """
-    value = mistake = met = None
+    value = mistake = other_error = None
     try:
         value = function()
     except UserError as error:
         mistake = str(error)
-    except Exception as error:  # told before it goes its way: the others would wait for this rank
-        met, mistake = error, f"rank {rank()}: {error!r}"
-    found = [(value, mistake)] * world_size()
+    except Exception as error:  # sent before it is raised: the others would wait for this rank
+        other_error, mistake = error, f"rank {rank()}: {error!r}"
+    outcomes = [(value, mistake)] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, (value, mistake), group=_cpu_group)
-    if met is not None:
-        raise met
-    if mistakes := dict.fromkeys(mistake for _, mistake in found if mistake is not None):
+        dist.all_gather_object(outcomes, (value, mistake), group=_cpu_group)
+    if other_error is not None:
+        raise other_error
+    if mistakes := dict.fromkeys(mistake for _, mistake in outcomes if mistake is not None):
         raise SharedError("; ".join(mistakes))
-    return [value for value, _ in found]
+    return [value for value, _ in outcomes]
 
 
 def gather_to_main(rows: Tensor) -> Tensor | None:
@@ -195,7 +198,7 @@ def gather_to_main(rows: Tensor) -> Tensor | None:
     counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = len(rows)
     dist.all_reduce(counts, group=_cpu_group)
-    padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype)  # gather wants equal shapes
+    padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype)  # gather requires equal shapes
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(world_size())] if rank() == 0 else None
     dist.gather(padded, parts, dst=0, group=_cpu_group)
@@ -205,5 +208,5 @@ def gather_to_main(rows: Tensor) -> Tensor | None:
 
 
 def start_all_reduce(number: Tensor) -> "dist.Work | None":
-    """Begins to add up a CPU tensor over the ranks, in place; `wait` on what is returned."""
+    """Begins the sum over ranks of a CPU tensor, in place; call `wait` of what is returned."""
     return dist.all_reduce(number, group=_cpu_group, async_op=True) if world_size() > 1 else None

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and whether a recipe may go on with it."""
+"""A run's folder: its files, and whether a recipe may continue the run."""
 
 import json
 import platform
@@ -14,10 +14,10 @@ from trainer.recipe.fingerprint import differences, remedy
 class RunFolder:
     """outputs/<run>/: recipe.yaml world.json journal.jsonl results.json checkpoints/ figures/ export/.
 
-    How the run ended is told by a file, since launchers lose exit codes: `done` once everything is
-    finished, `stopped` when it was told to stop and saved, `failed` when a mistake or an error ended it.
-    Each holds the images seen, `stopped` and `failed` in a second line why. The file `stop`, made by
-    anybody, asks a run to save and stop.
+    A file says how the run ended, since launchers lose exit codes: `done` once everything is finished,
+    `stopped` when it was requested to stop and has saved, `failed` when a mistake or an error ended it. The
+    first line is the number of images seen, the second of `stopped` and `failed` the reason. The file `stop`,
+    made by anybody, requests a run to save and stop.
     """
 
     def __init__(self, path: Path):
@@ -29,20 +29,20 @@ class RunFolder:
 
     @classmethod
     def of(cls, loaded: loading.ResolvedRecipe) -> "RunFolder":
-        """The folder a recipe writes to: outputs/<run>, the recipe's name by default; or `from`."""
+        """The folder that a recipe writes to: outputs/<run>, by default the recipe's name; or `from`."""
         if loaded.recipe.task == "evaluate":
             return cls(Path(loaded.recipe.from_))
         return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
 
     def take_over(self, loaded: loading.ResolvedRecipe, world: dict) -> None:
-        """Rank 0, at start, when nothing speaks against it: from now on the folder is of this recipe."""
-        for ended in ("stopped", "failed", "done", "stop"):
-            (self.path / ended).unlink(missing_ok=True)
+        """Makes the folder that of this recipe, after all checks at the start. Rank 0."""
+        for status in ("stopped", "failed", "done", "stop"):
+            (self.path / status).unlink(missing_ok=True)
         replace_text(self.path / "recipe.yaml", loaded.text())
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
     def check(self, loaded: loading.ResolvedRecipe) -> None:
-        """Refuses a recipe whose meaning is not that of the run in this folder, if there is one.
+        """Compares a recipe with that of the run in this folder, if there is one.
 
         Raises:
             UserError: naming the keys that differ.
@@ -59,26 +59,26 @@ class RunFolder:
             )
 
     def write_status(self, name: str, images: int, why: str = "") -> None:
-        """Leaves the file `done`, `stopped` or `failed`; a stop file is obeyed with that."""
+        """Writes the file `done`, `stopped` or `failed`, and removes the file `stop`."""
         replace_text(self.path / name, f"{images}\n{why}\n" if why else f"{images}\n")
         self.stop.unlink(missing_ok=True)
 
     def write_status_once(self, name: str, images: int, why: str) -> None:
-        """Any rank, before it leaves the others: `stopped` or `failed`, if it is not there yet."""
+        """Writes `stopped` or `failed`, if it does not exist yet. Any rank, before it ends alone."""
         with suppress(OSError), open(self.path / name, "x") as file:
             file.write(f"{images}\n{why}\n")
 
     def is_done(self, images: int) -> bool:
-        """Whether a run of so many images is finished here; a longer one goes on from it."""
+        """Whether a run of `images` images is finished here; a longer one continues it."""
         path = self.path / "done"
         return path.exists() and int(path.read_text().split()[0]) >= images
 
     def results(self) -> dict[str, float]:
-        """The figures of results.json; empty where there are none yet."""
+        """The figures of results.json, by name; empty where there is no such file."""
         path = self.path / "results.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def merge_results(self, results: dict[str, float]) -> None:
-        """Adds figures to results.json; what is measured anew replaces what was there."""
+        """Adds figures to results.json; new values replace old ones."""
         merged = dict(sorted((self.results() | results).items()))
         replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""What a person watches: a bar on a terminal, now and then a line in a log file."""
+"""What a run prints: a progress bar on a terminal, otherwise a line at intervals."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
-QUIET = 10.0  # seconds between two lines where no terminal is
+LINE_INTERVAL = 10.0  # seconds between two lines where there is no terminal
 
 
 def duration(seconds: float) -> str:
@@ -16,10 +16,10 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """The status of a run on rank 0; silent on the others."""
+    """The progress of a run from `start` to `total` images; prints on the rank with `shown` only."""
 
     def __init__(self, start: int, total: int, shown: bool):
-        self.total, self.shown, self._said = total, shown, 0.0
+        self.total, self.shown, self._last_line = total, shown, 0.0
         terminal = sys.stderr.isatty()
         self._bar = (
             tqdm(initial=start, total=total, unit="img", unit_scale=True, dynamic_ncols=True)
@@ -28,14 +28,16 @@ class Progress:
         )
 
     def step(self, images: int) -> None:
-        """A global batch was trained on: `images` seen so far."""
+        """An optimizer step has ended; `images` seen so far."""
         if self._bar is not None:
             self._bar.update(images - self._bar.n)
 
     def status(self, images: int, values: dict[str, float]) -> None:
         """New figures, as `loss -0.93  mi/local 2.31/4.16  812 img/s  wait 1%`."""
         parts = [f"loss {values['loss']:.4f}"]
-        if "contrast" in values:  # beside a loss that knows nothing: early, with old keys, both are far apart
+        if (
+            "contrast" in values
+        ):  # beside the loss of random guessing, which it may exceed early, with old keys
             parts.append(f"contrast {values['contrast']:.2f}/{values['contrast/random_guess']:.2f}")
         if "sse" in values:
             parts.append(f"sse {values['sse']:.2f}")
@@ -49,8 +51,8 @@ class Progress:
         line = "  ".join(parts)
         if self._bar is not None:
             self._bar.set_postfix_str(line, refresh=False)
-        elif self.shown and (time.monotonic() - self._said > QUIET or images >= self.total):
-            self._said = time.monotonic()
+        elif self.shown and (time.monotonic() - self._last_line > LINE_INTERVAL or images >= self.total):
+            self._last_line = time.monotonic()
             left = f"  {duration((self.total - images) / speed)} left" if speed else ""
             print(
                 f"{images:>12,} of {self.total:,} images ({images / self.total:.0%})  {line}{left}",
@@ -58,7 +60,7 @@ class Progress:
             )
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if self.shown:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()

@@ -1,7 +1,4 @@
-"""Delivers journals to MLflow later.
-
-python -m trainer.tracking sync outputs/     delivers what runs without a network have left
-"""
+"""The command that delivers journals to MLflow later: python -m trainer.tracking sync DIR"""
 
 import argparse
 import sys
@@ -17,17 +14,23 @@ from trainer.tracking.delivery import Delivery
 
 
 def sync(folder: Path, uri: str | None = None) -> int:
-    """Delivers every run in `folder` (or the run that it is), a line for each, and returns the status.
+    """Delivers every run in `folder`, which may be a run itself; prints a line for each.
 
-    0: nothing is left, 1: something is, 2: a run cannot be delivered before its user has mended something;
-    the others are all the same. `uri` is MLflow's address, by default that of the run's recipe, or the SQLite
-    file beside the run. Raises UserError where there is no run or `uri` is no address.
+    Args:
+        uri: MLflow's address, by default that of the run's recipe, or the SQLite file beside the run.
+
+    Returns:
+        The highest status of a run: 0 nothing is left to deliver, 1 something is, 2 its user has to repair
+        something first.
+
+    Raises:
+        UserError: there is no run, or `uri` is no address.
     """
     if uri is not None and uri_for(uri, folder) is None:
         raise UserError("--uri none: is no address to deliver to; give MLflow's, or leave --uri out")
     mlflow_store.configure()
-    alone = (folder / "journal.jsonl").is_file()
-    runs = [folder] if alone else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
+    is_run = (folder / "journal.jsonl").is_file()
+    runs = [folder] if is_run else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
     if not runs:
         raise UserError(
             f"{folder}: holds no run (no journal.jsonl); name the folder of outputs or a run in it"
@@ -37,6 +40,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
 
 
 def _status(run: Path, uri: str | None, down: set[str]) -> int:
+    """Delivers a run; its status. Addresses in `down` have not answered before."""
     try:
         return 0 if _sync_run(run, uri, down) else 1
     except (UserError, OSError) as error:
@@ -59,7 +63,7 @@ def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
         delivery.deliver()
     except Exception as error:
         print(f"{run}: not delivered: MLflow at {delivery.address}: {mlflow_store.reason(error)}")
-        # An address that does not answer is not waited for once more for each further run.
+        # The other runs do not wait for an address that does not answer.
         if mlflow_store.is_outage(error) and not isinstance(error, mlflow_store.Outage):
             down.add(address)
         return False
@@ -85,11 +89,11 @@ def _tracking_of(run: Path) -> Tracking:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: 0 where everything is delivered, 1 where something is left, 2 for a user's mistake.
+    """The command; returns 0 where all is delivered, 1 where something is left, 2 for a user's mistake.
 
-    A mistake in one run of several (a broken recipe.yaml) does not keep the others from being delivered.
+    A mistake in one run (a broken recipe.yaml) does not keep the others from being delivered.
     """
-    parser = argparse.ArgumentParser(prog="python -m trainer.tracking.follower")
+    parser = argparse.ArgumentParser(prog="python -m trainer.tracking")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("sync", help="deliver to MLflow what runs without a network have left")
     command.add_argument("folder", type=Path, help="the folder of outputs, or one run in it")

@@ -1,4 +1,4 @@
-"""MLflow's address: what a recipe may say, and what to type to look at it."""
+"""MLflow's address: from a recipe, and in the commands that a user types."""
 
 import re
 import shlex
@@ -37,13 +37,13 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
 
 
 def open_command(uri: str) -> str:
-    """What to type, or the address to open, to look at the runs of `uri`."""
+    """The command to type, or the address to open, to look at the runs of `uri`."""
     if uri.startswith("sqlite:"):
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     return mlflow_store.without_secrets(uri)
 
 
 def sync_command(run_folder: Path, uri: str) -> str:
-    """What to type to deliver a run's journal later."""
+    """The command that delivers a run's journal later."""
     address = shlex.quote(mlflow_store.without_secrets(uri))
-    return f"python -m trainer.tracking.follower sync {shlex.quote(str(run_folder))} --uri {address}"
+    return f"python -m trainer.tracking sync {shlex.quote(str(run_folder))} --uri {address}"

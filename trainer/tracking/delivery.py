@@ -1,8 +1,8 @@
-"""One run's journal to one MLflow: in order, once each.
+"""Delivers one run's journal to one MLflow: every record once, in order.
 
-What has been delivered where stands in the run's delivered.json, replaced after each batch that MLflow was
-seen to have. A process that dies between a batch and that file sends the batch again, which changes nothing:
-time stamps come from the journal, and MLflow's SQL stores keep one of two equal points.
+The run's delivered.json says what has been delivered where; it is replaced after each batch that MLflow is
+proved to have. A process that dies between a batch and that file sends the batch again, which changes
+nothing: time stamps come from the journal, and MLflow's SQL stores keep one of two equal points.
 """
 
 import itertools
@@ -20,7 +20,12 @@ TRIES = 3  # to send an artifact again where everything else can be sent
 
 
 class Delivery:
-    """What of one run's journal is in MLflow at `uri`, and the sending of the rest."""
+    """Delivers one run's journal to MLflow at `uri`.
+
+    Attributes:
+        offset: bytes of the journal that are in MLflow.
+        aside: records of artifacts within them that are not, since MLflow could not store the files.
+    """
 
     def __init__(
         self, run_folder: Path, uri: str, experiment: str, run_name: str, report: Callable[[str], object]
@@ -36,16 +41,16 @@ class Delivery:
         self._lock = None
         self._client = None
         self._run_id = None
-        self.offset = 0  # bytes of the journal that have arrived
-        self.aside: list[dict] = []  # artifacts before it that have not
+        self.offset = 0
+        self.aside: list[dict] = []
 
     def deliver(self) -> None:
         """Sends everything that is in the journal and not yet in MLflow.
 
-        A record that MLflow refuses while it takes others is reported and passed over; an artifact that it
+        A record that MLflow refuses while it accepts others is reported and skipped. An artifact that it
         cannot store, as its store of files is away, is reported, set aside, and tried again by the next
-        connection and at the run's end. Raises any other error, after which the next call connects anew and
-        goes on behind the last batch that arrived.
+        connection and at the run's end. Any other error is raised; the next call connects anew and goes on
+        after the last batch that was delivered.
         """
         if not self.waiting():
             return
@@ -53,7 +58,7 @@ class Delivery:
             if self._client is None:
                 self._connect()
                 self._send_aside()
-            # What MLflow has must outlive a power cut here too, or a replay would send it with another time.
+            # A record in MLflow must survive a power cut here: a replay would send it with another time.
             flush(self.journal)
             for records, end in _batches(read(self.journal, self.offset)):
                 self._send(records)
@@ -79,7 +84,7 @@ class Delivery:
             return 0
 
     def close(self) -> None:
-        """Lets another process deliver this run."""
+        """Releases the lock: another process may deliver this run."""
         if self._lock is not None:
             close_locked(self._lock)
             self._lock = None
@@ -91,7 +96,7 @@ class Delivery:
             return None
 
     def _known(self, first: dict | None) -> dict:
-        # The entry counts for this very journal only: the user may have deleted or replaced it.
+        # The entry is of this very journal, or of one that the user has deleted or replaced.
         entry = delivered(self.folder).get(self.address, {})
         if first is None or entry.get("journal") != first["value"]:
             return {}
@@ -133,20 +138,21 @@ class Delivery:
                     raise
                 self._try_artifact(records)
                 return
-            # One bad record makes MLflow refuse a batch: halve it until the bad one stands alone.
+            # One bad record makes MLflow refuse a batch: halve it until the bad one is alone.
             if len(records) > 1:
                 self._send(records[: len(records) // 2])
                 self._send(records[len(records) // 2 :])
                 return
-            # Is it the record? Only if a harmless write passes now and the record is refused again; else the
+            # The record is at fault if a harmless write passes now and the record is refused again; else the
             # store or the run is gone, or was away for a moment.
             mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
             self._send_again(records)
 
     def _try_artifact(self, records: list[dict]) -> None:
-        """Sends one artifact that failed; where only artifacts fail, they must not hold up the rest."""
+        """Sends one artifact again; where only artifacts fail, they must not hold up the rest."""
         for tries_left in reversed(range(TRIES)):
-            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})  # else MLflow is away
+            # this raises where MLflow is away, and not its store of artifacts alone
+            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
             try:
                 return self._send_again(records)
             except Exception as error:
@@ -163,7 +169,7 @@ class Delivery:
         waiting, self.aside = self.aside, []
         for number, record in enumerate(waiting):
             self._send([record])
-            if self.aside:  # the others will hardly pass now; next time they are first
+            if self.aside:  # the others will hardly pass now; they are first next time
                 self.aside = [*waiting[number + 1 :], *self.aside]
                 break
         if waiting:
@@ -185,15 +191,15 @@ class Delivery:
 def delivered(run_folder: Path) -> dict:
     """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is.
 
-    An entry of another form counts as none: everything is sent again, which changes nothing.
+    An entry of another form is ignored: everything is sent again, which changes nothing.
     """
     try:
-        found = json.loads((Path(run_folder) / "delivered.json").read_text())
+        entries = json.loads((Path(run_folder) / "delivered.json").read_text())
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         return {}
-    return {address: entry for address, entry in found.items() if _is_formed(entry)}
+    return {address: entry for address, entry in entries.items() if _is_formed(entry)}
 
 
 def _is_formed(entry) -> bool:

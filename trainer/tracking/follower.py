@@ -1,7 +1,4 @@
-"""Tracking: a thread delivers the journal to MLflow while training writes it, through any outage.
-
-python -m trainer.tracking.follower sync outputs/     delivers later what runs without a network have left
-"""
+"""A thread that delivers the journal to MLflow while training writes it, through any outage."""
 
 import threading
 import time
@@ -17,14 +14,11 @@ LONGEST_WAIT = 30.0  # seconds between two tries during an outage
 TRIES_AT_CLOSE = 3
 
 
-# ---- while training ------------------------------------------------------------------------------
-
-
 class Follower:
     """A daemon thread that delivers a run's journal while it is written. For rank 0 only.
 
-    `report` is called, from that thread, with the lines meant for the console: one when an outage begins, one
-    when it ends, one for a record that is refused. Nothing is ever raised into training.
+    Nothing is ever raised into training. `report` is called from that thread with lines for the console: when
+    an outage begins, when it ends, and for a record that is refused.
     """
 
     def __init__(
@@ -45,9 +39,10 @@ class Follower:
         self._thread.start()
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Delivers the rest and ends the thread; False, and a line how to do it later, where some is left.
+        """Delivers the rest and ends the thread; returns whether all is delivered.
 
-        Waits `timeout` seconds at most, and not even that where MLflow does not answer. May be called twice.
+        Otherwise reports the command that delivers the rest. Waits `timeout` seconds at most, and less where
+        MLflow does not answer. May be called twice.
         """
         already = self._closing.is_set()
         self._closing.set()
@@ -71,10 +66,11 @@ class Follower:
                     self._complete = not self._delivery.aside
                     break
             except Exception as error:
-                # Where some of it arrived, the rest is not kept waiting for longer and longer.
+                # Where something was delivered, the waits start from the shortest again.
                 failures = failures + 1 if self._delivery.offset == before else 1
                 failures_at_close += closing
-                # A first failure may be a connection that the server had closed, or a locked file: try again.
+                # The first failure may be a connection that the server has closed, or a locked file: try
+                # again.
                 if failures > 1:
                     self._failed(error)
                 if failures_at_close == TRIES_AT_CLOSE:

@@ -21,8 +21,8 @@ from data_pipelines.common.files import flush
 from data_pipelines.common.locks import close_locked, is_locked, open_locked
 
 KINDS = ("metric", "parameter", "tag", "artifact", "resumed", "warning", "end")
-# Things that happen to a process, and not at a place of the run: they may recur at the same images (a run can
-# be resumed twice from one checkpoint), so their names are numbered: resumed.1, resumed.2, ...
+# Events of a process, which may recur at the same images (a run can be resumed twice from one checkpoint): so
+# their names are numbered: resumed.1, resumed.2, ...
 EVENTS = ("resumed", "warning", "end")
 FIELDS = {"images", "time", "kind", "name", "value"}
 
@@ -32,8 +32,8 @@ FIELDS = {"images", "time", "kind", "name", "value"}
 def read(path: Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
     """Yields (record, offset of its line's end) for each whole line from `offset` on, up to a torn one.
 
-    A whole line that is no record (blocks lost in a power cut) is passed over. The value of a metric is a
-    float, the non-finite ones included. Raises OSError.
+    A whole line that is no record (blocks lost in a power cut) is skipped. The value of a metric is a float,
+    which may be infinite or NaN. Raises OSError.
     """
     with open(path, "rb") as file:
         file.seek(offset)
@@ -66,18 +66,20 @@ def _parse(line: bytes) -> dict | None:
 class Journal:
     """Appends to a run's journal. A written line survives a SIGKILL at once, a power cut after `sync`.
 
-    Only one process may write a journal. A repeated (name, images) is not written again, so that a run which
-    resumes may replay its steps.
+    Only one process may write a journal. A repeated (name, images) is not written again, so a resumed run may
+    replay its steps.
 
-    Memory stays that of the metrics' names, however long the run. A name's images rise, except while steps
-    are replayed after a resume; so the highest images of each name answer for every line that is new, and
-    only a replay, which is shorter than two save intervals, needs the lines that lie ahead of it. They are
-    read when its first line comes, and forgotten when the run passes what it had reached before. (Of each
-    warning an 8-byte digest stays.)
+    Memory is that of the metrics' names, however long the run. A name's images rise, except while steps are
+    replayed after a resume: the highest images of each name decide about a line that is new, and only a
+    replay, which is shorter than two save intervals, needs the lines that lie ahead of it. They are read at
+    its first line, and dropped when the run passes what it had reached before. (An 8-byte digest of each
+    warning is kept.)
     """
 
     def __init__(self, path: str | Path, wait: float = 3.0):
-        """Opens or makes the journal at `path` and cuts a torn end; waits `wait` seconds for a dying writer.
+        """Opens or makes the journal at `path` and truncates a torn last line.
+
+        Waits `wait` seconds for another writer, which may be ending.
 
         Raises UserError where the folder cannot be written or another process writes this journal.
         """
@@ -126,9 +128,9 @@ class Journal:
             os.ftruncate(self._fd, end)
 
     def write(self, kind: str, name: str, value, images: int) -> bool:
-        """Appends one record; False where (name, images) is already there or a warning has been given before.
+        """Appends one record; returns False where (name, images), or that warning, was written before.
 
-        A metric's `value` is anything that float() takes; other values are text, numbers or what JSON holds.
+        A metric's `value` is anything that float() accepts, another value anything that JSON represents.
         Raises UserError where the file cannot be written (a full disk).
         """
         if kind not in KINDS:
@@ -159,15 +161,15 @@ class Journal:
         return True
 
     def metrics(self, values: dict, images: int) -> None:
-        """Appends a metric for each name in `values` (floats, or scalars that float() takes)."""
+        """Appends a metric for each name in `values` (anything that float() accepts)."""
         for name, value in values.items():
             self.write("metric", name, value, images)
 
     def differing(self, values: dict, images: int) -> list[str]:
-        """The names in `values` of which the file holds another value at these images; reads all of it."""
-        held = {r["name"]: r["value"] for r, _ in read(self.path) if r["images"] == images}
-        # As text, in which NaN equals itself.
-        return [name for name in values if name in held and repr(held[name]) != repr(float(values[name]))]
+        """The names in `values` that have another value at these images in the file; reads all of it."""
+        before = {r["name"]: r["value"] for r, _ in read(self.path) if r["images"] == images}
+        # compared as text, in which NaN equals itself
+        return [name for name in values if name in before and repr(before[name]) != repr(float(values[name]))]
 
     def _has(self, name: str, images: int) -> bool:
         highest = self._highest.get(name, -1)
@@ -192,7 +194,7 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         try:
-            written = os.write(self._fd, line)  # one call on O_APPEND: nobody ever sees half a line of ours
+            written = os.write(self._fd, line)  # one call on O_APPEND: a reader never sees half a line
             if written < len(line):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -205,9 +207,9 @@ class Journal:
         )
 
     def sync(self) -> None:
-        """Flushes to the disk; to be called before a checkpoint is published: it must not outlive them.
+        """Flushes to the disk, before a checkpoint is published: a checkpoint must not outlive the lines.
 
-        Raises UserError where the disk does not take it: a network's may say so here alone that it is full.
+        Raises UserError where that fails: a network file system may report here alone that it is full.
         """
         try:
             os.fsync(self._fd)
@@ -215,7 +217,7 @@ class Journal:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Ends the writing and gives the lock back. May be called twice."""
+        """Closes the file and releases the lock. May be called twice."""
         close_locked(self._fd)
 
 

@@ -1,6 +1,6 @@
 """MLflow's side of tracking: a SQLite store that no kill leaves half made, the client, experiments and runs.
 
-MLflow is imported inside the functions: it takes seconds, and a run without tracking must not pay them.
+MLflow is imported inside the functions: the import costs seconds, also to a run without tracking.
 """
 
 import os
@@ -12,30 +12,28 @@ from data_pipelines.common.files import replacing
 from data_pipelines.common.locks import close_locked, open_locked
 
 SETTINGS = {
-    # Outages are waited for by the follower, which can be woken. MLflow's own retries take minutes, and a
-    # retried create_run makes a second run.
+    # The follower waits during outages, and can be woken. MLflow's own retries last minutes, and a retried
+    # create_run makes a second run.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    # What goes wrong is told by the follower in one line, not by tracebacks of the store in the progress bar.
+    # The follower reports an error in one line; the store would print tracebacks into the progress bar.
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language-model tools
 NOT_THE_RECORDS_FAULT = (401, 403, 407, 408, 429)  # credentials, time, rate: later it may be accepted
-
-
 NO_EFFECT = "the answer was good, but {} did not arrive; is it an MLflow, and nothing in between?"
 
 
 class Outage(Exception):
-    """Nothing can be delivered at present; the text says why, in one line."""
+    """Nothing can be delivered at present; the text is the reason, in one line."""
 
 
 def configure() -> None:
-    """Sets what MLflow reads from the environment, where the user has not.
+    """Sets the environment variables of MLflow that the user has not set.
 
     To be called before MLflow is imported, by the main thread: setting variables is not safe beside threads.
     """
@@ -44,14 +42,14 @@ def configure() -> None:
 
 
 def _answered(value, question: str):
-    """`value`, if there is one: MLflow's client takes an empty page for an answer of empty fields."""
+    """`value`; raises Outage where it is empty: MLflow's client parses an empty page as empty fields."""
     if not value:
         raise Outage(f"an empty answer to {question}; is it an MLflow, and nothing in between?")
     return value
 
 
 def without_secrets(text: str) -> str:
-    """Takes user and password out of the addresses in `text`, also where the password holds a / or an @."""
+    """Removes user and password from the addresses in `text`, also where the password has a / or an @."""
     return re.sub(r"://[^\s'\"]*@", "://", text)
 
 
@@ -65,7 +63,7 @@ def reason(error: Exception) -> str:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether an exception says that the server, and not what it was sent, is at fault."""
+    """Whether an exception means that the server is at fault, and not the record that was sent."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
@@ -79,7 +77,7 @@ def is_outage(error: Exception) -> bool:
 
 
 def connect(uri: str, artifacts: Path):
-    """The MlflowClient for `uri`. A SQLite store is made first where there is none.
+    """The MlflowClient for `uri`; makes a SQLite store where there is none.
 
     Raises Outage, or what MLflow raises where the store cannot be opened.
     """
@@ -93,7 +91,7 @@ def connect(uri: str, artifacts: Path):
 def create_sqlite(path: Path, artifacts: Path) -> None:
     """Makes MLflow's SQLite store at `path`, whole or not at all, where there is none.
 
-    MLflow takes seconds to make the tables, and a store with half of them stays broken. So they are made
+    MLflow needs seconds to make the tables, and a store with half of them stays broken. So they are made
     under another name, by one process at a time, and renamed when they are on the disk.
     """
     if path.exists() and path.stat().st_size > 0:
@@ -108,18 +106,18 @@ def create_sqlite(path: Path, artifacts: Path) -> None:
         if path.exists() and path.stat().st_size > 0:
             return
         with replacing(path) as new:
-            for left in new.parent.glob(
-                f"{new.name}*"
-            ):  # by a maker that was killed, its rollback journal too
-                left.unlink()
+            # a killed process may have left a database there, and its rollback journal
+            for leftover in new.parent.glob(f"{new.name}*"):
+                leftover.unlink()
             SqlAlchemyStore(f"sqlite:///{new}", str(artifacts)).engine.dispose()
     finally:
         close_locked(lock)
 
 
 def experiment_id(client, name: str, artifacts: Path | None) -> str:
-    """The id of the experiment `name`. Where there is none it is made, its artifacts under `artifacts` (None:
-    where the server keeps them).
+    """The id of the experiment `name`; makes it where there is none.
+
+    Its artifacts are then kept under `artifacts`; None: where the server keeps them.
 
     Raises Outage where an experiment of that name was deleted (MLflow then neither uses nor replaces it), or
     where what answers is no MLflow.
@@ -132,10 +130,10 @@ def experiment_id(client, name: str, artifacts: Path | None) -> str:
             break
         try:
             folder = artifacts and str(artifacts / re.sub(r"[^\w+=-]", "_", name))
-            made = client.create_experiment(name, artifact_location=folder, tags=KIND)
-            return _answered(made, "the making of an experiment")
+            created = client.create_experiment(name, artifact_location=folder, tags=KIND)
+            return _answered(created, "the making of an experiment")
         except MlflowException as error:
-            # Another run has made it between our question and our call: ask again, once.
+            # Another run has made it since the question: ask again, once.
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or attempt == 2:
                 raise
     _answered(experiment.experiment_id, "the question for the experiment")
@@ -161,24 +159,24 @@ def is_active(client, run_id: str) -> bool:
 
 
 def find_or_create_run(client, experiment: str, journal_id: str, name: str, start: float) -> str:
-    """The id of the run that carries the tag `journal.id`, made where there is none.
+    """The id of the run with the tag `journal.id`; makes it where there is none.
 
-    MLflow's create_run makes a second run when it is called twice; the tag, set in the same call, is what a
-    process that was killed right after it finds the run again by. `start` is in seconds since 1970.
+    MLflow's create_run makes a second run when it is called twice. By the tag, set in the same call, a
+    process finds the run that was made right before a kill. `start` is in seconds since 1970.
     """
-    found = _runs_of(client, experiment, journal_id)
-    if found:
-        return max(found, key=lambda run: len(run.data.metrics)).info.run_id
+    runs = _runs_of(client, experiment, journal_id)
+    if runs:
+        return max(runs, key=lambda run: len(run.data.metrics)).info.run_id
     tags = {"journal.id": journal_id}
     run = client.create_run(experiment, start_time=milliseconds(start), tags=tags, run_name=name)
     return _answered(run.info.run_id, "the making of a run")
 
 
 def remove_twins(client, run_id: str, journal_id: str) -> None:
-    """Deletes empty runs beside `run_id` that carry the same tag `journal.id`.
+    """Deletes empty runs beside `run_id` with the same tag `journal.id`.
 
-    A server that waits (for its locked database) may carry out a create_run after the client has given it
-    up, not found its run, and made another.
+    A server that waits (for its locked database) may carry out a create_run after the client has given up,
+    not found the run, and made another.
     """
     experiment = client.get_run(run_id).info.experiment_id
     for run in _runs_of(client, experiment, journal_id):
@@ -196,7 +194,7 @@ def milliseconds(seconds: float) -> int:
 
 
 def send(client, run_id: str, folder: Path, records: list[dict]) -> None:
-    """Delivers records of one kind, in order, and makes sure of it. What is sent again changes nothing.
+    """Delivers records of one kind, in order, and verifies it. Sending them again changes nothing.
 
     Raises what MLflow raises; Outage where the answer was good but the records are not there; ValueError for
     an artifact that is not there or lies outside the run's folder.
@@ -215,16 +213,16 @@ def send(client, run_id: str, folder: Path, records: list[dict]) -> None:
 
 
 def write(client, run_id: str, tags: dict[str, str] | None = None, **values) -> None:
-    """MLflow's log_batch, proved by a tag that is set last in the same call and read back.
+    """MLflow's log_batch, verified by a tag that is set last in the same call and read back.
 
-    The answer proves nothing: MLflow's client takes an empty page with status 200, as a proxy or a network's
-    login page may send it, for a yes. Raises Outage where the tag is not there.
+    The answer proves nothing: MLflow's client accepts an empty page with status 200, as from a proxy or a
+    network's login page. Raises Outage where the tag is not there.
     """
     from mlflow.entities import RunTag
 
     receipt = uuid.uuid4().hex
-    told = [RunTag(name, value) for name, value in ((tags or {}) | {"journal.receipt": receipt}).items()]
-    client.log_batch(run_id, tags=told, **values)
+    all_tags = (tags or {}) | {"journal.receipt": receipt}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in all_tags.items()], **values)
     if client.get_run(run_id).data.tags.get("journal.receipt") != receipt:
         raise Outage(NO_EFFECT.format("a batch"))
 
@@ -264,17 +262,19 @@ def _send_artifact(client, run_id: str, folder: Path, relative: str) -> None:
                 raise ValueError(f"{file} leads outside the run's folder")
         client.log_artifacts(run_id, str(path), path.relative_to(root).as_posix())
     elif path.is_file():
-        client.log_artifact(run_id, str(path), _place(path.parent, root))
+        client.log_artifact(run_id, str(path), _artifact_path(path.parent, root))
         files = [path]
     else:
         raise ValueError(f"{path} is not there")
     for parent in {file.parent for file in files}:
-        listed = {file.path: file.file_size for file in client.list_artifacts(run_id, _place(parent, root))}
+        listed = {
+            file.path: file.file_size for file in client.list_artifacts(run_id, _artifact_path(parent, root))
+        }
         for file in files:
-            if file.parent == parent and listed.get(_place(file, root)) != file.stat().st_size:
+            if file.parent == parent and listed.get(_artifact_path(file, root)) != file.stat().st_size:
                 raise Outage(NO_EFFECT.format(f"the file {relative}"))
 
 
-def _place(path: Path, root: Path) -> str | None:
-    """Where MLflow keeps a file of the run's folder; None for the folder itself."""
+def _artifact_path(path: Path, root: Path) -> str | None:
+    """The artifact path of a file of the run's folder; None for the folder itself."""
     return path.relative_to(root).as_posix() if path != root else None

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and `python -m trainer.checkpoints.save list|verify|prune DIR`."""
+"""Which checkpoints stay, and `python -m trainer.checkpoints list|verify|prune DIR`."""
 
 import json
 import os
@@ -295,7 +295,7 @@ def test_mistakes_are_one_line(run, capsys, tmp_path):
 
 
 def test_the_command_itself(run):
-    command = [sys.executable, "-m", "trainer.checkpoints.save"]
+    command = [sys.executable, "-m", "trainer.checkpoints"]
     done = subprocess.run([*command, "list", run], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 3)
     with pytest.raises(SystemExit) as left:

@@ -238,7 +238,7 @@ def test_an_address_that_does_not_answer_is_one_line_and_sync_delivers_later(out
     for line in console:
         assert "secret" not in line
         assert "\n" not in line
-        assert f"python -m trainer.tracking.follower sync {run} --uri http://127.0.0.1" in line
+        assert f"python -m trainer.tracking sync {run} --uri http://127.0.0.1" in line
     assert "Connection refused" in console[0]
     journal.close()
 
