@@ -323,8 +323,8 @@ def test_evaluation_of_what_is_not_there(capsys, made, outputs, missing):
 def test_checkpoints_of_which_none_can_be_read_never_mean_a_start_from_nothing(capsys, made, outputs):
     broken = outputs / "quickstart" / "checkpoints" / "images-000000000128"
     broken.mkdir(parents=True)
-    told = script(capsys, *tiny(outputs, made))
-    assert told.status == 2
-    assert f"warning: checkpoint {broken} is damaged (manifest.json is missing)" in told.err
-    assert f"error: none of the checkpoints in {broken.parent} can be used (see the warnings)" in told.err
+    done = script(capsys, *tiny(outputs, made))
+    assert done.status == 2
+    assert f"warning: checkpoint {broken} is damaged (manifest.json is missing)" in done.err
+    assert f"error: none of the checkpoints in {broken.parent} can be used (see the warnings)" in done.err
     assert broken.exists()

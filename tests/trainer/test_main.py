@@ -226,14 +226,14 @@ def test_told_to_stop_while_it_waits_for_the_first_images(capsys, root, tmp_path
 
 
 def test_a_disk_that_is_full_when_all_is_done_is_one_line(capsys, root, tmp_path, monkeypatch):
-    mark = RunFolder.mark
+    write_status = RunFolder.write_status
 
     def full(folder, name, *more):
         if name == "done":
             raise UserError("cannot write done: No space left on device")
-        mark(folder, name, *more)
+        write_status(folder, name, *more)
 
-    monkeypatch.setattr(RunFolder, "mark", full)
+    monkeypatch.setattr(RunFolder, "write_status", full)
     assert "No space left on device" in mistake(script(capsys, *tiny(tmp_path, root)))
     assert (tmp_path / "quickstart" / "failed").exists()
 

@@ -32,17 +32,21 @@ def environment(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def told(text: str | bytes) -> list[str]:
+def secrets_in(text: str | bytes) -> list[str]:
     """The secrets in a text."""
     text = text.encode() if isinstance(text, str) else text
     return [value for value in [*SECRETS.values(), BASIC.decode()] if value.encode() in text]
 
 
-def written(folder: Path) -> dict[str, list[str]]:
+def files_with_secrets(folder: Path) -> dict[str, list[str]]:
     """The files of a folder with a secret in their names or bytes."""
-    files = {path: told(str(path)) + told(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    files = {
+        path: secrets_in(str(path)) + secrets_in(path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert files
-    return {str(path): found for path, found in files.items() if found}
+    return {str(path): secrets for path, secrets in files.items() if secrets}
 
 
 @contextmanager
@@ -87,8 +91,8 @@ def test_credentials_reach_mlflow_and_nothing_else(capsys, digits, tmp_path):
     assert done.status == 0, done.err
     assert set(shown) == {f"Basic {BASIC.decode()}"}
     assert "no tracking since" in done.out + done.err
-    assert told(done.out + done.err) == []
-    assert written(tmp_path) == {}
+    assert secrets_in(done.out + done.err) == []
+    assert files_with_secrets(tmp_path) == {}
     for path in outputs.rglob("*"):  # all that a run makes is as open as its user wants files to be
         assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
 
@@ -98,15 +102,15 @@ def test_a_resumed_run_and_sync_know_the_address(capsys, digits, tmp_path):
     for images in (128, 256):
         done = script(capsys, *tiny(outputs, digits.root, f"images={images}", f"tracking.uri={DEAD}"))
         assert done.status == 0, done.err
-        assert told(done.out + done.err) == []
+        assert secrets_in(done.out + done.err) == []
     run = outputs / "quickstart"
     assert [record["kind"] for record, _ in read(run / "journal.jsonl")].count("resumed") == 1
     assert load_saved(run / "recipe.yaml").recipe.tracking.uri == DEAD
     assert main(["sync", str(outputs)]) == 1
     out, err = capsys.readouterr()
     assert DEAD in out
-    assert told(out + err) == []
-    assert written(tmp_path) == {}
+    assert secrets_in(out + err) == []
+    assert files_with_secrets(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,35 +126,35 @@ def test_a_resumed_run_and_sync_know_the_address(capsys, digits, tmp_path):
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(capsys, digits, tmp_path, uri):
     outputs = tmp_path / "outputs"
-    (tmp_path / "mine.yaml").write_text(f"base: quickstart\ntracking: {{uri: '{uri}'}}\n")
+    (tmp_path / "private.yaml").write_text(f"base: quickstart\ntracking: {{uri: '{uri}'}}\n")
     for arguments in (
         tiny(outputs, digits.root, f"tracking.uri={uri}"),
-        [f"recipe={tmp_path / 'mine.yaml'}", f"outputs={outputs}"],
+        [f"recipe={tmp_path / 'private.yaml'}", f"outputs={outputs}"],
         ["recipe=quickstart", f"tracking.uri={uri}", "--print"],
         ["recipe=evaluate", f"from={outputs}", f"tracking.uri={uri}"],
     ):
         done = script(capsys, *arguments)
         assert "MLFLOW_TRACKING_PASSWORD" in mistake(done)
-        assert told(done.out + done.err) == []
+        assert secrets_in(done.out + done.err) == []
     assert not outputs.exists()
     (outputs / "run").mkdir(parents=True)
     (outputs / "run" / "journal.jsonl").touch()
     assert main(["sync", str(outputs), "--uri", uri]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: tracking.uri: ")
-    assert (err.count("\n"), told(out + err)) == (1, [])
+    assert (err.count("\n"), secrets_in(out + err)) == (1, [])
 
 
 def test_a_command_with_a_password_is_refused_and_not_repeated(capsys, tmp_path):
     root = f"pipe:curl -u {USER}:{PASSWORD} https://host/{{}}"
-    (tmp_path / "mine.yaml").write_text(f"base: quickstart\ndata: {{root: '{root}'}}\n")
+    (tmp_path / "private.yaml").write_text(f"base: quickstart\ndata: {{root: '{root}'}}\n")
     for arguments in (
         ["recipe=quickstart", f"data.root='{root}'", "--allow-commands"],
-        [f"recipe={tmp_path / 'mine.yaml'}", "--print"],
+        [f"recipe={tmp_path / 'private.yaml'}", "--print"],
     ):
         done = script(capsys, *arguments, f"outputs={tmp_path / 'outputs'}")
         assert "~/.netrc" in mistake(done)
-        assert told(done.out + done.err) == []
+        assert secrets_in(done.out + done.err) == []
     assert not (tmp_path / "outputs").exists()
 
 
@@ -164,7 +168,7 @@ def test_a_saved_recipe_with_a_password_is_named(capsys, digits, tmp_path):
     done = script(capsys, *arguments, "run=quickstart", "images=256")
     assert "recipe.yaml, line" in mistake(done)
     assert "tracking.uri" in done.err
-    assert told(done.out + done.err) == []
+    assert secrets_in(done.out + done.err) == []
     saved.write_text(clean)
     assert script(capsys, *arguments, "images=256").status == 0
 
@@ -177,5 +181,5 @@ def test_the_store_holds_no_secret(capsys, digits, tmp_path):
     assert "no tracking since" not in done.out + done.err
     assert (tmp_path / "outputs" / "mlflow.db").stat().st_size > 100_000
     assert list((tmp_path / "outputs" / "mlartifacts").rglob("encoder.safetensors"))
-    assert told(done.out + done.err) == []
-    assert written(tmp_path) == {}
+    assert secrets_in(done.out + done.err) == []
+    assert files_with_secrets(tmp_path) == {}

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.messages import (
     Expected,
     choices,
-    closest,
-    did_you_mean,
     either,
     expected,
     fields,
@@ -41,8 +40,8 @@ RECIPE = expected(Recipe)
 def check(tree: dict, file: str) -> tuple[Pretrain | EvaluateRun, dict[str, str]]:
     """A merged tree, read from `file` and the command line -> the recipe and the origin of each dotted key.
 
-    Raises UserError with the first mistake and the number of the others; unknown keys come first, for they
-    explain missing ones.
+    Raises UserError with the first mistake and the number of the others. Unknown keys come first, because
+    they explain missing ones.
     """
     return _Check(file).run(tree)
 
@@ -52,7 +51,7 @@ class _Check:
         self.file = file
         self.structure: list[str] = []  # unknown keys, unknown kinds
         self.values: list[str] = []
-        self.meant: set[str] = set()  # what misspelt keys were meant to be: not called missing as well
+        self.meant: set[str] = set()  # keys that misspelt ones probably mean: not reported as missing too
         self.everywhere = paths(RECIPE.sections)
 
     def run(self, tree: dict):
@@ -98,7 +97,7 @@ class _Check:
         if isinstance(tree, SourcedValue) and isinstance(tree.value, float):
             if what.type is int and tree.value.is_integer() and abs(tree.value) < LARGEST:
                 return replace(tree, value=int(tree.value))  # 5e7 images are as whole as 50000000
-            if what.type is float and not math.isfinite(tree.value):  # pydantic takes them for numbers
+            if what.type is float and not math.isfinite(tree.value):  # pydantic accepts them
                 self.values.append(f"{tree.where}: {at[:-1]}: expected {what.words()}, got {tree.raw}")
         return tree
 
@@ -206,7 +205,7 @@ def _locate(loc: tuple, section, tree: dict):
 
 
 def _kind_is_wrong(what: Expected, section) -> bool:
-    """Whether a section's `kind` is no choice: then keys that it dropped are not to be called missing too."""
+    """Whether a section's `kind` is no choice: then keys that it dropped are not reported as missing too."""
     kind = section.get("kind") if isinstance(section, dict) else None
     return kind is not None and strip_origins(kind) not in fields(what.sections[0])["kind"].options
 

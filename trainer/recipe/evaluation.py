@@ -1,4 +1,4 @@
-"""What a recipe asks to be measured: the probes of a frozen encoder and the online monitor."""
+"""The section `evaluate`: the probes of a frozen encoder and the online measures during pretraining."""
 
 from typing import Annotated, ClassVar
 
@@ -25,7 +25,7 @@ class HeadOptions(Section):
 
 
 class MlpProbe(HeadOptions):
-    """The paper's probe: Linear -> units, dropout, batch-norm, ReLU, Linear; Adam on cached features.
+    """The Deep InfoMax paper's probe: Linear, dropout, batch-norm, ReLU, Linear; Adam on cached features.
 
     The learning rate falls to zero along a half cosine; with `milestones`, to a tenth after each of these
     epochs.
@@ -47,7 +47,8 @@ class MlpProbe(HeadOptions):
 class SgdProbe(HeadOptions):
     """Multinomial logistic regression by mini-batches: SGD, momentum 0.9, a half cosine to zero, no decay.
 
-    `lr` is that of standardised features divided by the root of their number: one value for any width.
+    `lr` is the rate for standardised features that are divided by the square root of their number: one value
+    suits any width.
     """
 
     epochs: Positive = 40
@@ -58,8 +59,8 @@ class SgdProbe(HeadOptions):
 class SvmProbe(HeadOptions):
     """`runs` linear SVMs from different initial weights: one against the rest, hinge loss, mini-batches.
 
-    Each minimises, for each class, the mean hinge loss + l2/2 · ||w||² on standardised features, by SGD as
-    the linear probe does. Mean and standard deviation over the runs are reported.
+    Each minimises the mean hinge loss + l2/2 · ||w||² of each class on standardised features, by the SGD of
+    `linear_sgd`. Mean and standard deviation over the runs are reported.
     """
 
     runs: Positive = 5
@@ -80,13 +81,14 @@ class FewShot(Section):
 
 
 class Evaluate(Section):
-    """What is measured: the online kNN during pretraining, and the probes of the frozen encoder.
+    """Online measures every `every` images (0: none), and probes of the frozen encoder `at_end`.
 
-    `threads` are those of one piece of work, such as the heads of one feature; a rank does as many pieces at
-    a time as it has cores for. A sum's last bit depends on its threads, and an accuracy's last digit on that:
-    so they are named here, and figures depend on neither cores nor ranks.
+    `threads` is the number of threads of one job, such as the heads of one feature; a rank runs as many jobs
+    at a time as it has cores for. The last bit of a sum depends on the threads, so they are fixed here:
+    results depend on neither cores nor ranks.
 
-    `controls` are the same on the untrained network and, up to 64 px, on raw pixels.
+    `controls` repeats the measures on the untrained network and, up to 64 px, on raw pixels. `online_images`
+    is the number of images of the online measures, `knn` the number of neighbours.
     """
 
     every: Count = 0

@@ -1,6 +1,5 @@
 """The recipe's schema in plain words: what a key expects, and which key, name or choice was meant."""
 
-import difflib
 import types
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from data_pipelines.common.suggest import closest, likeness
 from trainer.recipe.yaml12 import to_yaml_line
 
 
@@ -89,7 +89,7 @@ def _is_union(annotation) -> bool:
 
 
 def expected(annotation, info: FieldInfo | None = None) -> Expected:
-    """The annotation of a key, or of a list's items, with the rules that are hung on it at any depth."""
+    """The annotation of a key, or of a list's items, with the rules attached to it at any depth."""
     rules, nullable = {}, False
     _collect(info, rules)
     while True:
@@ -125,7 +125,7 @@ def fields(section) -> dict[str, Expected]:
 
 
 def tag(sections: tuple) -> str | None:
-    """The key that tells the members of a tagged union apart: `task` for recipes, `kind` for sections."""
+    """The key that distinguishes the members of a tagged union: `task` of recipes, `kind` of sections."""
     return next(
         (name for name in ("task", "kind") if len(sections) > 1 and name in fields(sections[0])), None
     )
@@ -138,16 +138,14 @@ def choices(sections: tuple) -> dict:
 
 @cache
 def paths(sections: tuple, at: str = "") -> list[str]:
-    """Every dotted key below; a list of sections stands with its first item."""
-    found = []
+    """Every dotted key of these sections; of a list of sections the keys of its first item."""
+    dotted = []
     for section in sections:
         for name, what in fields(section).items():
-            found.append(at + name)
-            listed = what.item
-            found += (
-                paths(listed.sections, f"{at}{name}.0.") if listed else paths(what.sections, f"{at}{name}.")
-            )
-    return list(dict.fromkeys(found))
+            dotted.append(at + name)
+            item = what.item
+            dotted += paths(item.sections, f"{at}{name}.0.") if item else paths(what.sections, f"{at}{name}.")
+    return list(dict.fromkeys(dotted))
 
 
 def either(words: list[str]) -> str:
@@ -163,23 +161,8 @@ def shown(value, limit: int = 60) -> str:
 # ---- what was probably meant -----------------------------------------------------------------------
 
 
-def likeness(word: str, other: str) -> float:
-    """0 to 1: difflib's ratio, but letters in another order (`rl` for `lr`) count as a near hit."""
-    word, other = word.lower(), other.lower()
-    if word != other and sorted(word) == sorted(other):
-        return 0.9
-    return difflib.SequenceMatcher(None, word, other).ratio()
-
-
-def closest(word, candidates, cutoff: float = 0.6) -> str | None:
-    """The candidate most like `word`, if any is like it; the first of equals."""
-    scored = [(likeness(str(word), str(one)), one) for one in candidates]
-    best = max(scored, key=lambda pair: pair[0], default=(0, None))
-    return best[1] if best[0] >= cutoff else None
-
-
 def meant_key(key: str, siblings: list[str], everywhere: list[str]) -> str | None:
-    """What an unknown key was meant to be: a key of the same section by name, or another by its path."""
+    """The key that an unknown one probably means: of the same section by name, or another by its path."""
     sibling = closest(key, siblings)
     if sibling and likeness(key, sibling) >= 0.8:
         return sibling
@@ -190,7 +173,3 @@ def meant_key(key: str, siblings: list[str], everywhere: list[str]) -> str | Non
         return sibling
     elsewhere = closest(key, [path.rpartition(".")[2] for path in everywhere], cutoff=0.75)
     return next((path for path in everywhere if path.rpartition(".")[2] == elsewhere), None)
-
-
-def did_you_mean(word: str | None) -> str:
-    return f"; did you mean '{word}'?" if word else ""

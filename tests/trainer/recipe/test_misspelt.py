@@ -57,14 +57,14 @@ def write(folder: Path, name: str, text: str) -> str:
 
 def mutations(word: str) -> list[str]:
     """Every other word with a letter dropped or two neighbours swapped."""
-    found = {word[:index] + word[index + 1 :] for index in range(len(word))}
-    found |= {word[:index] + word[index : index + 2][::-1] + word[index + 2 :] for index in range(len(word))}
-    return sorted(found - {word, ""})
+    words = {word[:index] + word[index + 1 :] for index in range(len(word))}
+    words |= {word[:index] + word[index : index + 2][::-1] + word[index + 2 :] for index in range(len(word))}
+    return sorted(words - {word, ""})
 
 
-def meant(told: str, wrong: str, right: str) -> bool:
+def meant(message: str, wrong: str, right: str) -> bool:
     """Whether the hint at the end of a message names the right word, or another as like the wrong one."""
-    hint = told.partition("did you mean '")[2].partition("'?")[0]
+    hint = message.partition("did you mean '")[2].partition("'?")[0]
     return hint == right or (hint != "" and likeness(wrong, hint) >= likeness(wrong, right))
 
 
@@ -101,31 +101,31 @@ def schema_siblings(recipe, path) -> list[str]:
 
 
 def misspelt(tree, recipe, folder):
-    """Each misspelling of each key, a file each: the mistake told, the dotted key misspelt, the right key."""
+    """Each misspelling of each key, a file each: the message, the dotted key misspelt, the right key."""
     for path in keys_of(tree):
         siblings = schema_siblings(recipe, path)
         for wrong in set(mutations(path[-1])) - {*siblings}:
-            told = mistake(
+            message = mistake(
                 write(folder, "misspelt", yaml.safe_dump(renamed(tree, path, wrong), sort_keys=False))
             )
-            yield told, ".".join(map(str, (*path[:-1], wrong))), path[-1]
+            yield message, ".".join(map(str, (*path[:-1], wrong))), path[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_misspelt_key_of_every_recipe_is_told(name, tmp_path):
+def test_every_misspelt_key_of_every_recipe_is_recognised(name, tmp_path):
     tree = strip_origins(parse((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), name))
     count = 0
-    for told, wrong, right in misspelt(tree, load([f"recipe={name}"]).recipe, tmp_path):
-        assert told.startswith("misspelt.yaml")
-        assert "more mistake" not in told  # the key that was meant is not called missing as well
-        assert f": {wrong}: unknown key; did you mean '" in told
-        assert meant(told, wrong.rpartition(".")[2], right)
+    for message, wrong, right in misspelt(tree, load([f"recipe={name}"]).recipe, tmp_path):
+        assert message.startswith("misspelt.yaml")
+        assert "more mistake" not in message  # the key that was meant is not called missing as well
+        assert f": {wrong}: unknown key; did you mean '" in message
+        assert meant(message, wrong.rpartition(".")[2], right)
         count += 1
     assert count >= 2 * len(list(keys_of(tree)))
 
 
 @pytest.mark.parametrize("arguments", [["recipe=dim_local", *EVERY_SECTION], ["recipe=evaluate"]], ids=len)
-def test_every_misspelt_key_of_the_schema_is_told_on_the_command_line(arguments):
+def test_every_misspelt_key_of_the_schema_is_recognised_on_the_command_line(arguments):
     loaded = load(arguments)
     tree = loaded.resolved()
     for path in keys_of(tree):
@@ -133,32 +133,32 @@ def test_every_misspelt_key_of_the_schema_is_told_on_the_command_line(arguments)
         value = to_yaml_line(section_at(tree, path)[path[-1]])
         for wrong in set(mutations(path[-1])) - {*siblings}:
             dotted = ".".join(map(str, (*path[:-1], wrong)))
-            told = mistake(*arguments, f"{dotted}={value}")
-            assert told.startswith(f"command line: {dotted}: unknown key; did you mean '")
-            assert meant(told, wrong, path[-1])
+            message = mistake(*arguments, f"{dotted}={value}")
+            assert message.startswith(f"command line: {dotted}: unknown key; did you mean '")
+            assert meant(message, wrong, path[-1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_misspelt_recipe_name_is_told(name, tmp_path):
+def test_every_misspelt_recipe_name_is_recognised(name, tmp_path):
     for wrong in set(mutations(name)) - {*NAMES}:
-        for told in (mistake(f"recipe={wrong}"), mistake(write(tmp_path, "heir", f"base: {wrong}\n"))):
-            assert f"unknown recipe '{wrong}'; did you mean '" in told
-            assert meant(told, wrong, name)
+        for message in (mistake(f"recipe={wrong}"), mistake(write(tmp_path, "heir", f"base: {wrong}\n"))):
+            assert f"unknown recipe '{wrong}'; did you mean '" in message
+            assert meant(message, wrong, name)
 
 
 def every_choice(sections, at=""):
     """(dotted key, its choices) for the whole schema."""
-    found = {}
+    options = {}
     for section in sections:
         for key, what in fields(section).items():
             if words := [option for option in what.options if isinstance(option, str)]:
-                found[at + key] = [*found.get(at + key, []), *words]
+                options[at + key] = [*options.get(at + key, []), *words]
             below = (what.item.sections, f"{at}{key}.0.") if what.item else (what.sections, f"{at}{key}.")
-            found.update(every_choice(*below))
-    return found
+            options.update(every_choice(*below))
+    return options
 
 
-def test_every_misspelt_choice_is_told():
+def test_every_misspelt_choice_is_recognised():
     known = every_choice((Pretrain,))
     assert {"precision", "data.source", "schedule.kind", "optimizer.kind", "objective.critic.score"} <= set(
         known
@@ -168,7 +168,7 @@ def test_every_misspelt_choice_is_told():
         for choice in options:
             for wrong in set(mutations(choice)) - {*options}:
                 kind = opened_by(dotted)
-                told = mistake("recipe=dim_local", *kind, f"{dotted}={to_yaml_line(wrong)}")
-                assert f"command line: {dotted}: expected " in told
-                assert f"got '{wrong}'; did you mean '" in told
-                assert meant(told, wrong, choice)
+                message = mistake("recipe=dim_local", *kind, f"{dotted}={to_yaml_line(wrong)}")
+                assert f"command line: {dotted}: expected " in message
+                assert f"got '{wrong}'; did you mean '" in message
+                assert meant(message, wrong, choice)

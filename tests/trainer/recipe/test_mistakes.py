@@ -28,7 +28,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("task: pretrain\nbatch: 1\nbatch: 2\n", "bad.yaml, line 3: duplicate key 'batch'"),
         ("base: dim_local\noptimizer:\n  lr: 1\n  lr: 2\n", "bad.yaml, line 4: duplicate key 'lr'"),
@@ -60,8 +60,8 @@ def write(folder: Path, name: str, text: str) -> str:
         ("base: dim_local\nsaev: {}\n", "bad.yaml: saev: unknown key; did you mean 'save'?"),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_file(tmp_path, text, told):
-    assert told in mistake(write(tmp_path, "bad", text))
+def test_mistakes_in_a_file(tmp_path, text, message):
+    assert message in mistake(write(tmp_path, "bad", text))
 
 
 def test_a_key_by_both_its_names_in_one_tree(tmp_path):
@@ -79,8 +79,8 @@ def test_a_key_by_both_its_names_in_one_tree(tmp_path):
 
 
 def test_an_old_name_is_as_strict_as_the_new_one():
-    told = mistake("recipe=dim_local", "data.patience=-1")
-    assert told == "command line: data.retry_seconds: expected a number of at least 0, got -1"
+    message = mistake("recipe=dim_local", "data.patience=-1")
+    assert message == "command line: data.retry_seconds: expected a number of at least 0, got -1"
     assert mistake("recipe=dim_local", "data={}", "data.patience.x=1").startswith(
         "command line: data.retry_sec"
     )
@@ -89,10 +89,10 @@ def test_an_old_name_is_as_strict_as_the_new_one():
 
 def test_a_section_from_two_places_is_blamed_on_the_command_line(tmp_path):
     good = write(tmp_path, "good", "base: dim_local\ndata: {views: [{crop: {scale: {low: 0.2, high: 1}}}]}\n")
-    told = mistake(good, "data.views.0.crop.scale.low=2")
-    assert told == "command line: data.views.0.crop.scale: low (2.0) must not exceed high (1.0)"
-    told = mistake(good, "data.views.0.crop.scale.high=0.1")
-    assert told == "command line: data.views.0.crop.scale: low (0.2) must not exceed high (0.1)"
+    message = mistake(good, "data.views.0.crop.scale.low=2")
+    assert message == "command line: data.views.0.crop.scale: low (2.0) must not exceed high (1.0)"
+    message = mistake(good, "data.views.0.crop.scale.high=0.1")
+    assert message == "command line: data.views.0.crop.scale: low (0.2) must not exceed high (0.1)"
 
 
 def test_a_circle_of_three_names_all(tmp_path):
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("optimizer.lr=fast", "optimizer.lr: expected a number above 0, or null, got 'fast'"),
         ("optimizer.lr=0", "optimizer.lr: expected a number above 0, or null, got 0"),
@@ -182,17 +182,17 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         ("dim_local", "got 'dim_local'; did you mean 'recipe=dim_local'?"),
     ],
 )  # fmt: skip
-def test_mistakes_on_the_command_line(argument, told):
+def test_mistakes_on_the_command_line(argument, message):
     whole = mistake("recipe=dim_local", argument)
     assert whole.startswith("command line: ")
-    assert told in whole
+    assert message in whole
     assert "more mistake" not in whole
 
 
 def test_several_mistakes_are_counted_and_unknown_keys_come_first():
-    told = mistake("recipe=dim_local", "batch=x", "optimizer.lr=-1", "momentun=1")
-    assert "momentun: unknown key" in told
-    assert told.endswith("(and 2 more mistakes)")
+    message = mistake("recipe=dim_local", "batch=x", "optimizer.lr=-1", "momentun=1")
+    assert "momentun: unknown key" in message
+    assert message.endswith("(and 2 more mistakes)")
     assert mistake("recipe=dim_local", "batch=x", "images=y").endswith("(and 1 more mistake)")
 
 
@@ -207,6 +207,6 @@ def test_no_recipe_and_unknown_recipes():
 
 
 def test_a_key_dropped_by_another_kind_says_why_it_is_missing():
-    told = mistake("recipe=dim_local", "optimizer.kind=adamw")
-    assert told.startswith("command line: optimizer: no learning rate: expected lr, or lr_per_256")
-    assert "optimizer.kind went from adam to adamw, which drops the keys it inherited" in told
+    message = mistake("recipe=dim_local", "optimizer.kind=adamw")
+    assert message.startswith("command line: optimizer: no learning rate: expected lr, or lr_per_256")
+    assert "optimizer.kind went from adam to adamw, which drops the keys it inherited" in message
