@@ -22,13 +22,13 @@ label=    of wds: the key of the label in <key>.json; <key>.cls when it is left 
 Nothing unreadable stops it: such images are named, left out and counted.
 """
 
-import difflib
 import re
 import sys
 import time
 from pathlib import Path
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
 from data_pipelines.shards.verify import verify
@@ -59,9 +59,8 @@ def _options(arguments: list[str]) -> dict:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UserError(f"{argument}: unknown key {key!r}; {hint}known: {', '.join(known)}")
+            hint = did_you_mean(closest(key, known)) or ";"
+            raise UserError(f"{argument}: unknown key {key!r}{hint} known: {', '.join(known)}")
         if key in options or not value:
             what = "given twice" if key in options else "has no value"
             raise UserError(f"{argument}: {what}; give {key}= once")

@@ -8,11 +8,11 @@ so their images are put in the order of a hash of their names before they are cu
 time, and a shard of one class makes batches of one class.
 """
 
-import difflib
 import os
 from pathlib import Path
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.sources import cifar, folder, stl10, wds
 from data_pipelines.sources.digits import _digits
 from data_pipelines.sources.pixels import Pixels
@@ -26,9 +26,8 @@ def open_source(name: str, from_: str | Path | None = None, progress: bool = Tru
     that the source does not take, and for whatever is wrong with `from_`.
     """
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"source={name}: unknown source; {hint}known: {', '.join(SOURCES)}")
+        hint = did_you_mean(closest(name, SOURCES)) or ";"
+        raise UserError(f"source={name}: unknown source{hint} known: {', '.join(SOURCES)}")
     function, takes = SOURCES[name]
     for key, value in options.items():
         if value is not None and key not in takes:
