@@ -122,6 +122,12 @@ class Reader:
         name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
         return f"{name} in {self._told(shard)}"
 
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends all waiting and closes the files; they are opened again when somebody reads."""
         self._patience.stop()
