@@ -56,12 +56,14 @@ class Readers:
 
     def __init__(self, dataset: Dataset, stopping: Callable[[], bool]):
         self.dataset, self.stopping = dataset, stopping
+        self._stack = ExitStack()
         self._readers: dict[str, Reader] = {}
         self._labelled: dict[str, np.ndarray] = {}
 
     def __getitem__(self, split: str) -> Reader:
         if split not in self._readers:
-            self._readers[split] = Reader(self.dataset, split, self.stopping)
+            reader = Reader(self.dataset, split, self.stopping)
+            self._readers[split] = self._stack.enter_context(reader)
         return self._readers[split]
 
     def labelled_ids(self, reader: Reader) -> np.ndarray:
@@ -71,8 +73,7 @@ class Readers:
         return self._labelled[reader.split]
 
     def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
+        self._stack.close()
 
 
 @dataclass(kw_only=True)

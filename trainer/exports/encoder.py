@@ -1,4 +1,4 @@
-"""An encoder as one file: what a run exports, and what others load."""
+"""An encoder as one file: `load_encoder` reads what a run, or an import of others' weights, has exported."""
 
 import json
 from collections.abc import Mapping
@@ -6,19 +6,20 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import cannot_write, replacing
 from trainer.checkpoints.format import write_tensors
 from trainer.checkpoints.save import snapshot
 from trainer.networks.build import build_encoder
+from trainer.networks.encoder import Encoder
 
 
-def load_encoder(path: Path | str) -> nn.Module:
-    """An exported encoder, ready for use: `load_encoder("…/export/encoder.safetensors")(images)["y"]`.
+def load_encoder(path: Path | str) -> Encoder:
+    """An exported encoder in evaluation mode: `load_encoder("…/export/encoder.safetensors")(images)["y"]`.
 
-    It takes images [n, 3, size, size] normalised as the file's metadata entry `normalize` says.
+    Images are [n, 3, size, size], normalised as the file's metadata entry `normalize` says; `y` is
+    [n, encoder.widths["y"]]. Nothing in the file is executed.
 
     Raises:
         UserError: the file is missing or is not an export of this program.
@@ -44,7 +45,11 @@ def load_encoder(path: Path | str) -> nn.Module:
 
 
 def export(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """One safetensors file of whole tensors, complete or not there. Raises UserError if it cannot write."""
+    """Writes whole tensors as one safetensors file, which is complete or not there.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     copies = {name: rows.rows for name, rows in snapshot(tensors, 0, 1).parts.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

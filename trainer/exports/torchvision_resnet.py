@@ -1,9 +1,9 @@
-"""ResNets that others trained, as encoders of ours.
+"""Imports ResNets that others trained, as exported encoders.
 
 python -m trainer.exports.torchvision_resnet from=moco_v2_800ep_pretrain.pth.tar to=encoder.safetensors
 
 Reads checkpoints of facebookresearch/moco (`module.encoder_q.*`; key encoder, queue and projection are left
-out) and plain weights with torchvision's names, and writes what `trainer.training.build.load_encoder` reads.
+out) and plain weights with torchvision's names, and writes a file for `trainer.exports.encoder.load_encoder`.
 """
 
 import json
@@ -32,16 +32,16 @@ def read(path: Path | str) -> dict[str, Tensor]:
         UserError: the file cannot be read, or holds no such network.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception:  # whatever the bytes of another file make the unpickler stumble over
+    except Exception:  # the bytes of another file can raise anything in the unpickler
         raise UserError(
             f"{path}: no weights can be read; expected a file of torch.save that holds tensors alone, "
             "such as a state_dict"
         ) from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else {}
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if any(name.startswith(QUERY) for name in tensors):
         tensors = {n.removeprefix(QUERY): tensor for n, tensor in tensors.items() if n.startswith(QUERY)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
@@ -53,8 +53,8 @@ def read(path: Path | str) -> dict[str, Tensor]:
     return weights
 
 
-def options(weights: dict[str, Tensor], size: int) -> dict:
-    """What `assembly.build_encoder` needs to build the network of these weights, for images of `size` pixels.
+def encoder_options(weights: dict[str, Tensor], size: int) -> dict:
+    """The options from which `build_encoder` builds the network of these weights, for images of `size` px.
 
     Raises:
         UserError: it is none of ResNet-18, 34, 50 and 101.
@@ -85,18 +85,18 @@ def convert(source: str, target: str, size: int = 224) -> None:
         UserError: it cannot be read or written, or is of other layers than ours.
     """
     weights = {n: tensor for n, tensor in read(source).items() if not n.endswith("num_batches_tracked")}
-    found = options(weights, size)
+    options = encoder_options(weights, size)
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in build_encoder(found).state_dict().items()}
-    apart = {name for name in wanted.keys() | weights.keys() if wanted.get(name) != _shape(weights, name)}
-    if apart:
+        shapes = {name: tensor.shape for name, tensor in build_encoder(options).state_dict().items()}
+    differing = {name for name in shapes.keys() | weights.keys() if shapes.get(name) != _shape(weights, name)}
+    if differing:
         raise UserError(
-            f"{source}: no plain ResNet-{found['depth']}: {len(apart)} tensors are missing, new or of "
-            f"another shape, the first {min(apart)}; wide ResNets and ResNeXts are not read"
+            f"{source}: no plain ResNet-{options['depth']}: {len(differing)} tensors are missing, new or of "
+            f"another shape, the first {min(differing)}; wide ResNets and ResNeXts are not read"
         )
     weights = {name: tensor.float() for name, tensor in weights.items()}
     metadata = {
-        "encoder": json.dumps(found),
+        "encoder": json.dumps(options),
         "normalize": IMAGENET.model_dump_json(),
         "from": Path(source).name,
     }
@@ -108,11 +108,12 @@ def _shape(weights: dict[str, Tensor], name: str) -> torch.Size | None:
 
 
 def main(words: list[str]) -> int:
-    given = dict(word.partition("=")[::2] for word in words)
-    if given.keys() != {"from", "to"}:
+    """The command; `words` are from=CHECKPOINT and to=FILE. Returns the exit status."""
+    arguments = dict(word.partition("=")[::2] for word in words)
+    if arguments.keys() != {"from", "to"}:
         raise UserError("expected from=CHECKPOINT to=ENCODER.safetensors, and nothing else")
-    convert(given["from"], given["to"])
-    print(f"{given['to']}: read it with trainer.training.build.load_encoder")
+    convert(arguments["from"], arguments["to"])
+    print(f"{arguments['to']}: read it with trainer.exports.encoder.load_encoder")
     return 0
 
 

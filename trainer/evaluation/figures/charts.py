@@ -1,6 +1,6 @@
 """Charts of a run, as PNG files, and the table of accuracies for the terminal.
 
-Drawn with matplotlib's Agg on figures of their own: no window, no pyplot, no state shared with the caller.
+Each is drawn by matplotlib's Agg on a new figure: no window, no pyplot, no state shared with the caller.
 """
 
 import re
@@ -89,7 +89,7 @@ Cell = tuple[float, float]  # accuracy and its standard deviation over runs (0: 
 
 
 def curves(path: Path | str, metrics: Metrics) -> None:
-    """The run over images seen: of PANELS, those that `metrics` has something for."""
+    """Draws the metrics over images seen: those PANELS of which `metrics` has a curve."""
     chosen = [title for title, panel in PANELS.items() if panel[0].keys() & metrics.keys()]
     chosen = chosen or [next(iter(PANELS))]  # nothing logged yet: an empty loss
     rows, columns = -(-len(chosen) // ACROSS), min(len(chosen), ACROSS)
@@ -124,9 +124,9 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
         if name in metrics:
             levels.setdefault(factor * metrics[name][1][-1], []).append(references[name])
     for number, (level, labels) in enumerate(levels.items()):
-        told, whose = labels[0].partition(": ")[0], [label.partition(": ")[2] for label in labels]
-        told = f"{told}: {', '.join(whose)}" if len(levels) > 1 else told
-        axes.axhline(level, color=PALE, dashes=((5, 3), (2, 2), (9, 3))[number], label=told)
+        what, whose = labels[0].partition(": ")[0], [label.partition(": ")[2] for label in labels]
+        label = f"{what}: {', '.join(whose)}" if len(levels) > 1 else what
+        axes.axhline(level, color=PALE, dashes=((5, 3), (2, 2), (9, 3))[number], label=label)
     if title in LOGARITHMIC:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 385, not 3.85 x 10²
@@ -193,12 +193,7 @@ def table(results: Mapping[str, float]) -> str:
     shown = _columns(rows)
     lines = [["accuracy, %", *shown]]
     lines += [[label, *(_percent(cells.get(title)) for title in shown)] for label, cells in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _columns(rows: list[tuple[str, dict[str, Cell]]]) -> list[str]:
@@ -217,7 +212,7 @@ def _percent(cell: Cell | None) -> str:
 def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cell]]]:
     """(label, {title of COLUMNS: cell}), in the order of KINDS, shots and FEATURES; other features last."""
     prefixes = [prefix for prefix, _ in COLUMNS.values()]
-    found = {}
+    measurements = {}
     for key in results:
         key = key.removeprefix(max((p for p in prefixes if key.startswith(p)), key=len))
         for order, (kind, label) in enumerate(KINDS.items()):
@@ -226,9 +221,9 @@ def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cel
                 known = FEATURES.index(feature) if feature in FEATURES else len(FEATURES)
                 if feature != "std":  # that of raw pixels
                     place = (order, *map(int, shots), known, feature)
-                    found[key] = (place, f"{label.format(*shots)}, {feature}")
+                    measurements[key] = (place, f"{label.format(*shots)}, {feature}")
     rows = []
-    for key, (_, label) in sorted(found.items(), key=lambda item: item[1][0]):
+    for key, (_, label) in sorted(measurements.items(), key=lambda item: item[1][0]):
         cells = {}
         for title, (prefix, _) in COLUMNS.items():
             whole = prefix + (key.rpartition("/")[0] if title == "pixels" else key)
@@ -238,15 +233,25 @@ def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cel
     return rows
 
 
+def aligned(lines: list[list[str]]) -> str:
+    """A table as plain text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        line[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+
+
 # ---- for every figure ----------------------------------------------------------------------------
 
 
 def bare(axes: Axes, sides: tuple[str, ...]) -> None:
-    """Leaves out the lines at these sides of the axes."""
+    """Removes the lines at these sides of the axes."""
     for side in sides:
         axes.spines[side].set_visible(False)
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """A PNG file: the same figure gives the same bytes."""
+    """Writes a PNG file; equal figures are equal bytes."""
     figure.savefig(path, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

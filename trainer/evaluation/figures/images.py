@@ -1,7 +1,7 @@
 """Pages of images, as PNG files: the views of a run, and the nearest neighbours of test images.
 
 Images are arrays (or CPU tensors), uint8 or float in [0, 1], [H, W], [H, W, C] or [C, H, W] with C of 1 or 3.
-Drawn with matplotlib's Agg on figures of their own: no window, no pyplot, no state shared with the caller.
+Each is drawn by matplotlib's Agg on a new figure: no window, no pyplot, no state shared with the caller.
 """
 
 import math
@@ -76,9 +76,9 @@ def views(path: Path | str, view_images: Sequence[Sequence], captions: Sequence[
     step, block = tile + 6, len(images) * (tile + 6) + (GAP if several else 0)
     head = HEADER + (4 if several else 0)
     figure, axes = page(max(2 * MARGIN + across * block, 420), head + lines * (step + 6) + MARGIN)
-    told = ", ".join(captions) + (" of each image, side by side" if several else "")
+    subtitle = ", ".join(captions) + (" of each image, side by side" if several else "")
     write(axes, MARGIN, 28, "What the encoder sees", size=15, weight="bold")
-    write(axes, MARGIN, 52, f"{told}; {width} × {height} pixels")
+    write(axes, MARGIN, 52, f"{subtitle}; {width} × {height} pixels")
     for v, view in enumerate(images):
         for i, image in enumerate(view):
             left = MARGIN + i % across * block + v * step

@@ -1,13 +1,13 @@
-"""What a codec gives back: pages of reconstructions and interpolations, and a table for the terminal.
+"""Pages of reconstructions and interpolations, and a table of errors for the terminal.
 
-Images are those of `figures_images`. Errors are squared errors summed over an image, pixels in [0, 1].
+Images are as in `figures.images`. Errors are squared errors summed over an image, pixels in [0, 1].
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.evaluation.figures.charts import save
+from trainer.evaluation.figures.charts import aligned, save
 from trainer.evaluation.figures.images import (
     CAPTION,
     GAP,
@@ -37,7 +37,7 @@ ROWS = {  # of the table: what is measured -> (its key in results.json, how it i
 def reconstructions(
     path: Path | str, originals: Sequence, codecs: Mapping[str, tuple[Sequence, Sequence[float]]]
 ) -> None:
-    """Each image, beside it what each of `codecs` {name: (images, errors)} makes of it, its error below."""
+    """Draws each image beside its reconstructions by `codecs` {name: (images, errors)}, the errors below."""
     columns = {"original": (originals, None), **codecs}
     tile, across = tile_size(pixels(originals[0])), max(1, ACROSS // len(columns))
     step = tile + STEP
@@ -62,7 +62,7 @@ def reconstructions(
 def interpolations(
     path: Path | str, zero: Sequence, one: Sequence, between: Mapping[str, Sequence[Sequence]]
 ) -> None:
-    """For each pair of images, a line for each way {name: [pairs][steps] images} from `zero` to `one`."""
+    """Draws a line for each pair of images and each way {name: [pairs][steps] images} between the two."""
     tile, steps = tile_size(pixels(zero[0])), len(next(iter(between.values()))[0])
     step, aside = tile + STEP, 2 * GAP  # the images themselves stand a little apart
     block, head = len(between) * step + 2 * GAP, HEADER + 8
@@ -70,18 +70,20 @@ def interpolations(
     last = first + steps * step + aside - STEP
     figure, axes = page(last + tile + MARGIN, head + len(zero) * block - 2 * GAP + MARGIN)
     write(axes, MARGIN, 28, "Interpolations between two test images", size=15, weight="bold")
-    told = "all of z: (1 - t)·z₀ + t·z₁;  y only: w stays that of image 0;  w only: y stays that of image 0"
-    write(axes, MARGIN, 52, told)
+    subtitle = (
+        "all of z: (1 - t)·z₀ + t·z₁;  y only: w stays that of image 0;  w only: y stays that of image 0"
+    )
+    write(axes, MARGIN, 52, subtitle)
     for left, name in ((first - aside - step, "image 0"), (last, "image 1")):
         write(axes, left + tile / 2, head - 10, name, size=9, ha="center", weight="bold")
     for s in range(steps):
         label = f"{'t = ' if s == 0 else ''}{s / max(steps - 1, 1):.3g}"
         write(axes, first + s * step + tile / 2, head - 10, label, size=9, ha="center")
     for p in range(len(zero)):
-        for number, (name, found) in enumerate(between.items()):
+        for number, (name, frames) in enumerate(between.items()):
             top = head + p * block + number * step
             write(axes, MARGIN, top + tile / 2, name)
-            for s, image in enumerate(found[p]):
+            for s, image in enumerate(frames[p]):
                 place(axes, first + s * step, top, tile, pixels(image))
         middle = head + p * block + (len(between) - 1) * step // 2  # beside all of its lines
         place(axes, first - aside - step, middle, tile, pixels(zero[p]))
@@ -100,9 +102,4 @@ def table(results: Mapping[str, float]) -> str:
     for label, (key, form) in ROWS.items():
         cells = [results.get(prefix + key) for prefix in prefixes.values()]
         lines.append([label, *("-" if cell is None else format(cell, form) for cell in cells)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return aligned(lines)

@@ -1,0 +1,153 @@
+"""The contract of evaluators: one class a file, run by a loop, on what the context lets them read."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.reader import Reader
+from trainer import evaluation
+from trainer.evaluation import features, measure, online, pictures
+from trainer.evaluation.context import EvaluationContext, Evaluator, run_evaluators
+from trainer.evaluation.features import Examples
+
+
+class FeatureNorm(Evaluator):
+    """The mean length of y on a sample of test images."""
+
+    def wanted(self, context: EvaluationContext) -> bool:
+        return "y" in context.objective.encoder.widths
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        rows = context.sampled(context.test)
+        return {"norm/y": rows[0]["y"].norm(dim=1).mean().item()} if rows else {}
+
+
+class Unwanted(FeatureNorm):
+    def wanted(self, context: EvaluationContext) -> bool:
+        return False
+
+
+@pytest.fixture
+def context(train, tmp_path):
+    """Of an untrained quickstart; its `encoded` counts the images that went through the encoder."""
+    trainer = train("quickstart", "evaluate.online_images=50", "evaluate.batch=20", "data.threads=1")
+    objective = trainer.unsharded().eval()
+    with EvaluationContext(
+        recipe=trainer.recipe,
+        options=trainer.recipe.evaluate,
+        objective=objective,
+        dataset=trainer.data.dataset,
+        distributed=trainer.context,
+        images=trainer.data.options,
+        folder=tmp_path,
+    ) as context:
+        context.encoded = 0
+
+        def encode(images):
+            context.encoded += len(images)
+            return objective.features(images)
+
+        context.encode = encode
+        yield context
+
+
+def test_the_loop_runs_the_evaluators_that_are_wanted(context):
+    figures = run_evaluators((Unwanted(), FeatureNorm()), context)
+    views = torch.cat(
+        list(features.Sample(context.test, context.sampled_ids(context.test), context.images, 20).views())
+    )
+    with torch.no_grad():
+        expected = context.objective.features(views)["y"].norm(dim=1).mean().item()
+    assert list(figures) == ["norm/y"]
+    assert figures["norm/y"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_evaluator_defines_run():
+    class Incomplete(Evaluator):
+        pass
+
+    with pytest.raises(TypeError, match="abstract method .?run"):
+        Incomplete()
+
+
+def test_each_file_holds_one_evaluator_and_a_loop_runs_it():
+    by_file = {}
+    for module in pkgutil.iter_modules(evaluation.__path__, f"{evaluation.__name__}."):
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(kind, Evaluator) and kind is not Evaluator and kind.__module__ == module.name:
+                by_file.setdefault(module.name.rpartition(".")[2], []).append(kind)
+    assert {file: [kind.__name__ for kind in kinds] for file, kinds in by_file.items()} == {
+        "feature_map": ["FeatureMap"],
+        "health": ["Health"],
+        "information": ["Information"],
+        "knn": ["Knn"],
+        "neighbours": ["Neighbours"],
+        "reconstruction": ["Reconstruction"],
+        "suite": ["Probes"],
+    }
+    listed = [type(evaluator) for evaluator in (*measure.FINAL, *online.ONLINE)]
+    assert sorted(listed, key=str) == sorted((kind for kinds in by_file.values() for kind in kinds), key=str)
+    assert all("run" in vars(kind) for kind in listed)
+
+
+def test_the_encoder_runs_once_a_split(context):
+    mirrored, _ = context.sampled(context.test, mirrored=True)
+    assert context.encoded == 2 * 50
+    plain, labels = context.sampled(context.test)
+    assert context.encoded == 2 * 50
+    assert plain["y"] is mirrored["y"]
+    assert not torch.equal(mirrored["y"], mirrored["mirrored"])
+    assert labels.shape == (50,)
+
+    context.encoded = 0
+    reference, test = context.examples()
+    assert context.encoded == len(reference.ids) + len(test.ids)
+    assert context.examples()[0] is reference
+    assert list(reference.features) == list(context.objective.encoder.widths)
+
+
+def test_a_control_has_features_of_its_encoding_and_shares_the_readers(context):
+    with context.encoding("raw pixels", lambda view: {"y": view.flatten(1)}) as control:
+        reference, _ = control.examples()
+        assert isinstance(reference, Examples)
+        assert reference.features["y"].shape[1] == 3 * context.recipe.data.size**2
+        assert (context.folder / features.FOLDER).is_dir()
+        assert control.test is context.test
+    assert not (context.folder / features.FOLDER).exists()
+    assert (control.subject, context.subject) == ("raw pixels", "encoder")
+    assert len(context.pictures(context.test, np.arange(2))) == 2  # the readers are open still
+
+
+def test_each_split_is_opened_once_and_closed_with_the_context(context, monkeypatch):
+    opened, closed = [], []
+    real = Reader.close
+    monkeypatch.setattr(Reader, "close", lambda reader: (closed.append(reader.split), real(reader)))
+    for _ in range(2):
+        opened += [context.train, context.labelled, context.test, context.reference]
+    assert len({id(reader) for reader in opened}) == 2  # data.labelled is the training split
+    context.__exit__(None, None, None)
+    assert sorted(closed) == ["test", "train"]
+
+
+def test_batch_norm_images_come_in_whole_groups(context):
+    assert [len(views) for views in context.batch_norm_images()] == [50]  # fewer than a group of 64
+    context.options = context.options.model_copy(update={"online_images": 200})
+    assert [len(views) for views in context.batch_norm_images()] == [64, 64, 64]
+
+
+def test_a_picture_that_fails_costs_a_line(context, capsys):
+    with context.drawing("one.png") as path:
+        raise ValueError("no ink")
+    assert path == context.folder / "figures" / "one.png"
+    assert capsys.readouterr().err == f"warning: {path} was not drawn: ValueError: no ink\n"
+
+
+def test_pictures_are_the_images_before_normalisation(context):
+    (image,) = pictures.pictures(context.test, np.arange(1), context.recipe.data, size=16)
+    assert image.shape == (16, 16, 3)
+    assert image.min() >= 0
+    assert image.max() <= 1
