@@ -29,7 +29,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch
 from trainer.recipe import loading
-from trainer.training.trainer import Trainer
+from trainer.training.build import build_trainer
 
 WARM = 3  # steps before the clock starts: memory, the choice of kernels, the queue's first keys
 ENDLESS = 10**12  # images
@@ -84,7 +84,7 @@ def measure(
 ) -> dict[str, float]:
     """Images a second by what is measured, and the share of waiting."""
     recipe = loaded.recipe.model_copy(update={"images": ENDLESS})
-    training = Trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
+    training = build_trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
     loader = training.loader
     try:
         for _ in range(WARM):

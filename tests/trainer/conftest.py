@@ -6,7 +6,8 @@ from accelerate.state import AcceleratorState
 from data_pipelines.dataset_loading import load_dataset
 from trainer.distributed import launch
 from trainer.recipe.loading import load
-from trainer.tasks import pretrain
+from trainer.tasks import preflight
+from trainer.training.build import build_trainer
 from trainer.training.trainer import Trainer
 
 
@@ -21,8 +22,8 @@ def train(digits, monkeypatch):
         loaded = load([f"recipe={recipe}", "data.source=digits", f"data.root={digits.root}", *overrides])
         AcceleratorState._reset_state(True)  # a process trains in one precision; a test in several
         context, dataset = launch.start(loaded.recipe.precision), load_dataset(digits.root)
-        pretrain.check(loaded.recipe, context, dataset)
-        opened.append(Trainer(loaded.recipe, context, dataset))
+        preflight.check(loaded.recipe, context, dataset)
+        opened.append(build_trainer(loaded.recipe, context, dataset))
         return opened[-1]
 
     yield build

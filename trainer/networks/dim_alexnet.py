@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
+from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import Norm, convolution, dense, fold, patch_grid, refold
 
 POOLED = (0, 1, 4)  # the convolutions that a pooling (3/2/0) follows
@@ -29,7 +30,7 @@ def pooled_side(side: int) -> int:
     return (side - 1) // 2
 
 
-class DimAlexNet(nn.Module):
+class DimAlexNet(Encoder):
     """Images [n, 3, size, size] -> local map, conv, fc and y: the paper's network for 64-px images.
 
     Five convolutions (3/1/1) with batch-norm and ReLU, the first, second and fifth followed by max-pooling
@@ -45,9 +46,7 @@ class DimAlexNet(nn.Module):
         self.local_side = pooled_side(pooled_side(size))
         self.side = pooled_side(self.local_side)
         if self.side < 1:
-            raise ValueError(
-                f"data.size={size}: encoder.kind=dim_alexnet pools three times; at least 15 is needed"
-            )
+            raise ValueError(f"size={size}: AlexNet pools three times; at least 15 is needed")
         self.channels, self.local_channels = channels, channels[LOCAL]
         self.norm = partial(normalization, norm, group=group)
         self.widths = {"conv": channels[-1] * self.side**2, "fc": fc, "y": y}
@@ -59,7 +58,7 @@ class DimAlexNet(nn.Module):
         conv, fc = self.widths["conv"], self.widths["fc"]
         return nn.Sequential(dense(conv, fc, self.norm), dense(fc, fc, self.norm))
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], conv [n, C'·M'·M'], fc (the second) [n, fc] and y [n, y]."""
         for number, layer in enumerate(self.convolutions):
             images = layer(images)
@@ -78,7 +77,7 @@ class DimAlexNet(nn.Module):
         return nn.Sequential(*layers, nn.Flatten(), self._fc()), self.widths["fc"]
 
 
-class FoldedAlexNet(nn.Module):
+class FoldedAlexNet(Encoder):
     """The AlexNet over overlapping patches, one global vector: the paper's network to compare with CPC.
 
     The image is cut into patches of 16 pixels, 8 apart (64 px: 7 x 7), which the five convolutions bring
@@ -98,9 +97,7 @@ class FoldedAlexNet(nn.Module):
         super().__init__()
         side = patch_grid(size, self.PATCH)
         if side < 3:
-            raise ValueError(
-                f"data.size={size}: encoder.kind=folded_alexnet needs 3 x 3 patches: at least 32 pixels"
-            )
+            raise ValueError(f"size={size}: the folded AlexNet needs 3 x 3 patches: at least 32 pixels")
         self.local_channels, self.local_side = channels[-1], side
         self.norm = partial(normalization, norm, group=group)
         self.widths = {"conv": channels[-1] * side**2, "fc": fc, "y": y}
@@ -121,7 +118,7 @@ class FoldedAlexNet(nn.Module):
         _start_small(layers[-1])
         return nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], the same as conv [n, C·M·M], fc [n, fc] and y [n, y]."""
         local = refold(self.convolutions(fold(images, self.PATCH)), self.local_side)
         fc = self.fc(local)

@@ -5,10 +5,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
+from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import convolution, dense
 
 
-class DimEncoder(nn.Module):
+class DimEncoder(Encoder):
     """Images [n, 3, size, size] -> local map, conv, fc and y.
 
     Each convolution (4/2/1, no bias) halves the map and is followed by batch-norm and ReLU; then a
@@ -25,7 +26,7 @@ class DimEncoder(nn.Module):
         super().__init__()
         if size % 2 ** len(channels):
             raise ValueError(
-                f"data.size={size} cannot be halved {len(channels)} times (encoder.channels={channels}); "
+                f"size={size} cannot be halved {len(channels)} times (channels={channels}); "
                 f"a multiple of {2 ** len(channels)} is needed"
             )
         self.channels = channels
@@ -41,7 +42,7 @@ class DimEncoder(nn.Module):
         pairs = zip([before, *channels], channels, strict=False)
         return [convolution(one, other, 4, 2, 1, self.norm) for one, other in pairs]
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], conv [n, C'·M'·M'], fc [n, fc] and y [n, y]."""
         maps = []
         for block in self.blocks:
@@ -62,8 +63,8 @@ class DimEncoder(nn.Module):
         """
         if self.local_side < 4:
             raise ValueError(
-                f"encoder.channels={self.channels}: the local map is {self.local_side} x {self.local_side}; "
-                "to start there again the encoder's layers need 4 x 4: fewer channels or a larger data.size"
+                f"channels={self.channels}: the local map is {self.local_side} x {self.local_side}; "
+                "to start there again the encoder's layers need 4 x 4: fewer channels or a larger image"
             )
         blocks = self._blocks(self.local_channels, self.channels[-2:])
         width = self.channels[-1] * (self.local_side // 4) ** 2

@@ -5,11 +5,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
+from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import convolution, dense, fold, patch_grid, refold
 from trainer.networks.resnet import Bottleneck, stage
 
 
-class FoldedResNet(nn.Module):
+class FoldedResNet(Encoder):
     """Images [n, 3, size, size] -> local map, conv, fc and y: the paper's network to compare with CPC.
 
     The image is cut into patches of 8 pixels, 4 apart (32 px: 7 x 7). A convolution (3/2/1) and three
@@ -50,7 +51,7 @@ class FoldedResNet(nn.Module):
     def _fc(self) -> nn.Sequential:
         return dense(self.widths["conv"], self.widths["fc"], self.norm)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], the same as conv [n, C·M·M], fc [n, fc] and y [n, y]."""
         local = refold(self.stages(self.stem(fold(images, self.PATCH))), self.local_side)
         conv = local.flatten(1)

@@ -1,8 +1,12 @@
-"""Critics: networks that score pairs of a representation y and an image, or a location of it.
+"""Heads on an encoder: critics and projections.
 
-A critic encodes both sides once (`forward`), then scores all pairs of what it encoded (`scores`), so that
-pairs may be formed in pieces and across ranks. `cost` is about how many numbers it holds for each pair.
+Critics are networks that score pairs of a representation y and an image, or a location of it.
+
+A critic encodes both sides once (`forward`), then scores all pairs of the encodings (`scores`), so that pairs
+may be formed in pieces and across ranks.
 """
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +14,25 @@ from torch import Tensor, nn
 from trainer.networks.batch_norm import normalization
 
 LIMIT = 20.0  # of the bounded score: AMDIM's c (arXiv 1906.00910)
+
+
+class Critic(nn.Module, ABC):
+    """Scores pairs of a representation and an image, or a location of it.
+
+    Attributes:
+        cost: about how many numbers exist in memory for each score.
+    """
+
+    cost: int
+
+    @abstractmethod
+    def forward(self, local: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Local map [n, C, M, M] and y [n, d] -> their encodings [n, L, units] and [n, units]; L = 1 for a
+        critic of whole images."""
+
+    @abstractmethod
+    def scores(self, local: Tensor, y: Tensor) -> Tensor:
+        """Encodings of m images [m, L, units] and of R rows [R, units] -> scores [R, m, L]."""
 
 
 class CriticEncoder(nn.Module):
@@ -40,7 +63,7 @@ class CriticEncoder(nn.Module):
         return self.norm(both.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class DotScore(nn.Module):
+class DotScore(Critic):
     """Scores of encodings by their dot product.
 
     Args:
@@ -98,7 +121,7 @@ class GlobalEncodeAndDot(DotScore):
         return self.local(local)[:, None], self.y(y)
 
 
-class Concat(nn.Module):
+class Concat(Critic):
     """The concatenate-and-convolve critic: [feature, y] -> units -> units -> 1, ReLU between, no norm.
 
     On every location it is the paper's critic of the local objective (1x1 convolutions on the map with y
@@ -130,3 +153,15 @@ class Concat(nn.Module):
         """Encodings of m images [m, L, units] and of R rows [R, units] -> scores [R, m, L]."""
         first = torch.relu(local[None] + y[:, None, None])
         return self.out(torch.relu(self.hidden(first))).squeeze(3).to(self.out.weight.dtype)
+
+
+# ---- projection heads ------------------------------------------------------------------------------
+
+
+def projection(before: int, units: int | None, width: int) -> nn.Module:
+    """The head [n, before] -> [n, width]: two layers of `units` (null: `before`) between, as in MoCo-v2; with
+    0 units one linear layer, as in MoCo-v1."""
+    if units == 0:
+        return nn.Linear(before, width)
+    units = units or before
+    return nn.Sequential(nn.Linear(before, units), nn.ReLU(), nn.Linear(units, width))

@@ -28,7 +28,7 @@ def patch_grid(size: int, patch: int) -> int:
     step = patch // 2
     if size < patch or size % step:
         raise ValueError(
-            f"data.size={size} cannot be folded into patches of {patch} pixels, {step} apart; "
+            f"size={size} cannot be folded into patches of {patch} pixels, {step} apart; "
             f"a multiple of {step} is needed, at least {patch}"
         )
     return (size - patch) // step + 1

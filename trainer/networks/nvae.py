@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
+from trainer.networks.encoder import Encoder, Features
 from trainer.networks.nvae_cells import InvertedCell, ResidualCell
 
 PLACES = 4  # a side, that a pooled y is the mean of
 
 
-class NvaeEncoder(nn.Module):
+class NvaeEncoder(Encoder):
     """Images [n, 3, size, size] -> local map, z, w and y.
 
     Batch-norm's momentum is torch's 0.1, where d2c has 0.05: here running statistics move once a step, by the
@@ -57,11 +58,11 @@ class NvaeEncoder(nn.Module):
         super().__init__()
         if size % (patch * 2**halvings):
             raise ValueError(
-                f"data.size={size} cannot be cut into patches of {patch} and halved {halvings} times "
-                f"(encoder.patch, encoder.halvings); a multiple of {patch * 2**halvings} is needed"
+                f"size={size} cannot be cut into patches of {patch} and halved {halvings} times "
+                f"(patch, halvings); a multiple of {patch * 2**halvings} is needed"
             )
         if latent % 2:
-            raise ValueError(f"encoder.latent={latent}: an even number of channels is needed, half are y's")
+            raise ValueError(f"latent={latent}: an even number of channels is needed, half are y's")
         self.widths_of_scales = [width * 2**scale for scale in range(halvings + 1)]
         self.cells, self.decoder_tower, self.expansion = cells, decoder_tower, expansion
         self.patch, self.layout, self.latent = patch, layout, latent
@@ -98,7 +99,7 @@ class NvaeEncoder(nn.Module):
             channels, side = 2 * channels, side // 2
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, width))
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], and z, w and y, each [n, width], maps flattened channel by channel."""
         local = self.layers(images)
         made = self.to_map(local)
@@ -118,15 +119,14 @@ class NvaeEncoder(nn.Module):
         """
         if self.local_side % 2:
             raise ValueError(
-                f"encoder.halvings: the local map is {self.local_side} x {self.local_side}; to start there "
-                "again an even side is needed: fewer halvings or another data.size"
+                f"halvings: the local map is {self.local_side} x {self.local_side}; to start there "
+                "again an even side is needed: fewer halvings or another size of image"
             )
         width = 2 * self.local_channels
         cell = ResidualCell(self.local_channels, width, self.norm, down=True)
         return nn.Sequential(cell, nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), width
 
     def decoder(self) -> "NvaeDecoder":
-        """A fresh decoder of this latent."""
         return NvaeDecoder(self)
 
 

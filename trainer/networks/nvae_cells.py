@@ -73,8 +73,8 @@ class HalvingShortcut(nn.Module):
         super().__init__()
         if after < len(self.OFFSETS):  # a halving doubles channels, so it is the stem that has 1
             raise ValueError(
-                f"encoder.width={before}: a halving would make {after} channels of a 2 x 2 square of pixels, "
-                "at least one a pixel is needed; give encoder.width=2 or more"
+                f"width={before}: a halving would make {after} channels of a 2 x 2 square of pixels, "
+                "at least one a pixel is needed; give width=2 or more"
             )
         quarter = after // 4
         widths = (quarter, quarter, quarter, after - 3 * quarter)

@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
+from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import Norm
 
 
@@ -63,7 +64,7 @@ def stage(block: type, before: int, planes: int, blocks: int, stride: int, norm:
     return nn.Sequential(block(before, planes, stride, norm), *rest)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """Images [n, 3, size, size] -> local map, pooled features and y.
 
     Weights of torchvision load but for its classifier `fc`. The 3x3 convolution of a bottleneck has the
@@ -130,7 +131,7 @@ class ResNet(nn.Module):
         _initialise(made, self.zero_init_residual)
         return made
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], pooled [n, 512 or 2048 at width 64] and y [n, y]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []

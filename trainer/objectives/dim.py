@@ -6,18 +6,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed import collectives
-from trainer.networks.batch_norm import update_running_stats
-from trainer.networks.heads import Concat, EncodeAndDot, GlobalEncodeAndDot
+from data_pipelines.loader import Batch
+from trainer.networks.build import build_global_critic, build_local_critic
+from trainer.networks.encoder import Encoder, Features
+from trainer.networks.heads import Critic
 from trainer.objectives import bounds
 from trainer.objectives.auxiliary import Classifier, Coordinates, occluded
+from trainer.objectives.objective import ContrastiveObjective, Values
 from trainer.objectives.prior import PriorMatching
-from trainer.recipe.objectives import ConcatCritic, Critic, DimObjective
-
-Values = dict[str, Tensor | float]
+from trainer.recipe.objectives import DimObjective
 
 
-class Dim(nn.Module):
+class Dim(ContrastiveObjective):
     """Maximises alpha · I(image; y) + beta · mean over locations of I(local feature; y), in bounds of nats.
 
     Args:
@@ -32,20 +32,16 @@ class Dim(nn.Module):
             batch-norm, whose statistics would tell positives from negatives.
     """
 
-    VIEWS = 1
-
-    def __init__(
-        self, encoder: nn.Module, options: DimObjective, norm: str, group: int, negatives: int | None
-    ):
+    def __init__(self, encoder: Encoder, options: DimObjective, norm: str, group: int, negatives: int | None):
         super().__init__()
-        check_groups(norm, group, negatives)
+        bounds.check_groups(norm, group, negatives)
         self.options, self.group, self.negatives, self.encoder = options, group, negatives, encoder
         self.conv = next(iter(encoder.widths))  # the first features: those before any fully connected layer
         y, side = encoder.widths["y"], encoder.local_side
         if options.beta:
-            self.critic = local_critic(encoder, options, norm, group)
+            self.critic = build_local_critic(options.critic, options.bound, encoder, norm, group)
         if options.alpha:
-            self.global_critic = global_critic(encoder, options)
+            self.global_critic = build_global_critic(options.global_critic, options.bound, encoder)
         self.denominators = nn.ModuleDict()
         if options.bound == "dv":
             terms = {"local": options.beta, "global": options.alpha}
@@ -56,7 +52,7 @@ class Dim(nn.Module):
         if options.supervised:
             self.classifier = Classifier(encoder.widths[self.conv], options.supervised, norm, group)
 
-    def forward(self, batch, features: dict[str, Tensor] | None = None) -> Values:
+    def forward(self, batch: Batch, features: Features | None = None) -> Values:
         """Takes a `Batch` of one view [n, 3, H, W], n a multiple of both group sizes.
 
         Args:
@@ -83,9 +79,9 @@ class Dim(nn.Module):
             whole, encoded = self.global_critic(features["local"], y)
             loss = loss + options.alpha * self._term("global", self.global_critic, whole, encoded, values)
         if self.prior:
-            found = self.prior(y, self._real(batch, y.shape[1]))
-            loss = loss + found.pop("loss")
-            values |= found
+            matching = self.prior(y, self._real(batch, y.shape[1]))
+            loss = loss + matching.pop("loss")
+            values |= matching
         if self.coordinates:
             task = self.coordinates(features["local"], y)
             loss = loss + options.coordinates * task
@@ -97,38 +93,30 @@ class Dim(nn.Module):
             values["supervised"] = task.detach()
         return {"loss": loss, **values}
 
-    def _term(self, name: str, critic: nn.Module, local: Tensor, y: Tensor, values: Values) -> Tensor:
+    def _term(self, name: str, critic: Critic, local: Tensor, y: Tensor, values: Values) -> Tensor:
         """The loss of one term, the mean over its groups; its figures go into `values`."""
         losses, information = [], []
-        for found in self._pairs(critic, local, y):
+        for pairs in self._pairs(critic, local, y):
             extra = ()
             if name in self.denominators:
-                extra = (self.denominators[name](bounds.log_mean(found)),)
-            losses.append(bounds.LOSSES[self.options.bound](found, *extra))
-            information.append(bounds.information(found))
+                extra = (self.denominators[name](bounds.log_mean(pairs)),)
+            losses.append(bounds.LOSSES[self.options.bound](pairs, *extra))
+            information.append(bounds.information(pairs))
         loss = torch.stack(losses).mean()
-        m = found.count // local.shape[1] + 1
+        m = pairs.images
         values[name] = loss.detach()
         values[f"{name}/random_guess"] = bounds.random_guess(self.options.bound, m, local.shape[1])
         values[f"mi/{name}"] = torch.stack(information).mean()
         values[f"mi/{name}/ceiling"] = math.log(m)
         return loss
 
-    def _pairs(self, critic: nn.Module, local: Tensor, y: Tensor) -> Iterator[bounds.Pairs]:
-        """The pairs of each group of negatives; of one group where all images of all ranks are negatives.
+    def _pairs(self, critic: Critic, local: Tensor, y: Tensor) -> Iterator[bounds.Pairs]:
+        """The pairs of each group of negatives.
 
-        An evaluation is one rank's own: there the images of a group of the norm are the negatives.
+        An evaluation is computed by one rank: there the images of a group of the norm are the negatives.
         """
-        bound = self.options.bound
-        if self.negatives is None and self.training:
-            rank, world = collectives.rank(), collectives.world_size()
-            everyone = collectives.all_gather(y)
-            found = bounds.pairs_of(critic.scores, local, everyone, critic.cost, -rank * len(y), bound)
-            yield bounds.joined(found, rank, world * len(y))
-            return
-        size = self.negatives or self.group
-        for group, rows in zip(local.split(size), y.split(size), strict=True):
-            yield bounds.pairs_of(critic.scores, group, rows, critic.cost, 0, bound)
+        size = self.negatives if self.training else self.negatives or self.group
+        return bounds.reduce_groups(critic.scores, local, y, critic.cost, size, self.options.bound)
 
     def _noise(self, batch, purpose: str) -> list[torch.Generator]:
         return batch.noise.groups(purpose, self.group, batch.views[0].device)
@@ -158,53 +146,15 @@ class Dim(nn.Module):
         return torch.cat(drawn)
 
     def after_step(self) -> None:
-        """Once an optimizer step: moves the running statistics."""
-        update_running_stats(self)
+        """Moves the running means of the Donsker-Varadhan bound too."""
+        super().after_step()
         for denominator in self.denominators.values():
-            denominator.update_running_stats()
+            denominator.commit()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters whose gradients are clipped together: the prior's discriminator for itself."""
-        other = list(self.prior.parameters()) if self.prior else []
-        apart = {id(parameter) for parameter in other}
-        mine = [parameter for parameter in self.parameters() if id(parameter) not in apart]
-        return [mine, other] if other else [mine]
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What evaluation reads, from images [n, 3, H, W]: such as conv, fc and y, each [n, width]."""
-        features = self.encoder(images)
-        return {name: features[name] for name in self.encoder.widths}
-
-
-def check_groups(norm: str, group: int, negatives: int | None) -> None:
-    """Raises ValueError for groups that cannot work."""
-    size = negatives or group  # where all images are negatives, an evaluation compares those of a group
-    name = "norm" if size == group else "negatives"
-    if size < 2:
-        raise ValueError(f"groups.{name}={size}: a group needs at least 2 images; 64 is the paper's")
-    if negatives is None and norm == "batch":
-        raise ValueError(
-            "groups.negatives=global with encoder.norm=batch: statistics of a group would tell its images "
-            "from all others; set encoder.norm=group, or a number of images"
-        )
-
-
-def resolved(critic: Critic, bound: str) -> str:
-    """The score of a dot critic."""
-    return critic.score or ("tanh" if bound in ("dv", "nwj") else "dot")
-
-
-def local_critic(encoder: nn.Module, options: DimObjective, norm: str, group: int) -> nn.Module:
-    critic, y = options.critic, encoder.widths["y"]
-    if isinstance(critic, ConcatCritic):
-        return Concat(encoder.local_channels, y, critic.units)
-    score = resolved(critic, options.bound)
-    return EncodeAndDot(encoder.local_channels, y, critic.units, score, norm, group)
-
-
-def global_critic(encoder: nn.Module, options: DimObjective) -> nn.Module:
-    critic, y = options.global_critic, encoder.widths["y"]
-    if isinstance(critic, ConcatCritic):
-        return Concat(encoder.local_channels * encoder.local_side**2, y, critic.units, whole=True)
-    tail, width = encoder.tail()
-    return GlobalEncodeAndDot(tail, width, y, critic.units, resolved(critic, options.bound))
+        """All parameters, but those of the prior's discriminator in a group of their own."""
+        if self.prior is None:
+            return super().clip_groups()
+        adversary = list(self.prior.parameters())
+        apart = {id(parameter) for parameter in adversary}
+        return [[p for p in self.parameters() if id(p) not in apart], adversary]

@@ -1,14 +1,16 @@
 """The hybrid bound of Sinha, Song and Ermon: a contrastive objective on y, reconstruction from z = [y, w]."""
 
-from torch import Tensor, nn
+from torch import nn
 
+from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
-from trainer.networks.batch_norm import update_running_stats
-from trainer.objectives.autoencoder import Codec, squared_error
+from trainer.networks.encoder import Encoder
+from trainer.objectives.codec import Codec, squared_error
+from trainer.objectives.objective import ContrastiveObjective, Objective, Values
 from trainer.recipe.objectives import HybridObjective
 
 
-class Hybrid(nn.Module):
+class Hybrid(Objective):
     """Minimises the contrastive loss + omega · squared error, the latter summed over an image's pixels.
 
     Where that loss is a sum of two bounds (symmetric MoCo), the squared error counts twice as well.
@@ -16,29 +18,29 @@ class Hybrid(nn.Module):
     constants and the factor 1 - alpha, with omega = alpha / ((1 - alpha) · 2 sigma²): only omega matters.
 
     Args:
-        contrast: any contrastive objective; its encoder gives y, w and a `decoder()`.
+        contrast: any contrastive objective; its encoder has y, w and a decoder.
         options: the recipe's objective.
         normalize: of the data.
     """
 
-    def __init__(self, contrast: nn.Module, options: HybridObjective, normalize: Normalize):
+    def __init__(self, contrast: ContrastiveObjective, options: HybridObjective, normalize: Normalize):
         super().__init__()
         self.contrast, self.options, self.normalize = contrast, options, normalize
         self.omega, _, _ = options.weighed()
-        self.directions = getattr(contrast, "directions", 1)
+        self.directions = contrast.directions
         self.decoder = contrast.encoder.decoder()
-        self.VIEWS = contrast.VIEWS + (options.reconstruct == "clean")
+        self.views = options.views
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Encoder:
         return self.contrast.encoder
 
     @property
     def codec(self) -> Codec:
         return Codec(self.encoder, self.decoder, self.normalize)
 
-    def forward(self, batch) -> dict[str, Tensor | float]:
-        """Takes a `Batch` of the contrastive objective's views, and last the clean one where that is decoded.
+    def forward(self, batch: Batch) -> Values:
+        """Takes a batch of the contrastive objective's views, and last the clean one where that is decoded.
 
         Returns the contrastive objective's figures, `sse`, the squared error of an image, and `loss`.
         """
@@ -54,15 +56,11 @@ class Hybrid(nn.Module):
         return values | {"loss": loss, "sse": error.detach()}
 
     def after_step(self) -> None:
-        """Once an optimizer step: moves running statistics and what the contrastive objective keeps."""
-        update_running_stats(self)
+        """Moves the decoder's running statistics too, and the contrastive objective's state."""
+        super().after_step()
         self.contrast.after_step()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters whose gradients are clipped together: the decoder's with the encoder's."""
-        mine, *others = self.contrast.clip_groups()
-        return [[*mine, *self.decoder.parameters()], *others]
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What evaluation reads, from images [n, 3, H, W]: z, w and y, each [n, width]."""
-        return self.contrast.features(images)
+        """The contrastive objective's groups; the decoder is clipped with the encoder."""
+        first, *others = self.contrast.clip_groups()
+        return [[*first, *self.decoder.parameters()], *others]

@@ -5,20 +5,20 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from data_pipelines.loader import Batch
 from trainer.distributed import collectives
 from trainer.distributed.ema import ema_update_
-from trainer.networks.batch_norm import update_running_stats
+from trainer.networks.encoder import Encoder, Features
+from trainer.networks.heads import projection
 from trainer.objectives.bounds import softplus
 from trainer.objectives.momentum_queue import MomentumQueue
+from trainer.objectives.objective import ContrastiveObjective, Values
 from trainer.recipe.objectives import MocoObjective
 
-Features = dict[str, Tensor]
-Values = dict[str, Tensor | float]
 
-
-class Moco(nn.Module):
+class Moco(ContrastiveObjective):
     """InfoNCE between two views of an image, over a queue of older keys that a momentum encoder made.
 
     The loss is the mean over images of -log(e^(q·k/t) / (e^(q·k/t) + sum over the queue of e^(q·n/t))), with
@@ -35,11 +35,12 @@ class Moco(nn.Module):
         ValueError: the queue does not hold whole steps.
     """
 
-    VIEWS = 2
+    views = 2
 
-    def __init__(self, encoder: nn.Module, options: MocoObjective, batch: int, dtype: torch.dtype, seed: int):
+    def __init__(self, encoder: Encoder, options: MocoObjective, batch: int, dtype: torch.dtype, seed: int):
         super().__init__()
         self.options, self.batch, self.dtype = options, batch, dtype
+        self.directions = options.directions
         self.encoder = encoder
         self.head = projection(encoder.widths["y"], options.head.units, options.head.width)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -52,7 +53,7 @@ class Moco(nn.Module):
         self.pending: list[Tensor] = []  # keys of the micro-batches since the last step
         self.step = 0
 
-    def forward(self, batch, features: Features | None = None) -> Values:
+    def forward(self, batch: Batch, features: Features | None = None) -> Values:
         """Takes a `Batch` of two views [n, 3, H, W], of which the second, the key view, may be shuffled.
 
         Args:
@@ -80,11 +81,6 @@ class Moco(nn.Module):
         self.step = batch.images_seen // self.batch
         self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
         return self._over_the_queue(torch.cat(queries), torch.cat(keys))
-
-    @property
-    def directions(self) -> int:
-        """How many bounds `loss` is the sum of."""
-        return 1 + self.options.symmetric
 
     def _query(self, features: Features) -> Tensor:
         return F.normalize(self.head(features["y"]).to(self.dtype), dim=1)
@@ -121,28 +117,10 @@ class Moco(nn.Module):
         }
 
     def after_step(self) -> None:
-        """Once an optimizer step: moves running statistics, momentum encoder and queue."""
-        update_running_stats(self)
+        """Moves the momentum encoder and the queue too."""
+        super().after_step()
         keys = [*self.key_encoder.parameters(), *self.key_head.parameters()]
         queries = [*self.encoder.parameters(), *self.head.parameters()]
         ema_update_(keys, queries, self.options.momentum)
         self.queue.enqueue(torch.cat(self.pending), self.step)
         self.pending = []
-
-    def clip_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters whose gradients are clipped together: all that have one."""
-        return [[parameter for parameter in self.parameters() if parameter.requires_grad]]
-
-    def features(self, images: Tensor) -> Features:
-        """What evaluation reads, from images [n, 3, H, W]: y among others, each [n, width]."""
-        features = self.encoder(images)
-        return {name: features[name] for name in self.encoder.widths}
-
-
-def projection(before: int, units: int | None, width: int) -> nn.Module:
-    """The head [n, before] -> [n, width]: two layers of `units` (null: `before`) between, as in MoCo-v2; with
-    0 units one linear layer, as in MoCo-v1."""
-    if units == 0:
-        return nn.Linear(before, width)
-    units = units or before
-    return nn.Sequential(nn.Linear(before, units), nn.ReLU(), nn.Linear(units, width))

@@ -1,6 +1,6 @@
 """The recipe's encoders: one section a kind."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,7 +9,14 @@ from data_pipelines.common.section import Count, Positive, Section
 Norm = Literal["batch", "group"]  # statistics over the images of a group, or over channels of an image
 
 
-class DimEncoder(Section):
+class EncoderOptions(Section):
+    """What the options of every encoder answer before anything is built."""
+
+    kind: str
+    decodes: ClassVar[bool] = False  # whether the network has a decoder, so that a hybrid can use it
+
+
+class DimEncoder(EncoderOptions):
     """The convolutional encoder of the Deep InfoMax paper; its defaults are the published 32-px network."""
 
     kind: Literal["dim"]
@@ -19,7 +26,7 @@ class DimEncoder(Section):
     norm: Norm = "batch"
 
 
-class DimAlexNet(Section):
+class DimAlexNet(EncoderOptions):
     """The AlexNet of the Deep InfoMax paper; its defaults are the published 64-px network."""
 
     kind: Literal["dim_alexnet"]
@@ -35,7 +42,7 @@ class FoldedAlexNet(DimAlexNet):
     kind: Literal["folded_alexnet"]
 
 
-class FoldedResNet(Section):
+class FoldedResNet(EncoderOptions):
     """Bottlenecks over patches of 8 px, as compared with CPC on CIFAR-10; defaults as published."""
 
     kind: Literal["folded_resnet"]
@@ -46,7 +53,7 @@ class FoldedResNet(Section):
     norm: Norm = "batch"
 
 
-class ResNet(Section):
+class ResNet(EncoderOptions):
     """ResNet as in torchvision. `width` is the stem's channels; `local` the stage whose map is local.
 
     `y: null` is the pooled features themselves: then all parameters are torchvision's.
@@ -62,7 +69,7 @@ class ResNet(Section):
     zero_init_residual: bool = False  # a block's last norm starts at zero
 
 
-class Nvae(Section):
+class Nvae(EncoderOptions):
     """The NVAE-style encoder, and with it its decoder; defaults are those of d2c with the paper's latent.
 
     `width` channels behind the stem, twice as many after each of `halvings`; `cells` before each halving,
@@ -70,6 +77,8 @@ class Nvae(Section):
     the first half of a `map`, or a `pooled` vector of as many numbers. A stem that takes `patch` x `patch`
     pixels together makes all of it cheaper.
     """
+
+    decodes: ClassVar[bool] = True
 
     kind: Literal["nvae"]
     patch: Literal[1, 2, 4, 8] = 1

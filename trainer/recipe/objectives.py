@@ -1,10 +1,14 @@
-"""The recipe's objectives and their critics: one section a kind."""
+"""The recipe's objectives and their critics: one section a kind, and what it answers without torch."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight
+from data_pipelines.views import Shuffle
+from trainer.recipe.groups import Groups
+from trainer.recipe.objective import ObjectiveOptions, Queue
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Score = Literal["dot", "scaled", "tanh"]
@@ -21,6 +25,10 @@ class DotCritic(Section):
     units: Positive = 2048
     score: Score | None = None
 
+    def score_for(self, bound: str) -> Score:
+        """The score that a critic of this bound computes."""
+        return self.score or ("tanh" if bound in ("dv", "nwj") else "dot")
+
 
 class ConcatCritic(Section):
     """Feature and y are concatenated and go through two hidden layers of `units` (the paper's other one)."""
@@ -29,7 +37,7 @@ class ConcatCritic(Section):
     units: Positive = 512
 
 
-Critic = Annotated[DotCritic | ConcatCritic, Field(discriminator="kind")]
+CriticOptions = Annotated[DotCritic | ConcatCritic, Field(discriminator="kind")]
 
 
 class Prior(Section):
@@ -48,7 +56,7 @@ class Supervised(Section):
     dropout: Share = 0.1
 
 
-class DimObjective(Section):
+class DimObjective(ObjectiveOptions):
     """Deep InfoMax: alpha · global + beta · local term, and prior matching with weight gamma.
 
     `locations` of the map drawn a step (null: all). `coordinates` weighs the task of telling where on the map
@@ -60,8 +68,8 @@ class DimObjective(Section):
     alpha: Weight = 0.0
     beta: Weight = 1.0
     gamma: Weight = 0.0
-    critic: Critic = DotCritic(kind="dot")
-    global_critic: Critic = ConcatCritic(kind="concat")
+    critic: CriticOptions = DotCritic(kind="dot")
+    global_critic: CriticOptions = ConcatCritic(kind="concat")
     prior: Prior = Prior()
     locations: Positive | None = None
     coordinates: Weight = 0.0
@@ -74,16 +82,13 @@ class DimObjective(Section):
             raise ValueError("alpha and beta are both 0: nothing ties y to the image; raise one of them")
         return self
 
+    @property
+    def uses_batch_negatives(self) -> bool:
+        return True
 
-class Queue(Section):
-    """The keys that negatives are: `keys` in all, `start`ing as random unit vectors or with none.
-
-    `bf16` halves their memory.
-    """
-
-    keys: Positive = 65536
-    start: Literal["random", "empty"] = "random"
-    bf16: bool = False
+    @property
+    def supervised_classes(self) -> int | None:
+        return self.supervised.classes if self.supervised else None
 
 
 class Head(Section):
@@ -93,7 +98,7 @@ class Head(Section):
     width: Positive = 128
 
 
-class MocoObjective(Section):
+class MocoObjective(ObjectiveOptions):
     """MoCo-v2; its defaults are the published ones. `momentum` is that of the key encoder, each step.
 
     With batch-norm key views change places within blocks of `shuffle` groups, so that statistics do not give
@@ -108,17 +113,57 @@ class MocoObjective(Section):
     head: Head = Head()
     shuffle: Annotated[int, Field(ge=2)] = 8
 
+    @property
+    def views(self) -> int:
+        return 2
+
+    @property
+    def directions(self) -> int:
+        return 1 + self.symmetric
+
+    @property
+    def momentum_queue(self) -> Queue:
+        return self.queue
+
+    @property
+    def key_width(self) -> int:
+        return self.head.width
+
+    def key_shuffle(self, groups: Groups, norm: str) -> Shuffle | None:
+        """The second view's, in blocks: keys are made of it (He et al., arXiv 1911.05722, section 3.3)."""
+        if norm != "batch":
+            return None
+        return Shuffle(views=(1,), group=groups.norm, groups=self.shuffle)
+
+    def heldout_batch(self, groups: Groups, batch: int) -> int:
+        """Whole groups of up to 256 images, which are each other's negatives there."""
+        unit = groups.indivisible_images
+        return max(1, min(batch, 256) // unit) * unit
+
+    def advice(self, norm: str, images: int | None) -> Iterator[str]:
+        if norm != "batch":
+            yield f"key views are not shuffled: encoder.norm={norm} mixes no images"
+        if images is not None and self.queue.keys // self.directions >= images:
+            yield (
+                f"warning: queue.keys={self.queue.keys:,} is not below the {images:,} training images: an "
+                "image's own older key is among its negatives"
+            )
+
 
 Contrast = Annotated[DimObjective | MocoObjective, Field(discriminator="kind")]
 
 
-class AutoencoderObjective(Section):
+class AutoencoderObjective(ObjectiveOptions):
     """Reconstruction alone, by the squared error."""
 
     kind: Literal["autoencoder"]
 
+    @property
+    def reconstructs(self) -> bool:
+        return True
 
-class HybridObjective(Section):
+
+class HybridObjective(ObjectiveOptions):
     """A contrastive objective on y + omega · the squared error of reconstruction from z = [y, w].
 
     Give `omega`, or `alpha` in (0, 1) and the Gaussian's `sigma` (null: 1), which make it
@@ -149,19 +194,58 @@ class HybridObjective(Section):
             return self.alpha / (1 - self.alpha) / (2 * sigma**2), self.alpha, sigma
         return self.omega, 2 * self.omega / (1 + 2 * self.omega), sigma
 
+    @property
+    def views(self) -> int:
+        return self.contrast.views + self.clean_view
+
+    @property
+    def directions(self) -> int:
+        return self.contrast.directions
+
+    @property
+    def contrast_key(self) -> str:
+        return "objective.contrast."
+
+    @property
+    def reconstructs(self) -> bool:
+        return True
+
+    @property
+    def clean_view(self) -> bool:
+        return self.reconstruct == "clean"
+
+    @property
+    def uses_batch_negatives(self) -> bool:
+        return self.contrast.uses_batch_negatives
+
+    @property
+    def momentum_queue(self) -> Queue | None:
+        return self.contrast.momentum_queue
+
+    @property
+    def key_width(self) -> int:
+        return self.contrast.key_width
+
+    @property
+    def supervised_classes(self) -> int | None:
+        return self.contrast.supervised_classes
+
+    def key_shuffle(self, groups: Groups, norm: str) -> Shuffle | None:
+        return self.contrast.key_shuffle(groups, norm)
+
+    def heldout_batch(self, groups: Groups, batch: int) -> int:
+        return self.contrast.heldout_batch(groups, batch)
+
+    def advice(self, norm: str, images: int | None) -> Iterator[str]:
+        omega, alpha, sigma = self.weighed()
+        yield (
+            f"loss = contrastive{', both ways,' if self.directions > 1 else ''} + "
+            f"{self.directions * omega:g} x squared error of an image (omega {omega:g}; alpha {alpha:g} at "
+            f"sigma {sigma:g})"
+        )
+        yield from self.contrast.advice(norm, images)
+
 
 Objective = Annotated[
     DimObjective | MocoObjective | AutoencoderObjective | HybridObjective, Field(discriminator="kind")
 ]
-
-
-def contrastive(objective) -> DimObjective | MocoObjective | None:
-    """The contrastive part of an objective; None where it has none."""
-    if isinstance(objective, HybridObjective):
-        return objective.contrast
-    return None if isinstance(objective, AutoencoderObjective) else objective
-
-
-def contrast_key(objective) -> str:
-    """Where in a recipe the keys of the contrastive part stand, for messages."""
-    return "objective.contrast." if isinstance(objective, HybridObjective) else "objective."

@@ -48,6 +48,16 @@ class OptimizerSection(Section):
             )
         return self
 
+    @property
+    def slots(self) -> int:
+        """The numbers that the optimizer keeps for each one that it trains."""
+        return 2
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether an update reads a norm of the whole layer: engines must not cut layers apart."""
+        return False
+
     def rate(self, batch: int) -> float:
         """The learning rate for a global batch of so many images, before any schedule.
 
@@ -88,6 +98,10 @@ class Sgd(OptimizerSection):
             raise ValueError("nesterov=true looks ahead along the momentum, which is 0; raise momentum")
         return self
 
+    @property
+    def slots(self) -> int:
+        return 1 if self.momentum else 0
+
 
 class Lars(OptimizerSection):
     """Layer-wise adaptive rates, for large batches. `trust` is the trust coefficient."""
@@ -95,6 +109,14 @@ class Lars(OptimizerSection):
     kind: Literal["lars"]
     momentum: Decay = 0.9
     trust: PositiveFloat = 1e-3
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    @property
+    def reads_layers(self) -> bool:
+        return True
 
 
 Optimizer = Annotated[Adam | Sgd | Lars, Field(discriminator="kind")]

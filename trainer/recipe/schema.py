@@ -4,15 +4,18 @@ A recipe is data. `recipe_loading` reads one from YAML, the tasks receive it val
 Intervals and lengths of training are in images (global count), never in steps or epochs.
 """
 
-from typing import Annotated, Literal
+import math
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, StringConstraints, field_validator
 
 from data_pipelines.access import Access, check_root
 from data_pipelines.common.section import Count, Fraction, Positive, Section
-from data_pipelines.views import Normalize, View
+from data_pipelines.views import Normalize, Shuffle, View
 from trainer.recipe.encoders import Encoder
 from trainer.recipe.evaluation import Evaluate
+from trainer.recipe.groups import Groups
 from trainer.recipe.objectives import Objective
 from trainer.recipe.optimizers import Optimizer
 
@@ -59,16 +62,6 @@ class Data(Section):
         return Access(self.retry_seconds, self.cache, self.cache_bytes, commands)
 
 
-class Groups(Section):
-    """Sizes, in images, of the groups of consecutive positions that statistics are taken over.
-
-    `negatives` (null: as `norm`) are each other's negatives; `global`: all images of the batch, of all ranks.
-    """
-
-    norm: Positive
-    negatives: Positive | Literal["global"] | None = None
-
-
 # ---- what is trained -----------------------------------------------------------------------------
 
 
@@ -78,6 +71,12 @@ class Constant(Section):
     kind: Literal["constant"]
     warmup: Count = 0
 
+    follows_length: ClassVar[bool] = False  # whether another length of the run changes its rates
+
+    def factor(self, images_seen: int, images: int) -> float:
+        """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
+        return 1.0
+
 
 class Cosine(Section):
     """The learning rate falls along a half cosine to `final` times itself, after a linear warm-up."""
@@ -86,8 +85,16 @@ class Cosine(Section):
     warmup: Count = 0
     final: Fraction = 0.0
 
+    follows_length: ClassVar[bool] = True
 
-# ---- what is kept and told -----------------------------------------------------------------------
+    def factor(self, images_seen: int, images: int) -> float:
+        """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
+        progress = (images_seen - self.warmup) / max(1, images - self.warmup)
+        wave = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+        return self.final + (1 - self.final) * wave
+
+
+# ---- what is kept and logged ---------------------------------------------------------------------
 
 
 class Save(Section):
@@ -127,8 +134,41 @@ class Tracking(Section):
 # ---- the recipes ---------------------------------------------------------------------------------
 
 
+class TrainingRecipe(Protocol):
+    """What every recipe that trains has: all that trainer, preflight, plan, report and tracking read of it.
+
+    Intervals and lengths are in images.
+    """
+
+    task: Any
+    seed: int
+    precision: Any
+    outputs: str
+    run: str | None
+    batch: int
+    accumulate: int
+    groups: Groups
+    images: int
+    objective: Any
+    optimizer: Any
+    schedule: Any
+    save: Save
+    log: Log
+    evaluate: Evaluate
+    tracking: Tracking
+    step_timeout: float
+    profile: int
+
+    @property
+    def key_shuffle(self) -> Shuffle | None: ...
+
+    def folder(self, name: str) -> Path: ...
+
+
 class Pretrain(Section):
     """Pretraining of an encoder by an objective."""
+
+    trains: ClassVar[bool] = True
 
     task: Literal["pretrain"]
     seed: Count = 0
@@ -153,6 +193,29 @@ class Pretrain(Section):
     )
     profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
 
+    def folder(self, name: str) -> Path:
+        """The run's folder, for a recipe of this name."""
+        return Path(self.outputs) / (self.run or name)
+
+    @property
+    def launch_precision(self) -> str:
+        """What the ranks are prepared to compute in."""
+        return self.precision
+
+    @property
+    def key_shuffle(self) -> Shuffle | None:
+        """Of which views batch-norm's groups are shuffled; None: of none."""
+        return self.objective.key_shuffle(self.groups, self.encoder.norm)
+
+    @property
+    def labelled_split(self) -> str:
+        """The split that probes learn from."""
+        return self.data.labelled or self.data.train
+
+    def encoder_options(self) -> dict:
+        """All that an encoder is built from, as plain values: exported with its weights."""
+        return self.encoder.model_dump() | {"size": self.data.size, "group": self.groups.norm}
+
 
 class EvaluateRun(Section):
     """Evaluation of a run's frozen encoder: `from` is the run's folder, `images` one of its checkpoints.
@@ -160,11 +223,22 @@ class EvaluateRun(Section):
     What is left at its default in `tracking` is as the run's own recipe says.
     """
 
+    trains: ClassVar[bool] = False
+
     task: Literal["evaluate"]
     from_: Annotated[str, Field(alias="from")]
     images: Positive | None = None  # null: the newest
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+
+    def folder(self, name: str) -> Path:
+        """The folder of the run that is evaluated."""
+        return Path(self.from_)
+
+    @property
+    def launch_precision(self) -> str:
+        """What the ranks are prepared to compute in; the run's own recipe decides what they do."""
+        return "float32"
 
 
 Recipe = Annotated[Pretrain | EvaluateRun, Field(discriminator="task")]

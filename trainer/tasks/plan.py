@@ -1,7 +1,6 @@
 """`--plan`: what a recipe will do and cost, before anything runs."""
 
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -11,9 +10,9 @@ from data_pipelines.dataset_loading import load_dataset
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.tasks.preflight import check_evaluation, notes, queue_bytes
-from trainer.training import optimizers
-from trainer.training.build import DTYPES, build_objective
-from trainer.training.groups import blocks_span_ranks, check_batch_division, indivisible_images
+from trainer.training.build import build_objective
+from trainer.training.data import DTYPES
+from trainer.training.groups import blocks_span_ranks, check_batch_division
 from trainer.training.schedules import whole_batches
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
@@ -27,8 +26,8 @@ def run(loaded: ResolvedRecipe) -> int:
             there already, lacks a split or what probes need.
     """
     recipe = loaded.recipe
-    if recipe.task != "pretrain":
-        raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only pretraining is planned")
+    if not recipe.trains:
+        raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only training is planned")
     try:
         access = recipe.data.access(loaded.commands)
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
@@ -40,8 +39,8 @@ def run(loaded: ResolvedRecipe) -> int:
         dataset.split(recipe.data.test)
         check_evaluation(recipe, dataset)
     images = train and train.images
-    total, unit = whole_batches(recipe.images, recipe.batch), indivisible_images(recipe)
-    print(f"recipe     {loaded.name}, run {Path(recipe.outputs) / (recipe.run or loaded.name)}")
+    total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images
+    print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
     for line in describe_model(recipe):
         print(line)
@@ -79,20 +78,20 @@ def describe_model(recipe: Pretrain) -> list[str]:
         objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
-    held = sum(counts.values())
+    kept = sum(counts.values())
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    moments = optimizers.moments(recipe.optimizer) * trained
+    moments = recipe.optimizer.slots * trained
     size = DTYPES[recipe.precision].itemsize
     queue = queue_bytes(recipe)
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
-        + f"  in all {held:,}",
-        f"memory     parameters {megabytes(held * size)}, gradients {megabytes(trained * size)}, "
+        + f"  in all {kept:,}",
+        f"memory     parameters {megabytes(kept * size)}, gradients {megabytes(trained * size)}, "
         f"moments {megabytes(moments * size)}, views of a batch {megabytes(views)}"
         + (f" and queue {megabytes(queue)}" if queue else "")
-        + f" shared by the ranks; a checkpoint {megabytes((held + moments) * size + queue)} on disk",
+        + f" shared by the ranks; a checkpoint {megabytes((kept + moments) * size + queue)} on disk",
     ]
 
 

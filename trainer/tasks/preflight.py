@@ -1,4 +1,4 @@
-"""What a person should know of a recipe that its keys do not say outright: weights, rates, shares."""
+"""What is looked at before a run starts: the data set, what cannot work, and what a person should know."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,127 +16,22 @@ from data_pipelines.shards.make import make
 from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
 from trainer.distributed import collectives
+from trainer.distributed.engine_kind import EngineKind
+from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.features import check_room, has_labels
+from trainer.evaluation.measure import compared_pixels
 from trainer.objectives.momentum_queue import path
 from trainer.recipe.evaluation import Evaluate
-from trainer.recipe.objectives import HybridObjective, MocoObjective, contrast_key, contrastive
-from trainer.recipe.schema import Data, Pretrain
+from trainer.recipe.schema import Data, Pretrain, TrainingRecipe
 from trainer.runs.folder import RunFolder
-from trainer.training.build import DTYPES
-from trainer.training.groups import blocks_span_ranks
+from trainer.tracking.address import uri_for
+from trainer.training.build import build_objective
+from trainer.training.data import DTYPES
+from trainer.training.groups import blocks_span_ranks, check_batch_division
+from trainer.training.optimizers import check_engine
 from trainer.training.schedules import whole_batches
 
-
-def queue_bytes(recipe: Pretrain) -> int:
-    """Bytes of the whole momentum queue; 0 where the objective has none."""
-    options = contrastive(recipe.objective)
-    if not isinstance(options, MocoObjective):
-        return 0
-    storage = torch.bfloat16 if options.queue.bf16 else DTYPES[recipe.precision]
-    return options.queue.keys * options.head.width * storage.itemsize
-
-
-def notes(
-    recipe: Pretrain, images: int | None, world: int, device: torch.device, engine: str = ""
-) -> Iterator[str]:
-    """Lines about a run of `recipe` on `world` ranks and a split of so many images (None: not known)."""
-    yield recipe.optimizer.describe_rate(recipe.batch)
-    if recipe.precision == "float64" and engine.startswith("zero"):
-        yield "warning: DeepSpeed keeps weights and moments in float32; under ddp and fsdp2 all is float64"
-    if recipe.schedule.warmup >= recipe.images:
-        yield (
-            f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
-            "images: that learning rate is never reached"
-        )
-    if recipe.profile and whole_batches(recipe.images, recipe.batch) // recipe.batch < recipe.profile + 10:
-        yield (
-            f"warning: profile={recipe.profile} writes nothing: it needs ten steps before, and the run has "
-            f"{whole_batches(recipe.images, recipe.batch) // recipe.batch} in all"
-        )
-    options = contrastive(recipe.objective)
-    directions = 1 + getattr(options, "symmetric", False)
-    if isinstance(recipe.objective, HybridObjective):
-        omega, alpha, sigma = recipe.objective.weighed()
-        yield (
-            f"loss = contrastive{', both ways,' if directions > 1 else ''} + {directions * omega:g} x "
-            f"squared error of an image (omega {omega:g}; alpha {alpha:g} at sigma {sigma:g})"
-        )
-    if not isinstance(options, MocoObjective):
-        return
-    if options.shuffle and recipe.encoder.norm != "batch":
-        yield f"key views are not shuffled: encoder.norm={recipe.encoder.norm} mixes no images"
-    keys, width = options.queue.keys, options.head.width
-    yield (
-        f"queue of {keys:,} keys, {keys // world:,} a rank ({queue_bytes(recipe) / world / 1e6:,.1f} MB), "
-        f"{path(device, DTYPES[recipe.precision], width)} attention"
-    )
-    if images is not None and keys // directions >= images:
-        yield (
-            f"warning: queue.keys={keys:,} is not below the {images:,} training images: an image's own older "
-            "key is among its negatives"
-        )
-    if blocks_span_ranks(recipe, world):
-        key = f"{contrast_key(recipe.objective)}shuffle"
-        yield (
-            f"blocks of {key}={options.shuffle} groups span ranks: the key views of other ranks' samples are "
-            "read and decoded a second time"
-        )
-
-
-PIXELS = 3 * 64 * 64  # numbers of an image: ImageNet's at 224 px would be 771 GB of features
-
-
-def check_evaluation(recipe: Pretrain, dataset: Dataset) -> None:
-    """Whether what the run will be asked for at its end can be measured on this data.
-
-    The online monitor asks for the splits alone: without labels it leaves out the kNN.
-
-    Raises:
-        UserError: the split `data.labelled` is not there; or there are no classes, a split has no label, or
-            too few images to re-estimate batch-norm.
-    """
-    dataset.split(labelled_split(recipe))
-    if recipe.evaluate.at_end:
-        check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
-
-
-def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
-    """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
-    if not dataset.classes:
-        raise UserError(f"{dataset.where} has no classes, and probes learn to tell them; {way_out}")
-    for key, split in (("data.labelled", labelled_split(recipe)), ("data.test", recipe.data.test)):
-        reader = Reader(dataset, split)
-        if not has_labels(reader):
-            raise UserError(
-                f"{dataset.where}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
-            )
-        reader.close()
-    if (options.controls or options.recalibrate) and options.online_images < 2:
-        raise UserError(
-            f"evaluate.online_images={options.online_images}: batch-norm is re-estimated on them and needs 2 "
-            "at least; raise it, or set evaluate.controls=false and evaluate.recalibrate=false"
-        )
-
-
-def check_disk(recipe: Pretrain, dataset: Dataset, widths: dict[str, int], outputs: Path) -> None:
-    """Raises UserError where the features to be probed at the end, of these widths, find no room."""
-    if not recipe.evaluate.at_end:
-        return
-    width = max(sum(widths.values()), recipe.evaluate.controls * compared_pixels(recipe))
-    images = dataset.split(labelled_split(recipe)).images
-    there = next(path for path in (outputs, *outputs.absolute().parents) if path.exists())
-    check_room(there, images, width)
-
-
-def compared_pixels(recipe: Pretrain) -> int:
-    """How many numbers of an image are probed as a control; of a large image none are."""
-    numbers = 3 * recipe.data.size**2
-    return numbers if numbers <= PIXELS else 0
-
-
-def labelled_split(recipe: Pretrain) -> str:
-    """The split that probes learn from."""
-    return recipe.data.labelled or recipe.data.train
+# ---- the data set ----------------------------------------------------------------------------------
 
 
 def open_data(options: Data, commands: bool = False) -> Dataset:
@@ -172,4 +67,129 @@ def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:
         raise UserError(
             f"{folder.path} is finished, and the data set in {options.root} is not the one it was trained "
             "on; start another with run=NAME, or give that one"
+        )
+
+
+# ---- what cannot work ------------------------------------------------------------------------------
+
+
+def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> None:
+    """Finds every mistake that can be found before anything is written.
+
+    Raises:
+        UserError: the data set is another source's, lacks a split or the labels that are needed, its cache
+            or the disk for what is probed is too small, ranks and groups do not divide the batch, engine and
+            optimizer or encoder, objective and data do not fit together, or `tracking.uri` is no address.
+    """
+    if dataset.source != recipe.data.source:
+        raise UserError(
+            f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
+            f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
+        )
+    check_batch_division(recipe, context.world_size)
+    check_engine(recipe.optimizer, context.engine)
+    with torch.device("meta"):
+        widths = build_objective(recipe).encoder.widths
+    for split in (recipe.data.train, recipe.data.test):
+        with Reader(dataset, split) as reader:
+            reader.check_room(recipe.data.window)
+    check_evaluation(recipe, dataset)
+    check_disk(recipe, dataset, widths, Path(recipe.outputs))
+    classes = recipe.objective.supervised_classes
+    if classes is not None and classes != len(dataset.classes):
+        raise UserError(
+            f"{recipe.objective.contrast_key}supervised.classes={classes}, but {dataset.where} has "
+            f"{len(dataset.classes)} classes; give that number"
+        )
+    uri_for(recipe.tracking.uri, Path(recipe.outputs))
+
+
+def check_evaluation(recipe: Pretrain, dataset: Dataset) -> None:
+    """Whether what the run will be asked for at its end can be measured on this data.
+
+    The online monitor asks for the splits alone: without labels it leaves out the kNN.
+
+    Raises:
+        UserError: the split `data.labelled` is not there; or there are no classes, a split has no label, or
+            too few images to re-estimate batch-norm.
+    """
+    dataset.split(recipe.labelled_split)
+    if recipe.evaluate.at_end:
+        check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
+
+
+def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
+    """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
+    if not dataset.classes:
+        raise UserError(f"{dataset.where} has no classes, and probes learn to tell them; {way_out}")
+    for key, split in (("data.labelled", recipe.labelled_split), ("data.test", recipe.data.test)):
+        with Reader(dataset, split) as reader:
+            labelled = has_labels(reader)
+        if not labelled:
+            raise UserError(
+                f"{dataset.where}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
+            )
+    if (options.controls or options.recalibrate) and options.online_images < 2:
+        raise UserError(
+            f"evaluate.online_images={options.online_images}: batch-norm is re-estimated on them and needs 2 "
+            "at least; raise it, or set evaluate.controls=false and evaluate.recalibrate=false"
+        )
+
+
+def check_disk(recipe: Pretrain, dataset: Dataset, widths: dict[str, int], outputs: Path) -> None:
+    """Raises UserError where the features to be probed at the end, of these widths, find no room."""
+    if not recipe.evaluate.at_end:
+        return
+    width = max(sum(widths.values()), recipe.evaluate.controls * compared_pixels(recipe))
+    images = dataset.split(recipe.labelled_split).images
+    there = next(path for path in (outputs, *outputs.absolute().parents) if path.exists())
+    check_room(there, images, width)
+
+
+# ---- what a person should know ---------------------------------------------------------------------
+
+
+def queue_bytes(recipe: TrainingRecipe) -> int:
+    """Bytes of the whole momentum queue; 0 where the objective has none."""
+    queue = recipe.objective.momentum_queue
+    if queue is None:
+        return 0
+    storage = torch.bfloat16 if queue.bf16 else DTYPES[recipe.precision]
+    return queue.keys * recipe.objective.key_width * storage.itemsize
+
+
+def notes(
+    recipe: Pretrain,
+    images: int | None,
+    world_size: int,
+    device: torch.device,
+    engine: EngineKind = EngineKind.SINGLE_PROCESS,
+) -> Iterator[str]:
+    """Lines about a run on so many ranks and a training split of so many images (None: not known)."""
+    yield recipe.optimizer.describe_rate(recipe.batch)
+    if recipe.precision == "float64" and engine.is_zero:
+        yield "warning: DeepSpeed keeps weights and moments in float32; under ddp and fsdp2 all is float64"
+    if recipe.schedule.warmup >= recipe.images:
+        yield (
+            f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
+            "images: that learning rate is never reached"
+        )
+    steps = whole_batches(recipe.images, recipe.batch) // recipe.batch
+    if recipe.profile and steps < recipe.profile + 10:
+        yield (
+            f"warning: profile={recipe.profile} writes nothing: it needs ten steps before, and the run has "
+            f"{steps} in all"
+        )
+    yield from recipe.objective.advice(recipe.encoder.norm, images)
+    if queue := queue_bytes(recipe):
+        keys = recipe.objective.momentum_queue.keys
+        kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)
+        yield (
+            f"queue of {keys:,} keys, {keys // world_size:,} a rank ({queue / world_size / 1e6:,.1f} MB), "
+            f"{kernel} attention"
+        )
+    if blocks_span_ranks(recipe, world_size):
+        yield (
+            f"blocks of {recipe.objective.contrast_key}shuffle={recipe.key_shuffle.groups} groups span ranks: "
+            "the key views of other ranks' samples are read and decoded a second time"
         )

@@ -7,29 +7,23 @@ same command continues a run that was killed, as if nothing had happened.
 
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import torch
 
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.retry import Interrupted
-from data_pipelines.dataset import Dataset
-from data_pipelines.reader import Reader
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
+from trainer.evaluation import online
+from trainer.evaluation.context import EvaluationContext
 from trainer.recipe.loading import ResolvedRecipe
-from trainer.recipe.objectives import contrast_key, contrastive
-from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import evaluate, report
-from trainer.tasks.preflight import check_disk, check_evaluation, check_finished, notes, open_data
-from trainer.tracking.address import uri_for
-from trainer.training.build import build_objective
-from trainer.training.groups import check_batch_division
-from trainer.training.optimizers import check_engine
+from trainer.tasks.preflight import check, check_finished, notes, open_data
+from trainer.training.build import build_trainer
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -52,14 +46,14 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
     limit = recipe.step_timeout and recipe.step_timeout + recipe.data.retry_seconds
     watchdog, trainer = Watchdog(limit, run.on_hang), None
     try:
-        trainer = Trainer(
+        trainer = build_trainer(
             *(recipe, context, dataset, run.load(), run.images, run.warn),
             # Of several ranks none may leave a step that the others are in.
             stopping=lambda: context.world_size == 1 and run.stop_request.received is not None,
         )
-        trainer.finished = watchdog.stage_done
+        trainer.on_stage = watchdog.stage_done
         run.begin(run_tags(loaded, trainer))
-        for line in notes(recipe, trainer.reader.images, context.world_size, context.device, context.engine):
+        for line in notes(recipe, trainer.data.samples, context.world_size, context.device, context.engine):
             run.progress.say(line)
         train(trainer, run, watchdog)
         run.stop_request.raise_immediately()
@@ -107,46 +101,14 @@ def stopped(run: Run) -> int:
     return 1
 
 
-def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> None:
-    """Finds every mistake that can be found before anything is written.
-
-    Raises:
-        UserError: the data set is another source's, lacks a split or the labels that are asked for, its cache
-            or the disk for what is probed is too small, ranks and groups do not divide the batch, engine and
-            optimizer or encoder, objective and data do not fit together, or `tracking.uri` is no address.
-    """
-    if dataset.source != recipe.data.source:
-        raise UserError(
-            f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
-            f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
-        )
-    check_batch_division(recipe, context.world_size)
-    check_engine(recipe.optimizer, context.engine)
-    with torch.device("meta"):
-        widths = build_objective(recipe).encoder.widths
-    for split in (recipe.data.train, recipe.data.test):
-        reader = Reader(dataset, split)
-        reader.check_room(recipe.data.window)
-        reader.close()
-    check_evaluation(recipe, dataset)
-    check_disk(recipe, dataset, widths, Path(recipe.outputs))
-    asked = getattr(contrastive(recipe.objective), "supervised", None)
-    if asked and asked.classes != len(dataset.classes):
-        raise UserError(
-            f"{contrast_key(recipe.objective)}supervised.classes={asked.classes}, but {dataset.where} has "
-            f"{len(dataset.classes)} classes; give that number"
-        )
-    uri_for(recipe.tracking.uri, Path(recipe.outputs))
-
-
 def run_tags(loaded: ResolvedRecipe, trainer: Trainer) -> dict[str, object]:
     """Tags of the MLflow run."""
     return {
         "recipe": loaded.name,
         "mlflow.source.name": f"trainer/main.py recipe={loaded.name}",  # the page's column "Source"
         "mlflow.source.type": "LOCAL",
-        "dataset": trainer.reader.dataset.name,
-        "train images": trainer.reader.images,
+        "dataset": trainer.data.name,
+        "train images": trainer.data.samples,
         **trainer.sizes,
         "learning rate": loaded.recipe.optimizer.rate(loaded.recipe.batch),
         "processes at start": trainer.context.world_size,
@@ -221,7 +183,7 @@ def log(trainer: Trainer, run: Run, values: dict, clock: "Clock") -> None:
     figures |= {name: value for name, value in values.items() if name not in tensors}
     figures |= clock.read()
     figures["lr"] = learning_rate(trainer.recipe, trainer.images - trainer.recipe.batch)
-    figures["epoch"] = trainer.images / trainer.reader.images
+    figures["epoch"] = trainer.images / trainer.data.samples
     run.metrics(figures, trainer.images)
     run.progress.status(trainer.images, figures)
 
@@ -245,14 +207,25 @@ def evaluate_online(trainer: Trainer, run: Run) -> None:
         Stopped: told to stop while a shard cannot be read. Nothing is saved, so that the same command goes on
             from the checkpoint before and measures all of this again.
     """
+    data = trainer.data
     try:
-        figures = evaluate.online(trainer)
+        with EvaluationContext(
+            recipe=trainer.recipe,
+            options=trainer.recipe.evaluate,
+            objective=trainer.unsharded(),
+            dataset=data.dataset,
+            distributed=trainer.context,
+            images=data.options,
+            folder=run.folder.path,
+            stopping=data.reader.stopping,
+        ) as context:
+            figures = online.evaluate_online(context)
     except Interrupted:
         run.drain()
         raise Stopped from None
     run.metrics(figures, trainer.images)
-    told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    run.progress.say(f"{trainer.images:>12,} images  {told}")
+    line = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    run.progress.say(f"{trainer.images:>12,} images  {line}")
 
 
 def save(trainer: Trainer, run: Run) -> None:
@@ -297,14 +270,13 @@ def finish(trainer: Trainer, run: Run) -> None:
         report.draw_views(trainer, folder)
         report.export_encoder(trainer, objective, folder)
         run.artifact(folder.encoder, trainer.images)
-    dataset, results = trainer.reader.dataset, {}
+    dataset, results = trainer.data.dataset, {}
     if recipe.evaluate.at_end:
         run.progress.say("evaluating ...")
-        results = evaluate.measure(
-            objective, recipe, recipe.evaluate, dataset, trainer.context, folder, run.progress.say
+    if recipe.evaluate.at_end or not dataset.classes:
+        results = evaluate.evaluate_objective(
+            recipe, recipe.evaluate, objective, dataset, trainer.context, folder, run.progress.say
         )
-    elif not dataset.classes:
-        results = report.look_at_unlabelled(trainer, objective, folder, run.progress.say)
     if trainer.context.is_main:
         if results:
             folder.merge_results(results)

@@ -1,82 +1,142 @@
-"""From a recipe to the things it names: encoder and objective."""
+"""From a recipe to what is trained: objective, data, trainer. One table of builders, a row a kind."""
+
+import re
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.retry import to_stderr
+from data_pipelines.dataset import Dataset
 from data_pipelines.views import View
-from trainer.networks.build import build_encoder, encoder_options
+from trainer.distributed.launch import DistributedContext
+from trainer.networks.build import build_encoder
+from trainer.networks.encoder import Encoder
 from trainer.objectives.autoencoder import Autoencoder
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
-from trainer.recipe.objectives import Contrast, DimObjective, MocoObjective, contrast_key, contrastive
+from trainer.objectives.objective import Objective
+from trainer.recipe.objective import ObjectiveOptions
+from trainer.recipe.objectives import (
+    AutoencoderObjective,
+    DimObjective,
+    HybridObjective,
+    MocoObjective,
+)
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.yaml12 import to_yaml_line
-from trainer.training.groups import negatives
+from trainer.training.data import DTYPES, ImageData
+from trainer.training.trainer import Trainer
 
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
+# Where in a recipe an argument stands whose value does not fit; what is not here is the encoder's.
+SECTIONS = {"size": "data.", "norm": "groups.", "negatives": "groups."}
 
 
-def build_objective(recipe: Pretrain) -> nn.Module:
+def build_trainer(
+    recipe: Pretrain,
+    context: DistributedContext,
+    dataset: Dataset,
+    saved: Mapping[str, Tensor] | None = None,
+    images: int = 0,
+    warn: Callable[[str], None] = to_stderr,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """The trainer of a pretraining recipe; the arguments are those of `Trainer` and `ImageData`."""
+    objective = build_objective(recipe).to(context.device)
+    data = ImageData(recipe, dataset, context.device, warn, stopping)
+    return Trainer(recipe, context, objective, data, saved, images)
+
+
+def build_objective(recipe: Pretrain) -> Objective:
     """The objective with its encoder, equal on every rank and in every run of this seed.
 
     Raises:
         UserError: encoder, objective and data do not fit together.
     """
+    check_parts(recipe)
+    torch.manual_seed(recipe.seed)
+    try:
+        encoder = build_encoder(recipe.encoder_options())
+        objective = build_part(recipe, recipe.objective, encoder)
+    except ValueError as error:
+        sections = SECTIONS | {"keys": f"{recipe.objective.contrast_key}queue."}
+        argument = re.match(r"\w+", str(error))[0]
+        raise UserError(f"{sections.get(argument, 'encoder.')}{error}") from None
+    return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
+
+
+# ---- the builders ----------------------------------------------------------------------------------
+
+
+def _dim(recipe: Pretrain, options: DimObjective, encoder: Encoder) -> Dim:
+    return Dim(encoder, options, recipe.encoder.norm, recipe.groups.norm, recipe.groups.negative_images)
+
+
+def _moco(recipe: Pretrain, options: MocoObjective, encoder: Encoder) -> Moco:
+    return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
+
+
+def _autoencoder(recipe: Pretrain, options: AutoencoderObjective, encoder: Encoder) -> Autoencoder:
+    return Autoencoder(encoder, recipe.data.normalize)
+
+
+def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hybrid:
+    contrast = build_part(recipe, options.contrast, encoder)
+    return Hybrid(contrast, options, recipe.data.normalize)
+
+
+BUILDERS = {"dim": _dim, "moco": _moco, "autoencoder": _autoencoder, "hybrid": _hybrid}
+
+
+def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> Objective:
+    """An objective, or the contrastive part of one, on an encoder.
+
+    Raises:
+        ValueError: a size does not fit; the text begins with the argument that does not.
+    """
+    if options.kind not in BUILDERS:
+        raise UserError(f"objective.kind={options.kind}: no builder; expected {', '.join(BUILDERS)}")
+    return BUILDERS[options.kind](recipe, options, encoder)
+
+
+# ---- what must fit together ------------------------------------------------------------------------
+
+
+def check_parts(recipe: Pretrain) -> None:
+    """Checks what the recipe's sections require of each other.
+
+    Raises:
+        UserError: naming the key that does not fit.
+    """
     options = recipe.objective
-    if recipe.groups.negatives is not None and not isinstance(contrastive(options), DimObjective):
+    if recipe.groups.negatives is not None and not options.uses_batch_negatives:
         raise UserError(
             f"groups.negatives={recipe.groups.negatives}: objective.kind={options.kind} takes none from the "
             "batch, as a dim objective does; leave that key out"
+        )
+    if recipe.groups.negatives == "global" and recipe.accumulate > 1:
+        raise UserError(
+            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch "
+            "would be its own images alone; set accumulate=1, or a number of images"
         )
     if recipe.encoder.norm == "batch" and recipe.groups.norm < 2:
         raise UserError(
             f"groups.norm={recipe.groups.norm}: a group needs at least 2 images, for encoder.norm=batch "
             "takes statistics over it; 32 or 64 is usual, or set encoder.norm=group"
         )
-    torch.manual_seed(recipe.seed)
-    try:
-        encoder = build_encoder(encoder_options(recipe))
-        if contrastive(options) is not options and not hasattr(encoder, "decoder"):
-            raise UserError(
-                f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no "
-                "decoder; expected encoder.kind=nvae"
-            )
-        if options.kind == "autoencoder":
-            objective = Autoencoder(encoder, recipe.data.normalize)
-        elif options.kind == "hybrid":
-            contrast = build_contrast(recipe, options.contrast, encoder)
-            objective = Hybrid(contrast, options, recipe.data.normalize)
-        else:
-            objective = build_contrast(recipe, options, encoder)
-    except ValueError as error:
-        text = str(error).replace("objective.queue.", f"{contrast_key(options)}queue.")
-        raise UserError(text) from None
-    clean = getattr(options, "reconstruct", "view") == "clean"
-    if len(recipe.data.views) != objective.VIEWS:
+    if options.reconstructs and not recipe.encoder.decodes:
         raise UserError(
-            f"data.views describes {len(recipe.data.views)} views; objective.kind={recipe.objective.kind} "
-            f"reads {objective.VIEWS}" + CLEAN * clean
+            f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no "
+            "decoder; expected encoder.kind=nvae"
         )
-    if clean and recipe.data.views[-1] != View():
-        given = to_yaml_line(recipe.data.views[-1].model_dump(exclude_defaults=True))
-        raise UserError(f"data.views.{objective.VIEWS - 1}: expected {{}}, got {given}{CLEAN}")
-    return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
-
-
-def build_contrast(recipe: Pretrain, options: Contrast, encoder: nn.Module) -> Dim | Moco:
-    """The contrastive objective on an encoder.
-
-    Raises:
-        UserError, ValueError: its groups or its queue do not work.
-    """
-    if isinstance(options, MocoObjective):
-        return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
-    if recipe.groups.negatives == "global" and recipe.accumulate > 1:
+    if len(recipe.data.views) != options.views:
         raise UserError(
-            f"groups.negatives=global with accumulate={recipe.accumulate}: the negatives of a micro-batch "
-            "would be its own images alone; set accumulate=1, or a number of images"
+            f"data.views describes {len(recipe.data.views)} views; objective.kind={options.kind} "
+            f"reads {options.views}" + CLEAN * options.clean_view
         )
-    return Dim(encoder, options, recipe.encoder.norm, recipe.groups.norm, negatives(recipe))
+    if options.clean_view and recipe.data.views[-1] != View():
+        view = to_yaml_line(recipe.data.views[-1].model_dump(exclude_defaults=True))
+        raise UserError(f"data.views.{options.views - 1}: expected {{}}, got {view}{CLEAN}")

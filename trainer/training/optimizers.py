@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data_pipelines.common.errors import UserError
 from trainer.distributed import collectives
+from trainer.distributed.engine_kind import EngineKind
 from trainer.recipe.optimizers import Optimizer
 
 
@@ -45,20 +46,13 @@ def split(parameters: list[nn.Parameter], spare_norms: bool) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def moments(options: Optimizer) -> int:
-    """The numbers that the optimizer keeps for each one that it trains."""
-    if options.kind == "sgd":
-        return 1 if options.momentum else 0
-    return 1 if options.kind == "lars" else 2
-
-
-def check_engine(options: Optimizer, engine: str) -> None:
+def check_engine(options: Optimizer, engine: EngineKind) -> None:
     """Raises:
     UserError: the engine hands the optimizer flat slices, in which a layer has no norm of its own.
     """
-    if options.kind == "lars" and engine.startswith("zero"):
+    if options.reads_layers and engine.is_zero:
         raise UserError(
-            f"optimizer.kind=lars takes the norm of every layer, and {engine} cuts layers apart; "
+            f"optimizer.kind={options.kind} takes the norm of every layer, and {engine} cuts layers apart; "
             "launch with recipes/launch/ddp.yaml or fsdp2.yaml, or choose optimizer.kind=sgd"
         )
 

@@ -1,52 +1,55 @@
-"""What is trained and how one step goes, on any number of ranks."""
+"""One training step, and all that it needs, on any number of ranks.
 
-from collections.abc import Callable
+The trainer knows objectives, engines and data by their contracts alone, so any recipe that trains can use it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data_pipelines.dali import ImageViews
-from data_pipelines.dataset import Dataset
-from data_pipelines.image_options import ImageOptions
-from data_pipelines.loader import Loader
-from data_pipelines.plan import BatchShare, Plan
-from data_pipelines.reader import Reader
+from data_pipelines.plan import BatchShare
 from trainer.checkpoints.state import StateValue
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.build import open_engine
-from trainer.recipe.schema import Pretrain
-from trainer.training.build import DTYPES, build_objective
-from trainer.training.groups import key_shuffle
+from trainer.objectives.objective import Objective, Values
+from trainer.recipe.schema import TrainingRecipe
+from trainer.training.data import TrainingData
 from trainer.training.optimizers import build_optimizer
 from trainer.training.schedules import learning_rate, whole_batches
 
 
 class Trainer:
-    """Everything that a step needs, from a recipe and, to go on, a collected state.
+    """An objective on an engine, its data, and the number of images seen.
 
     Args:
-        saved: what `state` gave in a run of this recipe after `images` images, whole tensors (under `shard/`
-            this rank's rows), whatever engine and ranks it ran on; None starts anew.
-        warn: takes a line about an image that was replaced, or a shard that cannot be read for a while.
-        stopping: whether the run was told to stop: `step` then raises Interrupted where no shard can be read.
+        recipe: any recipe that trains; its batch divides into whole groups over ranks and micro-batches
+            (`groups.check_batch_division`).
+        context: this process among the ranks.
+        objective: on the device, with its first weights.
+        data: what it is trained on; closed with the trainer.
+        saved: what `state` returned in a run of this recipe after `images` images: whole tensors (under
+            `shard/` this rank's rows), whatever engine and ranks it ran on; None for a new run.
 
-    The batch must divide into whole groups over ranks and micro-batches (`plan.check_division`).
+    Attributes:
+        images: images seen by all ranks, the run's progress.
+        total: images of the whole run, a multiple of the batch.
+        on_stage: called with each stage of a step that has ended, and the images seen before that step.
     """
 
     def __init__(
         self,
-        recipe: Pretrain,
+        recipe: TrainingRecipe,
         context: DistributedContext,
-        dataset: Dataset,
-        saved=None,
-        images=0,
-        warn=print,
-        stopping=lambda: False,
+        objective: Objective,
+        data: TrainingData,
+        saved: Mapping[str, Tensor] | None = None,
+        images: int = 0,
     ):
-        self.recipe, self.context, self.images = recipe, context, images
+        self.recipe, self.context, self.data, self.images = recipe, context, data, images
         self.total = whole_batches(recipe.images, recipe.batch)
-        objective = build_objective(recipe).to(context.device)
         self.sizes = {"parameters": size(objective), "encoder parameters": size(objective.encoder)}
         self.engine = open_engine(
             context,
@@ -57,62 +60,53 @@ class Trainer:
         )
         self.objective, self.optimizer = self.engine.objective, self.engine.optimizer
         self.finite = torch.ones((), dtype=torch.bool, device=context.device)
-        self.finished: Callable[[str, int], None] = lambda stage, images: None  # told of the stages of a step
-
-        self.reader = Reader(dataset, recipe.data.train, stopping)
-        self.image_options = ImageOptions(
-            recipe.data.size,
-            recipe.data.normalize,
-            recipe.data.threads,
-            context.device,
-            DTYPES[recipe.precision],
-            recipe.data.decode,
-        )
-        self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
+        self.on_stage: Callable[[str, int], None] = lambda stage, images: None
         share = BatchShare(
-            recipe.batch, context.rank, context.world_size, recipe.accumulate, key_shuffle(recipe)
+            recipe.batch, context.rank, context.world_size, recipe.accumulate, recipe.key_shuffle
         )
-        views = recipe.data.views
-        maker = ImageViews(
-            self.reader,
-            self.image_options,
-            views,
-            share.sources(len(views)),
-            recipe.seed,
-            share.micro_batch,
-            warn,
-        )
-        self.loader = Loader(
-            maker, self.plan, share, start=images, stop=self.total, prefetch=recipe.data.prefetch
-        )
+        self.loader = data.loader(share, images, self.total)
 
-    def step(self) -> dict[str, torch.Tensor | float]:
-        """One optimizer step on the next global batch; the named scalars of this rank's share of it."""
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of a step: the profiler shows it, and the watchdog learns when it has ended."""
+        with torch.profiler.record_function(name):
+            yield
+        self.on_stage(name, self.images)
+
+    def step(self) -> Values:
+        """One optimizer step on the next global batch; the named scalars of this rank's share of it.
+
+        Raises:
+            Interrupted: the run was asked to stop while the first batch of the step cannot be read.
+            UserError: data stays away, or cannot be decoded at all.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.images)
-        self.engine.zero_grad()
-        self.finished("zero_grad", self.images)
-        parts = []
-        for micro in range(self.recipe.accumulate):
-            batch = next(self.loader)
-            self.finished("data", self.images)
-            with self.engine.micro_batch(last=micro == self.recipe.accumulate - 1):
-                values = self.engine.forward(batch)
-                self.finished("forward", self.images)
-                self.engine.backward(values["loss"] / self.recipe.accumulate)
-                self.finished("backward", self.images)
-            parts.append({name: detached(value) for name, value in values.items()})
-        if self.recipe.optimizer.clip:
-            self.engine.clip(self.recipe.optimizer.clip)
-        self.finished("clip", self.images)
-        self.engine.step()
-        self.finished("step", self.images)
-        self.objective.after_step()
-        self.finished("after_step", self.images)
+        with self.stage("zero_grad"):
+            self.engine.zero_grad()
+        parts = [self._micro_batch(micro) for micro in range(self.recipe.accumulate)]
+        with self.stage("clip"):
+            if self.recipe.optimizer.clip:
+                self.engine.clip(self.recipe.optimizer.clip)
+        with self.stage("step"):
+            self.engine.step()
+        with self.stage("after_step"):
+            self.objective.after_step()
         self.images += self.recipe.batch
         values = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         self.finite &= torch.isfinite(values["loss"])  # read only when logging and saving: no wait here
         return values
+
+    def _micro_batch(self, micro: int) -> Values:
+        """Forward and backward pass of one micro-batch; its scalars without gradient."""
+        with self.stage("data"):
+            batch = next(self.loader)
+        with self.engine.micro_batch(last=micro == self.recipe.accumulate - 1):
+            with self.stage("forward"):
+                values = self.engine.forward(batch)
+            with self.stage("backward"):
+                self.engine.backward(values["loss"] / self.recipe.accumulate)
+        return {name: detached(value) for name, value in values.items()}
 
     def all_finite(self) -> bool:
         """Whether every loss so far was finite, and all that a checkpoint would hold is, on every rank.
@@ -126,19 +120,19 @@ class Trainer:
         """What a checkpoint holds; collective."""
         return self.engine.state()
 
-    def unsharded(self) -> nn.Module:
+    def unsharded(self) -> Objective:
         """The objective as it stands, with all parameters on every rank, for evaluation; collective."""
         return self.engine.unsharded()
 
     def close(self) -> None:
         self.loader.close()
-        self.reader.close()
+        self.data.close()
 
 
 def size(module: nn.Module) -> int:
-    """The number of parameters; of those that are not sharded."""
+    """The number of parameters of a module that is not sharded."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def detached(value):
+def detached(value: Tensor | float) -> Tensor | float:
     return value.detach() if isinstance(value, torch.Tensor) else value

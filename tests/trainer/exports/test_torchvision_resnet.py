@@ -11,7 +11,7 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.torchvision_shapes import torchvision_shapes
 from trainer.exports import torchvision_resnet
 from trainer.exports.encoder import load_encoder
-from trainer.networks.build import build_encoder, encoder_options
+from trainer.networks.build import build_encoder
 from trainer.recipe.loading import load
 
 # (parameters and buffers in all, without the classifier, of torchvision's own networks)
@@ -21,7 +21,7 @@ TORCHVISION = {18: (11_176_512, 120), 34: (21_284_672, 216), 50: (23_508_032, 31
 def encoder(depth: int, *overrides: str):
     recipe = load(["recipe=moco_imagenet", f"encoder.depth={depth}", *overrides]).recipe
     torch.manual_seed(0)
-    return build_encoder(encoder_options(recipe))
+    return build_encoder(recipe.encoder_options())
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])

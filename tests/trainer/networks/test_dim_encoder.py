@@ -60,7 +60,7 @@ def test_the_tail_starts_with_the_local_maps_own_convolution_again():
 
 def test_a_local_map_too_small_to_start_at_again_is_refused():
     with pytest.raises(
-        ValueError, match=r"encoder\.channels=\[8, 16, 32\]: the local map is 2 x 2; .* need 4 x 4"
+        ValueError, match=r"channels=\[8, 16, 32\]: the local map is 2 x 2; .* need 4 x 4"
     ):
         DimEncoder(size=8, channels=[8, 16, 32], fc=8, y=4, group=2).tail()
 
@@ -75,7 +75,7 @@ def test_evaluation_takes_one_image_and_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize("size", [12, 28, 33, 100])
 def test_an_image_that_cannot_be_halved_is_refused_with_what_is_needed(size):
-    with pytest.raises(ValueError, match=rf"data\.size={size} cannot be halved 3 times .* a multiple of 8"):
+    with pytest.raises(ValueError, match=rf"size={size} cannot be halved 3 times .* a multiple of 8"):
         DimEncoder(**PUBLISHED | {"size": size})
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from data_pipelines.common.errors import UserError
 from trainer.exports.encoder import export, load_encoder
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate, update_running_stats
-from trainer.networks.build import build_encoder, encoder_options
+from trainer.networks.build import build_encoder
 from trainer.recipe.loading import load
 from trainer.training.build import build_objective
 
@@ -46,7 +46,7 @@ def recipe(kind: str, *overrides: str):
 
 def build(kind: str, *overrides: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build_encoder(encoder_options(recipe(kind, *overrides)))
+    return build_encoder(recipe(kind, *overrides).encoder_options())
 
 
 def images(kind: str, n: int = 6, dtype=torch.float64) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_an_exported_encoder_gives_the_same_features_whatever_its_group(kind, tm
     encoder.eval().to(memory_format=torch.channels_last)
     path = tmp_path / "encoder.safetensors"
     for group in (3, 64):
-        options = encoder_options(recipe(kind, f"groups.norm={group}"))
+        options = recipe(kind, f"groups.norm={group}").encoder_options()
         export(path, encoder.state_dict(), {"encoder": json.dumps(options)})
         loaded = load_encoder(path)
         batch = images(kind, n=5, dtype=torch.float32)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from trainer.objectives import bounds
-from trainer.objectives.bounds import RunningMean, pairs, pairs_of, random_guess
+from trainer.objectives.bounds import RunningMean, random_guess, reduce_in_pieces, reduce_scores
 
 
 def loss_of(bound: str):
-    return lambda scores: bounds.LOSSES[bound](pairs(scores))
+    return lambda scores: bounds.LOSSES[bound](reduce_scores(scores))
 
 
 LOSSES = {bound: loss_of(bound) for bound in bounds.LOSSES}
@@ -18,7 +18,7 @@ jsd_loss, infonce_loss, dv_loss, nwj_loss = LOSSES.values()
 
 
 def information(scores):
-    return bounds.information(pairs(scores))
+    return bounds.information(reduce_scores(scores))
 
 
 # ---- the same, written as slow loops ----------------------------------------------------------------
@@ -175,11 +175,11 @@ def test_pairs_in_pieces_are_the_pairs_of_the_whole(bound, rows, monkeypatch):
     whole = LOSSES[bound](score(local, y))
     wanted = torch.autograd.grad(whole, (local, y))
     monkeypatch.setattr(bounds, "PIECE", rows * 6 * 4)
-    found = bounds.LOSSES[bound](pairs_of(score, local, y, 1, 0, bound))
+    found = bounds.LOSSES[bound](reduce_in_pieces(score, local, y, 1, 0, bound))
     assert found.item() == pytest.approx(whole.item(), rel=1e-12)
     for ours, theirs in zip(torch.autograd.grad(found, (local, y)), wanted, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    part = pairs_of(score, local[2:4], y, 1, -2, bound)  # the columns are the images of rows 2 and 3
+    part = reduce_in_pieces(score, local[2:4], y, 1, -2, bound)  # the columns are the images of rows 2 and 3
     assert torch.equal(part.positives, torch.stack([score(local, y)[i, i] for i in (2, 3)]))
     for row in range(6):
         others = [j for j in (2, 3) if j != row]
@@ -337,7 +337,7 @@ def test_the_published_sum_over_locations_would_claim_too_much():
 def test_the_corrected_gradient_divides_by_the_running_mean_and_the_value_stays():
     scores = random_scores(4, 3, 1.0).requires_grad_()
     denominator = torch.tensor(0.7, dtype=torch.float64)
-    found = bounds.dv_loss(pairs(scores), denominator)
+    found = bounds.dv_loss(reduce_scores(scores), denominator)
     assert found.item() == pytest.approx(slow_dv(scores), rel=1e-12)
     (gradient,) = torch.autograd.grad(found, scores)
     for i in range(4):
@@ -388,7 +388,7 @@ def test_two_thousand_steps_stay_finite_and_reach_known_information(bound):
         y = rho * x + math.sqrt(1 - rho**2) * noise
         scaled = sides[1](y) @ sides[0](x).T / units**0.5
         scores = 20 * torch.tanh(scaled / 20) if bound in ("dv", "nwj") else scaled
-        found = pairs(scores[:, :, None])
+        found = reduce_scores(scores[:, :, None])
         extra = (running(bounds.log_mean(found)),) if bound == "dv" else ()
         loss = bounds.LOSSES[bound](found, *extra)
         optimizer.zero_grad()

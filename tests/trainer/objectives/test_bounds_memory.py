@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.networks.heads import DotScore
+from trainer.networks.heads import EncodeAndDot
 from trainer.objectives import bounds
 
 B, L, WIDTH = 256, 64, 64
@@ -29,7 +29,7 @@ def step(images, locations):
     local.grad, y.grad = torch.ones_like(local), torch.ones_like(y)
     open("/proc/self/clear_refs", "w").write("5")  # forgets the peak
     before = memory("VmRSS")
-    bounds.LOSSES[bound](bounds.pairs_of(score, local, y, 4, 0, bound)).backward()
+    bounds.LOSSES[bound](bounds.reduce_in_pieces(score, local, y, 4, 0, bound)).backward()
     return memory("VmHWM") - before
 
 def memory(name):
@@ -85,13 +85,10 @@ def test_pieces_give_the_loss_and_gradients_of_everything_at_once(bound, monkeyp
         torch.randn(*shape, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
         for shape in ((48, 16), (48,))
     )
-    critic = DotScore(WIDTH, "scaled")
-    critic.one = torch.nn.Parameter(
-        torch.ones((), dtype=torch.float64)
-    )  # its precision is that of parameters
+    critic = EncodeAndDot(WIDTH, WIDTH, WIDTH, "scaled", norm="group", group=1).double()
     wanted = plain(bound, local, y)
     gradients = torch.autograd.grad(wanted, (local, y))
-    found = bounds.LOSSES[bound](bounds.pairs_of(critic.scores, local, y, critic.cost, 0, bound))
+    found = bounds.LOSSES[bound](bounds.reduce_in_pieces(critic.scores, local, y, critic.cost, 0, bound))
     assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
     for ours, theirs in zip(torch.autograd.grad(found, (local, y)), gradients, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 1e-10

@@ -68,7 +68,7 @@ def test_other_weights_are_refused(weights):
 
 def test_a_clean_view_is_encoded_again_and_decoded():
     objective = hybrid(reconstruct="clean")
-    assert objective.VIEWS == 3
+    assert objective.views == 3
     first, second, clean = views(0, count=3)
     found = objective(batch_of([first, second, clean], 0))
     assert abs(found["sse"].item() - squared_error(objective, clean)) < 1e-9
@@ -117,7 +117,7 @@ def test_it_holds_any_contrastive_objective():
     dim = Dim(encoder(), options, "batch", 4, 4).double()
     chosen = HybridObjective(kind="hybrid", contrast=options, omega=0.5)
     objective = Hybrid(dim, chosen, Normalize()).double()
-    assert objective.VIEWS == 1
+    assert objective.views == 1
     batch = dim_batch(views(0)[0])
     found = objective(batch)
     contrast = objective.contrast(batch)

@@ -5,8 +5,8 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from tests.trainer.training.test_trainer import Waits, losses
+from trainer.evaluation.measure import re_estimate
 from trainer.recipe.loading import load
-from trainer.tasks import evaluate, pretrain
 from trainer.tasks.preflight import notes
 from trainer.training.groups import blocks_span_ranks, check_batch_division
 
@@ -195,14 +195,14 @@ def test_supervision_inside_a_hybrid_is_checked_too(train):
     supervised = HYBRID_DIM[-1].replace("scaled}}", "scaled}, supervised: {classes: 7}}")
     with pytest.raises(UserError, match=r"supervised.classes=7"):
         train("quickstart", *HYBRID_DIM[:-1], supervised)
-    assert pretrain.contrastive(load(["recipe=quickstart", *HYBRID_DIM]).recipe.objective).kind == "dim"
+    assert load(["recipe=quickstart", *HYBRID_DIM]).recipe.objective.contrast.kind == "dim"
 
 
 def test_batch_norm_of_the_decoder_is_estimated_anew_with_the_encoders(train):
     objective = train("quickstart", *HYBRID).objective
     images = torch.randn(32, 3, 16, 16)
     before = {name: tensor.clone() for name, tensor in objective.named_buffers()}
-    evaluate.re_estimate(objective, [images])
+    re_estimate(objective, [images])
     moved = {name for name, tensor in objective.named_buffers() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in moved} == {"contrast", "decoder"}
     assert not [name for name in moved if "key_" in name]

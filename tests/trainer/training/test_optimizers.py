@@ -14,7 +14,7 @@ from tests.trainer.training.test_trainer import Waits
 from trainer.checkpoints import state
 from trainer.recipe.fingerprint import DEFAULTS_OF_NEW_KEYS
 from trainer.recipe.loading import load
-from trainer.training.optimizers import Lars, build_optimizer, check_engine, moments
+from trainer.training.optimizers import Lars, build_optimizer, check_engine
 from trainer.training.schedules import learning_rate
 
 KINDS = ("adam", "adamw", "sgd", "lars")
@@ -172,7 +172,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(chosen):
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     slots = {name.split("/")[1] for name in saved if name.startswith("optimizer/")} - {"step"}
-    assert len(slots) == moments(chosen)
+    assert len(slots) == chosen.slots
     assert slots <= {"momentum_buffer", "exp_avg", "exp_avg_sq"}
 
 

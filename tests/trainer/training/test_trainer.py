@@ -9,7 +9,6 @@ from data_pipelines.common.errors import UserError
 from trainer.distributed.signals import StopRequest
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.schema import Pretrain
-from trainer.training.groups import key_shuffle
 from trainer.training.schedules import learning_rate
 from trainer.training.trainer import Trainer
 
@@ -247,7 +246,7 @@ def test_every_recipe_takes_two_steps(train, name):
         smaller.append("data.size=32")
     if name != "quickstart":
         smaller += [*SMALLER_OBJECTIVES[recipe.objective.kind], "schedule.warmup=0"]
-        shuffle = key_shuffle(recipe)
+        shuffle = recipe.key_shuffle
         block = shuffle.group * shuffle.groups if shuffle else 128
         smaller += [f"batch={min(recipe.batch, max(128, block))}"]
     training = train(name, *smaller)

@@ -1,0 +1,81 @@
+"""What a trainer reads: the training split of a recipe, as batches of a run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from data_pipelines.common.retry import to_stderr
+from data_pipelines.dataset import Dataset
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Loader
+from data_pipelines.plan import BatchShare, Plan
+from data_pipelines.reader import Reader
+from trainer.recipe.schema import Pretrain
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
+
+
+class TrainingData(ABC):
+    """The samples that a run is trained on.
+
+    Attributes:
+        name: what a person calls the data set.
+        samples: how many there are, an epoch's length.
+    """
+
+    name: str
+    samples: int
+
+    @abstractmethod
+    def loader(self, share: BatchShare, start: int, stop: int) -> Loader:
+        """The batches of one rank from `start` images seen to `stop`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes what was opened for reading; the loaders are closed before."""
+
+
+class ImageData(TrainingData):
+    """Images of a data set's training split, decoded and augmented by DALI.
+
+    Args:
+        device: of the views.
+        warn: receives a line about an image that was replaced, or a shard that cannot be read for a while.
+        stopping: whether the run was asked to stop: a loader that waits for a shard then raises Interrupted.
+    """
+
+    def __init__(
+        self,
+        recipe: Pretrain,
+        dataset: Dataset,
+        device: torch.device,
+        warn: Callable[[str], None] = to_stderr,
+        stopping: Callable[[], bool] = lambda: False,
+    ):
+        self.recipe, self.dataset, self.warn = recipe, dataset, warn
+        self.reader = Reader(dataset, recipe.data.train, stopping)
+        self.name, self.samples = dataset.name, self.reader.images
+        self.options = image_options(recipe, device)
+        self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
+
+    def loader(self, share: BatchShare, start: int, stop: int) -> Loader:
+        from data_pipelines.dali import ImageViews  # a run on other data works where DALI is not installed
+
+        views = self.recipe.data.views
+        sources = share.sources(len(views))
+        maker = ImageViews(
+            *(self.reader, self.options, views, sources, self.recipe.seed, share.micro_batch, self.warn)
+        )
+        return Loader(maker, self.plan, share, start=start, stop=stop, prefetch=self.recipe.data.prefetch)
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+def image_options(recipe: Pretrain, device: torch.device) -> ImageOptions:
+    """How the recipe's images are decoded in training, onto this device."""
+    data = recipe.data
+    return ImageOptions(
+        data.size, data.normalize, data.threads, device, DTYPES[recipe.precision], data.decode
+    )
