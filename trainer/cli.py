@@ -7,6 +7,7 @@ from collections.abc import Callable
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer import main as trainer_main
+from trainer.arguments import Parser
 from trainer.distributed import launch
 from trainer.recipe.loading import RECIPES
 from trainer.recipe.messages import either
@@ -96,13 +97,6 @@ DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "tracking": (tracking, "deliver later what MLflow does not have yet: sync DIR"),
     "import": (import_weights, "others' ResNet as an encoder: from=CHECKPOINT to=FILE"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {PROGRAM} --help")
 
 
 def parse(words: list[str]) -> Callable[[list[str]], int]:

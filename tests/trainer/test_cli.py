@@ -60,15 +60,23 @@ def test_print_says_where_the_file_of_an_engine_lies(capsys):
         cli.run(["print", "launch/ddp", "run=a"])
 
 
-@pytest.mark.parametrize("door", ["shards", "checkpoints", "tracking", "import"])
-def test_the_other_doors_say_what_they_are(capsys, door):
+@pytest.mark.parametrize(
+    ("door", "module"),
+    [
+        ("shards", "data_pipelines.shards"),
+        ("checkpoints", "trainer.checkpoints"),
+        ("tracking", "trainer.tracking"),
+        ("import", "trainer.exports.torchvision_resnet"),
+    ],
+)
+def test_the_other_doors_say_what_they_are(capsys, door, module):
     try:
         status = cli.run([door, "--help"])
     except SystemExit as left:  # argparse's
         status = left.code
     assert status == 0
     out, err = capsys.readouterr()
-    assert f"python -m {'trainer.exports.torchvision_resnet' if door == 'import' else ''}" in out
+    assert f"python -m {module} " in out
     assert err == ""
 
 
@@ -96,6 +104,8 @@ def test_the_other_doors_do_their_work(capsys, digits, tmp_path):
         (["plan", "recipe=evaluate", "from=x"], "only "),
         (["shards", "verify", "nowhere"], "nowhere does not exist"),
         (["checkpoints", "list", "nowhere"], "nowhere: no checkpoints there"),
+        (["checkpoints", "list"], "are required: DIR; see python -m trainer.checkpoints list --help"),
+        (["tracking", "synk", "x"], "invalid choice: 'synk'"),
         (["tracking", "sync", "nowhere"], "nowhere: holds no run"),
         (["import", "from=nowhere", "to=x"], "nowhere: cannot be read"),
         (["import"], "expected from=CHECKPOINT to=ENCODER.safetensors"),

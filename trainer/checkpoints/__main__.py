@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.locks import close_locked, open_locked
+from trainer.arguments import Parser
 from trainer.checkpoints.format import MANIFEST, Damaged, verify
 from trainer.checkpoints.load import NAME, newest, visible
 from trainer.checkpoints.retention import clean, expired, leftovers, remove
@@ -195,13 +196,6 @@ def raise_user_error(line: str) -> None:
 
 
 # ---- the command line ----------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises UserError."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {PROGRAM} --help")
 
 
 def number(least: int):

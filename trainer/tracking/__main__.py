@@ -1,12 +1,12 @@
 """The command that delivers journals to MLflow later: python -m trainer.tracking sync DIR"""
 
-import argparse
 import sys
 from pathlib import Path
 
 import yaml
 
 from data_pipelines.common.errors import UserError
+from trainer.arguments import Parser
 from trainer.recipe.schema import NO_SECRETS, Tracking
 from trainer.tracking import mlflow_store
 from trainer.tracking.address import uri_for
@@ -93,13 +93,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     A mistake in one run (a broken recipe.yaml) does not keep the others from being delivered.
     """
-    parser = argparse.ArgumentParser(prog="python -m trainer.tracking")
+    parser = Parser(prog="python -m trainer.tracking", description="Tracking of runs that had no network.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("sync", help="deliver to MLflow what runs without a network have left")
     command.add_argument("folder", type=Path, help="the folder of outputs, or one run in it")
     command.add_argument("--uri", help="MLflow's address (default: the recipe's, or outputs/mlflow.db)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         return sync(options.folder, options.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
