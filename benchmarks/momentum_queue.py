@@ -164,8 +164,8 @@ def on_ranks(do: str, world: int, options: argparse.Namespace, **changes) -> dic
         answers = [rank.communicate()[0] for rank in ranks]
     if any(rank.returncode for rank in ranks):
         sys.exit(f"{do} on {world} processes failed")
-    found = [json.loads(answer) for answer in answers]
-    return {name: max(each[name] for each in found) for name in found[0]}
+    figures = [json.loads(answer) for answer in answers]
+    return {name: max(each[name] for each in figures) for name in figures[0]}
 
 
 def on_rank(options: argparse.Namespace) -> None:
@@ -197,21 +197,21 @@ def main() -> None:
     print(f"K = {options.keys:,}, D = {WIDTH}, global batch {options.batch}, float32; {runs}\n")
     print("| processes | | replicated | sharded | ratio | bar |\n|---|---|---:|---:|---:|---|")
     for world, bar in worlds:
-        found = on_ranks("times", world, options)
-        row(world, "ms a step", *(found[kind] * 1e3 for kind in KINDS), f"at least {bar}")
-        row(world, "MB of queue a rank", *(found[f"{kind} bytes"] / 1e6 for kind in KINDS), f"{world}")
+        figures = on_ranks("times", world, options)
+        row(world, "ms a step", *(figures[kind] * 1e3 for kind in KINDS), f"at least {bar}")
+        row(world, "MB of queue a rank", *(figures[f"{kind} bytes"] / 1e6 for kind in KINDS), f"{world}")
         peaks = {kind: on_ranks("memory", world, options, kind=kind)["extra"] / 1e6 for kind in KINDS}
         row(world, "MB more at the loss's peak", *peaks.values(), "at least 5")
     if not options.long:
         return
-    found = on_ranks("memory", world, options, kind="sharded", keys=options.long)
+    figures = on_ranks("memory", world, options, kind="sharded", keys=options.long)
     print(f"\nK = {options.long:,} on {world} process{'es' * (world > 1)}: ", end="")
-    print(f"at most {found['highest'] / 1e9:.2f} GB a rank (bar on 2: 3), of which")
+    print(f"at most {figures['highest'] / 1e9:.2f} GB a rank (bar on 2: 3), of which")
     print(
-        f"{options.long * WIDTH * 4 / world / 1e9:.2f} of queue; its first keys in {found['made']:.1f} s, ",
+        f"{options.long * WIDTH * 4 / world / 1e9:.2f} of queue; its first keys in {figures['made']:.1f} s, ",
         end="",
     )
-    print(f"a step in {found['step']:.1f} s")
+    print(f"a step in {figures['step']:.1f} s")
 
 
 def row(world: int, what: str, replicated: float, sharded: float, bar: str) -> None:

@@ -17,15 +17,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-FAULT_TESTS = REPOSITORY / "tests" / "faults"
-sys.path[0] = str(REPOSITORY)
+ROOT = Path(__file__).resolve().parent.parent
+FAULT_TESTS = ROOT / "tests" / "faults"
+sys.path[0] = str(ROOT)
 
 import pytest
 
 from data_pipelines.shards.make import make
-from tests.helpers.faults.fault_stand import Stand
-from tests.helpers.faults.forked_ranks import Nursery
+from tests.helpers.faults.fault_harness import FaultHarness
+from tests.helpers.faults.forked_ranks import RankForker
 from tests.helpers.faults.random_kills import kill_at_random
 from tests.helpers.faults.tiny_runs import RECIPES
 
@@ -134,15 +134,15 @@ def killed(kills: int, seed: int) -> Iterator[str]:
     yield "|---|---:" + "|---:" * (len(STAGES) + 3) + "|"
     cases = [(recipe, world) for recipe in RECIPES for world in WORLDS]
     total, all_runs, began = Counter(), 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Nursery() as nursery:
+    with tempfile.TemporaryDirectory() as folder, RankForker() as forker:
         data = Path(folder) / "digits"
         make("digits", to=data, workers=1, progress=False)
-        stand = Stand(nursery, Path(folder), data)
+        harness = FaultHarness(forker, Path(folder), data)
         for number, (recipe, world) in enumerate(cases):
             share = kills // len(cases) + (number < kills % len(cases))
             start = time.monotonic()
             made, runs = kill_at_random(
-                stand, recipe, world, share, random.Random(f"{seed} {recipe} {world}")
+                harness, recipe, world, share, random.Random(f"{seed} {recipe} {world}")
             )
             fell = Counter(kill.stage for kill in made)
             total, all_runs = total + fell, all_runs + runs
@@ -194,20 +194,20 @@ def main() -> None:
     options = parser.parse_args()
     lines = []
 
-    def tell(line: str) -> None:
+    def write(line: str) -> None:
         print(line, flush=True)
         lines.append(line)
         if options.to:
             options.to.write_text("\n".join(lines) + "\n")
 
-    tell(f"`python benchmarks/survival.py --kills {options.kills} --seed {options.seed}`\n")
+    write(f"`python benchmarks/survival.py --kills {options.kills} --seed {options.seed}`\n")
     if options.only != "faults":
         for line in killed(options.kills, options.seed):
-            tell(line)
-        tell("")
+            write(line)
+        write("")
     if options.only != "kills":
         for line in survived():
-            tell(line)
+            write(line)
 
 
 if __name__ == "__main__":

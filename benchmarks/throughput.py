@@ -131,11 +131,11 @@ def main() -> int:
     print("| recipe | px | batch | precision | end to end | model alone | loader alone | data wait |")
     print("|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
     for loaded, words in zip(recipes, parts, strict=True):
-        recipe, found = loaded.recipe, measure(loaded, context, options.seconds)
+        recipe, figures = loaded.recipe, measure(loaded, context, options.seconds)
         said = " ".join([loaded.name, *(word for word in words[1:] if word not in common)])
         cells = [said, recipe.data.size, recipe.batch, recipe.precision]
-        cells += [f"{found[name]:,.1f}" for name in ("end to end", "model", "loader")]
-        print("| " + " | ".join(map(str, cells)) + f" | {found['wait']:.1%} |", flush=True)
+        cells += [f"{figures[name]:,.1f}" for name in ("end to end", "model", "loader")]
+        print("| " + " | ".join(map(str, cells)) + f" | {figures['wait']:.1%} |", flush=True)
     return 0
 
 

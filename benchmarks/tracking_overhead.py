@@ -189,8 +189,8 @@ def main() -> None:
         finally:
             server.kill()
     print("\nmedian of the ratios (bar: at most 1.03)")
-    for kind, found in ratios.items():
-        wall, cpu = (statistics.median(values) for values in zip(*found, strict=True))
+    for kind, pairs in ratios.items():
+        wall, cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
         print(f"{kind}: {wall:.3f} of the clock, {cpu:.3f} of the processor")
 
 

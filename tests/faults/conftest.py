@@ -1,17 +1,17 @@
-"""What the tests of faults share: a parent of ranks, and undisturbed runs to compare with."""
+"""Fixtures of the tests of faults: a parent process of ranks, and undisturbed runs to compare with."""
 
 import pytest
 
-from tests.helpers.faults.fault_stand import Stand
-from tests.helpers.faults.forked_ranks import Nursery
+from tests.helpers.faults.fault_harness import FaultHarness
+from tests.helpers.faults.forked_ranks import RankForker
 
 
 @pytest.fixture(scope="session")
-def nursery():
-    with Nursery() as parent:
+def forker():
+    with RankForker() as parent:
         yield parent
 
 
 @pytest.fixture(scope="session")
-def stand(nursery, digits, tmp_path_factory) -> Stand:
-    return Stand(nursery, tmp_path_factory.mktemp("stand"), digits.root)
+def harness(forker, digits, tmp_path_factory) -> FaultHarness:
+    return FaultHarness(forker, tmp_path_factory.mktemp("harness"), digits.root)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.faults.kinds_of_faults import Start, assert_close, elastic
+from tests.helpers.faults.elastic_runs import Start, assert_close, elastic
 from tests.helpers.faults.tiny_runs import IMAGES, RECIPES
 
 pytestmark = pytest.mark.slow
@@ -12,23 +12,23 @@ WIDE = ("precision=float64", "optimizer.lr=3e-4")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_four_ranks_then_two_then_one_then_two(stand, recipe):
+def test_four_ranks_then_two_then_one_then_two(harness, recipe):
     starts = [Start(4, "ddp", 576, 3), Start(2, "ddp", 1088, 1), Start(1, "ddp", 1472), Start(2, "ddp", None)]
-    calm, run = elastic(stand, recipe, starts, *WIDE)
-    assert_close(calm.run, run, until=IMAGES, tolerance=1e-8)
+    undisturbed, run = elastic(harness, recipe, starts, *WIDE)
+    assert_close(undisturbed.folder, run, until=IMAGES, tolerance=1e-8)
 
 
-def test_the_engine_changes_with_the_ranks(stand):
+def test_the_engine_changes_with_the_ranks(harness):
     """To 1e-8 as far as the engines compute in float64; ZeRO keeps its weights in float32."""
     exact = 1088
     starts = [Start(4, "ddp", 576, 1), Start(2, "fsdp2", exact, 0), Start(4, "zero2", None)]
-    calm, run = elastic(stand, "hybrid", starts, *WIDE)
-    assert_close(calm.run, run, until=exact, tolerance=1e-8)
+    undisturbed, run = elastic(harness, "hybrid", starts, *WIDE)
+    assert_close(undisturbed.folder, run, until=exact, tolerance=1e-8)
     apart = ("knn/y/online",)  # of 64 images: one that is another's neighbour is more than the tolerance
-    assert_close(calm.run, run, until=IMAGES - 1, tolerance=1e-2, apart=apart)
+    assert_close(undisturbed.folder, run, until=IMAGES - 1, tolerance=1e-2, apart=apart)
 
 
-def test_after_other_faults_too(stand):
+def test_after_other_faults_too(harness):
     """Told to stop, killed in a save, hung: each time it goes on with other ranks, or another engine."""
     starts = [
         Start(4, "ddp", 320, fault="stop"),
@@ -36,5 +36,5 @@ def test_after_other_faults_too(stand):
         Start(4, "fsdp2", 1088, 2, "hang"),
         Start(1, "ddp", None),
     ]
-    calm, run = elastic(stand, "moco", starts, *WIDE)
-    assert_close(calm.run, run, until=IMAGES, tolerance=1e-8)
+    undisturbed, run = elastic(harness, "moco", starts, *WIDE)
+    assert_close(undisturbed.folder, run, until=IMAGES, tolerance=1e-8)

@@ -22,7 +22,8 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize, View
-from tests.helpers.faults.tracked_runs import BATCH, PATIENCE, REPOSITORY, TINY, assert_delivered, progress
+from tests.helpers import ROOT
+from tests.helpers.faults.tracked_runs import BATCH, PATIENCE, TINY, assert_delivered, progress
 
 SHM = Path("/dev/shm")
 
@@ -65,7 +66,7 @@ class Endurance:
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
                 [*launch, "trainer/main.py", "recipe=quickstart", *TINY, *words],
-                cwd=REPOSITORY,
+                cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,9 +101,9 @@ class Endurance:
 
     def around(self, step: int) -> list[Sample]:
         """The samples from `step` on, for a tenth of the run."""
-        found = [s for s in self.samples if step <= s.steps < step + self.steps // 10]
-        assert len(found) >= 3
-        return found
+        samples = [s for s in self.samples if step <= s.steps < step + self.steps // 10]
+        assert len(samples) >= 3
+        return samples
 
     def left_behind(self) -> list[str]:
         """Processes, shared memory and temporary files that are still there."""
@@ -126,14 +127,14 @@ def in_group(pid: int, group: int) -> bool:
 
 def shared_memory(pid: int) -> set[str]:
     """Names in /dev/shm that a process has mapped or open."""
-    held = set()
+    paths = set()
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            held.add(line.partition("/")[2])
+            paths.add(line.partition("/")[2])
         for file in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                held.add(os.readlink(f"/proc/{pid}/fd/{file}")[1:])
-    return {name.removeprefix("dev/shm/").split(" ")[0] for name in held if name.startswith("dev/shm/")}
+                paths.add(os.readlink(f"/proc/{pid}/fd/{file}")[1:])
+    return {name.removeprefix("dev/shm/").split(" ")[0] for name in paths if name.startswith("dev/shm/")}
 
 
 def test_a_closed_loader_goes_at_once(digits):

@@ -13,16 +13,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from tests.helpers import ROOT
 from trainer.checkpoints.load import load, newest
 from trainer.tracking.journal import read
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-IMAGES = int(re.search(r"^images: (\d+)", (REPOSITORY / "recipes/quickstart.yaml").read_text(), re.M)[1])
-SAVE_EVERY = int(
-    re.search(r"^save:\n  every: (\d+)", (REPOSITORY / "recipes/quickstart.yaml").read_text(), re.M)[1]
-)
+QUICKSTART = (ROOT / "recipes/quickstart.yaml").read_text()
+IMAGES = int(re.search(r"^images: (\d+)", QUICKSTART, re.M)[1])
+SAVE_EVERY = int(re.search(r"^save:\n  every: (\d+)", QUICKSTART, re.M)[1])
 CLOCKS = {"images_per_second", "data_wait"}  # the only figures that may differ
 
 
@@ -31,8 +30,8 @@ def start(folder: Path) -> subprocess.Popen:
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "trainer/main.py"]
     return subprocess.Popen(
         [*launch, "recipe=quickstart", f"outputs={folder / 'outputs'}", f"data.root={folder / 'digits'}"],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -127,10 +126,10 @@ def test_the_journal_has_every_figure_once(undisturbed, killed):
         (r["name"], r["images"]) for r in journal(killed, "metric", "parameter", "tag", "artifact")
     )
     assert max(counts.values()) == 1
-    calm, disturbed = figures(undisturbed), figures(killed)
-    assert calm.keys() == disturbed.keys()
-    for key, value in calm.items():
-        assert key[0] in CLOCKS or disturbed[key] == value, key
+    expected, actual = figures(undisturbed), figures(killed)
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert key[0] in CLOCKS or actual[key] == value, key
 
 
 @pytest.mark.parametrize("which", ["undisturbed", "killed"])
@@ -138,12 +137,12 @@ def test_mlflow_has_what_the_journal_has(which, request):
     run = request.getfixturevalue(which)
     client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'hybrid-infomax'")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.status == "FINISHED"
+    (mlflow_run,) = client.search_runs([experiment.experiment_id])
+    assert mlflow_run.info.status == "FINISHED"
     histories: dict[str, list[tuple[int, float]]] = {}
     for record in journal(run, "metric"):
         histories.setdefault(record["name"], []).append((record["images"], record["value"]))
     assert len(histories) > 20
     for name, points in histories.items():
-        history = sorted((m.step, m.value) for m in client.get_metric_history(found.info.run_id, name))
+        history = sorted((m.step, m.value) for m in client.get_metric_history(mlflow_run.info.run_id, name))
         assert history == sorted(points), name

@@ -15,13 +15,13 @@ RECIPE, WORLD, PATIENCE = "dim_complete", 2, 300.0
 
 
 @pytest.fixture(scope="module")
-def killed(stand):
+def killed(harness):
     """A run killed three times; each time it had saved something new."""
-    outputs = stand.fresh()
-    run, words = outputs / "run", tiny_runs.arguments(RECIPE, outputs, stand.data)
+    outputs = harness.new_outputs()
+    run, words = outputs / "run", tiny_runs.arguments(RECIPE, outputs, harness.data)
 
     def start(number: int) -> Launched:
-        launched = Launched(stand.folder / f"launched-{number}.log", WORLD, words)
+        launched = Launched(harness.folder / f"launched-{number}.log", WORLD, words)
         kept = load_module.kept(run / "checkpoints")
         launched.until(launched.ranks, PATIENCE)
         if number < 4:
@@ -42,10 +42,10 @@ def killed(stand):
     return run, saved, ended and stopped, text
 
 
-def test_ends_as_if_nothing_had_happened(stand, killed):
+def test_ends_as_if_nothing_had_happened(harness, killed):
     """And as what the forked ranks of the other tests make."""
     run, *_ = killed
-    tiny_runs.assert_undisturbed(stand.calm(RECIPE, WORLD).run, run)
+    tiny_runs.assert_undisturbed(harness.undisturbed_run(RECIPE, WORLD).folder, run)
     resumed = tiny_runs.resumed(run)
     assert len(resumed) == 3
     assert resumed == sorted(set(resumed))

@@ -32,9 +32,9 @@ def test_there_are_twenty():
 
 
 @pytest.mark.parametrize(("recipe", "world", "kills"), CASES)
-def test_killed_at_random_moments(stand, recipe, world, kills):
+def test_killed_at_random_moments(harness, recipe, world, kills):
     print(f"KILLS_SEED={SEED} repeats these moments, as far as the machine does")
     dice = random.Random(f"{SEED} {recipe} {world}")
-    done, _ = kill_at_random(stand, recipe, world, kills, dice)
+    done, _ = kill_at_random(harness, recipe, world, kills, dice)
     print(*done, sep="\n")
     assert len(done) == kills

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.faults.fault_hooks import PHASES, REMOVED, dying, follow_saves
-from tests.helpers.faults.kinds_of_faults import killed_in_every_phase, meets
+from tests.helpers.faults.fault_scenarios import has_phase, killed_in_every_phase
 from tests.helpers.faults.tiny_runs import complain
 from trainer.checkpoints.format import folder_name, verify
 from trainer.checkpoints.load import kept, load, newest
@@ -60,7 +60,7 @@ def test_twenty_kills_of_what_only_saves(tmp_path, phase):
     reached = 0
     for kill in range(KILLS):
         world = 1 + kill % 2
-        victim = kill // 2 % world if meets(1, phase) else 0
+        victim = kill // 2 % world if has_phase(1, phase) else 0
         time = 3 if phase in REMOVED and not reached else 1 + kill % 3
         clean(tmp_path)
         works = [partial(save_on, tmp_path, rank, world, reached) for rank in range(world)]
@@ -72,16 +72,16 @@ def test_twenty_kills_of_what_only_saves(tmp_path, phase):
             ended(process)
         for images in kept(tmp_path):
             verify(tmp_path / folder_name(images))
-        found = newest(tmp_path, complain)
-        assert found or not reached
-        if found:
-            assert found.images >= reached
-            loaded = load(found)
-            assert all(torch.equal(loaded[name], t) for name, t in state(found.images).items())
-            reached = found.images
+        checkpoint = newest(tmp_path, complain)
+        assert checkpoint or not reached
+        if checkpoint:
+            assert checkpoint.images >= reached
+            loaded = load(checkpoint)
+            assert all(torch.equal(loaded[name], t) for name, t in state(checkpoint.images).items())
+            reached = checkpoint.images
     assert reached
 
 
 @pytest.mark.parametrize(("recipe", "world"), [("dim_complete", 1), ("moco", 2)])
-def test_the_training_killed_in_every_phase(stand, recipe, world):
-    killed_in_every_phase(stand, recipe, world)
+def test_the_training_killed_in_every_phase(harness, recipe, world):
+    killed_in_every_phase(harness, recipe, world)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.shards.make import make
-from tests.helpers.faults.fault_stand import PATIENCE, Stand
+from tests.helpers.faults.fault_harness import PATIENCE, FaultHarness
 from tests.helpers.faults.tiny_runs import (
     EVALUATE_EVERY,
     SAVE_EVERY,
@@ -32,12 +32,12 @@ HALFWAY = 640  # images; of 2,048
 
 
 @pytest.fixture(scope="module")
-def shards(nursery, tmp_path_factory) -> Stand:
-    """A stand on the digits in small shards, in a folder `digits`."""
+def shards(forker, tmp_path_factory) -> FaultHarness:
+    """A harness on the digits in small shards, in a folder `digits`."""
     folder = tmp_path_factory.mktemp("shards")
     made = make("digits", folder / "digits", images_per_shard=20, workers=1, progress=False)
     assert len(made.splits["train"].shards) == 72
-    return Stand(nursery, folder, made.root)
+    return FaultHarness(forker, folder, made.root)
 
 
 @pytest.fixture
@@ -55,7 +55,13 @@ def wait_until(true, ranks) -> None:
 
 
 def start_and_damage(
-    shards: Stand, outputs: Path, world: int, root: Path, damage, patience: float = 60, after: int = HALFWAY
+    shards: FaultHarness,
+    outputs: Path,
+    world: int,
+    root: Path,
+    damage,
+    patience: float = 60,
+    after: int = HALFWAY,
 ):
     """A run on `root` that finds it damaged after some steps; returned when it has said so."""
     more = [WINDOW, f"data.root={root}", f"data.patience={patience}"]
@@ -66,14 +72,14 @@ def start_and_damage(
     return ranks
 
 
-def finish(shards: Stand, outputs: Path, world: int, root: Path, *more: str):
+def finish(shards: FaultHarness, outputs: Path, world: int, root: Path, *more: str):
     return shards.finish(outputs, RECIPE, world, WINDOW, f"data.root={root}", *more)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("damage", ["gone", "truncated"])
 def test_shards_that_come_back_change_nothing(shards, copied, world, damage):
-    outputs, away = shards.fresh(), copied / "away"
+    outputs, away = shards.new_outputs(), copied / "away"
 
     def spoil() -> None:
         os.rename(copied / "train", away)
@@ -96,34 +102,34 @@ def test_shards_that_come_back_change_nothing(shards, copied, world, damage):
         said = ranks.text(rank)
         assert len(re.findall(r"^warning: .*; trying again for 60 s$", said, re.M)) >= 1
         assert said.count("trying again") == said.count("can be read again, after")
-    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
+    assert_undisturbed(shards.undisturbed_run(RECIPE, world, WINDOW).folder, outputs / "run")
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_read_that_fails_once_changes_nothing(shards, world):
-    outputs, rank = shards.fresh(), world - 1
+    outputs, rank = shards.new_outputs(), world - 1
     misread = {"rank": rank, "images": HALFWAY}
     ranks = shards.finish(outputs, RECIPE, world, WINDOW, misread=misread)
-    told = re.findall(
+    lines = re.findall(
         r"^warning: .*/train/\d+\.tar cannot be read \(Input/output error\); trying again for 60 s$",
         ranks.text(rank),
         re.M,
     )
-    assert len(told) == 1, ranks.text()
+    assert len(lines) == 1, ranks.text()
     assert ranks.text().count("trying again") == ranks.text().count("can be read again, after") == 1
-    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
+    assert_undisturbed(shards.undisturbed_run(RECIPE, world, WINDOW).folder, outputs / "run")
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_shards_that_stay_away_end_the_run_and_are_gone_on_with(shards, copied, world):
-    outputs, away, after = shards.fresh(), copied / "away", EVALUATE_EVERY + 128
+    outputs, away, after = shards.new_outputs(), copied / "away", EVALUATE_EVERY + 128
     ranks = start_and_damage(
         shards, outputs, world, copied, lambda: os.rename(copied / "train", away), patience=1, after=after
     )
     assert set(ranks.wait(PATIENCE)) <= {2, 1, -signal.SIGTERM, -signal.SIGKILL}, ranks.text()
-    told = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
-    assert 1 <= len(told) <= world
-    for line in told:
+    lines = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
+    assert 1 <= len(lines) <= world
+    for line in lines:
         assert re.fullmatch(
             rf"error: {copied}/train/\d+\.(tar|npy).* cannot be read .*, tried again for 1 s; check with: .*",
             line,
@@ -133,12 +139,12 @@ def test_shards_that_stay_away_end_the_run_and_are_gone_on_with(shards, copied, 
     assert reached >= (after if world == 1 else EVALUATE_EVERY)  # one rank saves first, several cannot
     os.rename(away, copied / "train")
     assert f"resumed at {reached:,} images" in finish(shards, outputs, world, copied).text()
-    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
+    assert_undisturbed(shards.undisturbed_run(RECIPE, world, WINDOW).folder, outputs / "run")
 
 
 @pytest.mark.parametrize("moment", ["step", "evaluation"])
 def test_a_signal_while_shards_are_away_saves_and_ends_at_once(shards, copied, moment):
-    outputs, away = shards.fresh(), copied / "away"
+    outputs, away = shards.new_outputs(), copied / "away"
     split = copied / ("train" if moment == "step" else "test")  # which steps do not read
     after = EVALUATE_EVERY + 128 if moment == "step" else 64  # after the first evaluation, or before it
     ranks = start_and_damage(shards, outputs, 1, copied, partial(os.rename, split, away), 1000, after)
@@ -154,7 +160,7 @@ def test_a_signal_while_shards_are_away_saves_and_ends_at_once(shards, copied, m
     assert reached % SAVE_EVERY == 0 if moment == "evaluation" else reached > EVALUATE_EVERY
     os.rename(away, split)
     assert f"resumed at {reached:,} images" in finish(shards, outputs, 1, copied).text()
-    assert_undisturbed(shards.calm(RECIPE, 1, WINDOW).run, outputs / "run")
+    assert_undisturbed(shards.undisturbed_run(RECIPE, 1, WINDOW).folder, outputs / "run")
 
 
 def test_images_that_cannot_be_decoded_are_replaced_alike_on_any_start(shards, copied):
@@ -163,9 +169,9 @@ def test_images_that_cannot_be_decoded_are_replaced_alike_on_any_start(shards, c
         data = (copied / "train" / name).read_bytes()
         assert data.count(b"\x89PNG") == 20
         (copied / "train" / name).write_bytes(data.replace(b"\x89PNG", b"\x89PNX", 2))
-    runs = [shards.fresh(), shards.fresh()]
-    told = finish(shards, runs[0], 1, copied).text()
-    assert told.count("cannot be decoded; image ") == 4
+    runs = [shards.new_outputs(), shards.new_outputs()]
+    lines = finish(shards, runs[0], 1, copied).text()
+    assert lines.count("cannot be decoded; image ") == 4
     ranks = shards.start(runs[1], RECIPE, 1, WINDOW, f"data.root={copied}", slow=0.05)
     wait_until(lambda: ranks.stage()[1] >= HALFWAY, ranks)
     ranks.signal(signal.SIGKILL)
@@ -191,7 +197,7 @@ def folder_size(folder: Path) -> int:
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_over_a_bad_network_is_the_same_run(shards, tmp_path, world):
     bound, largest, ended = 600_000, [0], threading.Event()
-    outputs, cache = shards.fresh(), tmp_path / "cache"
+    outputs, cache = shards.new_outputs(), tmp_path / "cache"
 
     def measure() -> None:
         while not ended.wait(0.005):
@@ -220,16 +226,16 @@ def test_a_run_over_a_bad_network_is_the_same_run(shards, tmp_path, world):
     assert "trying again for 60 s" in ranks.text()
     assert "can be read again, after" in ranks.text()
     assert 0 < largest[0] <= bound
-    assert_undisturbed(shards.calm(RECIPE, world, WINDOW).run, outputs / "run")
+    assert_undisturbed(shards.undisturbed_run(RECIPE, world, WINDOW).folder, outputs / "run")
 
 
 def test_a_whole_plan_and_run_by_a_command_with_permission_alone(shards, tmp_path):
-    outputs = shards.fresh()
+    outputs = shards.new_outputs()
     access = [WINDOW, f"data.root='pipe:cat {shards.data}/{{}}'", f"data.cache={tmp_path}"]
     words = arguments(RECIPE, outputs, shards.data, *access)
 
     def ended(*more: str) -> tuple[int, str]:
-        ranks = shards.nursery.start(shards.fresh(), 1, [*words, *more])
+        ranks = shards.forker.start(shards.new_outputs(), 1, [*words, *more])
         (status,) = ranks.wait(PATIENCE)
         return status, ranks.text()
 
@@ -245,14 +251,14 @@ def test_a_whole_plan_and_run_by_a_command_with_permission_alone(shards, tmp_pat
     assert (status, "1,438 training images in 72 shards" in said) == (0, True)
     status, said = ended("--allow-commands")
     assert status == 0, said
-    assert_same_bits(weights(shards.calm(RECIPE, 1, WINDOW).run), weights(outputs / "run"))
+    assert_same_bits(weights(shards.undisturbed_run(RECIPE, 1, WINDOW).folder), weights(outputs / "run"))
 
 
 def test_a_plan_over_http_writes_nothing(shards, tmp_path):
     with serving(shards.data.parent) as server:
         root = [f"data.root={server.address}/digits", f"data.cache={tmp_path}/cache"]
         words = arguments(RECIPE, tmp_path / "outputs", shards.data, *root)
-        ranks = shards.nursery.start(shards.fresh(), 1, [*words, "--plan"])
+        ranks = shards.forker.start(shards.new_outputs(), 1, [*words, "--plan"])
         assert ranks.wait(PATIENCE) == [0]
         assert f"{server.address}/digits (digits): 1,438 training images in 72 shards" in ranks.text()
         assert [asked.name for asked in server.asked] == ["digits/dataset.json"]

@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from tests.helpers.faults.tracked_runs import BATCH, REPOSITORY, Proxy, TinyRun, assert_delivered
+from tests.helpers import ROOT
+from tests.helpers.faults.tracked_runs import BATCH, Proxy, TinyRun, assert_delivered
 from tests.helpers.tracking_runs import Server, client_of, free_port
 from trainer.tracking import mlflow_store
 from trainer.tracking.__main__ import main
@@ -55,7 +56,7 @@ def run(tmp_path, digits, request):
         each.process.wait()
 
 
-def told(training: TinyRun, words: str, times: int) -> bool:
+def printed(training: TinyRun, words: str, times: int) -> bool:
     return training.text.count(words) == times
 
 
@@ -89,7 +90,7 @@ def test_no_network_at_all_then_sync(server, run, tmp_path, capsys):
 
     proxy = Proxy(server.port, port)  # now something answers at the first one's address
     command = [sys.executable, "-m", "trainer.tracking", "sync", tmp_path]
-    synced = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    synced = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     proxy.close()
     assert synced.returncode == 1
     assert f"delivered to http://127.0.0.1:{port}" in synced.stdout
@@ -131,7 +132,7 @@ def test_wrong_answers_for_a_while(server, proxy, run):
         proxy.seen.clear()
         training.wait_for(lambda: len(proxy.seen) >= 4)  # two failures at least
         proxy.mode = "pass"
-        training.wait_for(partial(told, training, "tracking again", again))
+        training.wait_for(partial(printed, training, "tracking again", again))
     text = training.stop()
     assert "refused the" not in text
     assert text.count("no tracking since") == text.count("tracking again") == 4

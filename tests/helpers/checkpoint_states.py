@@ -1,4 +1,4 @@
-"""A state of every kind of tensor, and the ways in which the checkpoint tests save, compare and damage it."""
+"""A state with every kind of tensor; functions of the checkpoint tests to save, compare and damage it."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from trainer.checkpoints.save import snapshot, write
 
 
 def state(images: int = 100) -> dict[str, torch.Tensor]:
-    """Every kind of tensor; floats from random bits, so with NaNs of many payloads (signalling ones too)."""
+    """Every kind of tensor; floats of random bits, including NaNs of many payloads (signalling ones too)."""
     generator = torch.Generator().manual_seed(images)
 
     def bits(*shape, dtype, nan):
@@ -51,7 +51,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def save(
     folder, images=100, world=1, attempt="a", keep=9, timeout=30.0, shares=None, extra=None, keep_every=0
 ):
-    """All ranks of a save, each in a thread; returns what rank 0 returns."""
+    """A save by all ranks, each in a thread; returns what rank 0 returns."""
     shares = shares or [snapshot(state(images), rank, world) for rank in range(world)]
     with ThreadPoolExecutor(len(shares)) as pool:
         rest = (folder, images, extra or {}, attempt, keep, timeout, keep_every)
@@ -65,7 +65,7 @@ def refuse(message: str):
 
 
 def keep_in_use(monkeypatch, name: str) -> None:
-    """Files of this name resist, as on NFS those that somebody has open."""
+    """Files of this name cannot be removed, as open files on NFS."""
     unlink = os.unlink
 
     def unless_in_use(path, **options):

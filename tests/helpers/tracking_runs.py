@@ -1,4 +1,4 @@
-"""What the tests of tracking share: a follower, a server, and the points in a journal and in MLflow."""
+"""Helpers of the tests of tracking: a follower, a server, and the points in a journal and in MLflow."""
 
 import os
 import signal
@@ -12,13 +12,12 @@ from trainer.tracking.follower import Follower
 from trainer.tracking.journal import read
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SERVING = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
-}  # three more processes, for evaluating language models
+# Three more processes otherwise, for evaluating language models.
+SERVING = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 class Console(list):
-    """Keeps the lines that the follower reports."""
+    """A list of the lines that the follower reports."""
 
     __call__ = list.append
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ranks.test_ranks import REPOSITORY
+from tests.helpers import ROOT
 from trainer.checkpoints.load import load
 from trainer.exports.encoder import load_encoder
 
@@ -29,7 +29,7 @@ def command(file: str, world: int, outputs: Path, data: Path) -> str:
     launcher += ["--config_file", f"recipes/launch/{file}.yaml", "--num_processes", str(world)]
     done = subprocess.run(
         [*launcher, "--main_process_port", "0", "trainer/main.py", *words],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Every engine, for real: promise 2, resuming to the bit, and checkpoints from any engine to any other.
+"""Every engine on real ranks: equal results, resuming to the bit, checkpoints from any engine to any other.
 
 Processes are started once for each number of ranks (by a launch file that makes a group of processes of one,
 too) and run the engines in turn; that each launch file starts its own is seen at the end.
@@ -15,6 +15,7 @@ from tests.ranks.test_dim_on_ranks import COMPLETE
 from tests.ranks.test_ranks import KEEP, STEPS, WORLDS, distance, launch, recipe
 from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import load
+from trainer.distributed.engine_kind import EngineKind
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 EXACT = ("ddp", "fsdp2")  # ZeRO keeps a master copy in float32, also of float64
@@ -109,9 +110,9 @@ def test_all_engines_take_the_same_steps(short):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_goes_on_from_the_checkpoint_of_another(short, engine):
     _, short = short
-    before, found = ENGINES[ENGINES.index(engine) - 1], short[f"after {engine}"]
-    assert found["restored"] == [[], []]
-    assert found["one step"][f"{before} 2"] == pytest.approx(short[before]["losses"][2], abs=1e-6, rel=1e-6)
+    before, results = ENGINES[ENGINES.index(engine) - 1], short[f"after {engine}"]
+    assert results["restored"] == [[], []]
+    assert results["one step"][f"{before} 2"] == pytest.approx(short[before]["losses"][2], abs=1e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
@@ -134,13 +135,13 @@ def test_what_the_loss_does_not_need_decays_under_every_engine(short, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_its_library_made_another_is_refused_on_every_rank(short, engine):
-    _, found = short
-    told = found[f"wrong {engine}"]["told"]
-    assert len(told) == 2
-    for line in (line for rank in told for line in rank):
+    _, results = short
+    messages = results[f"wrong {engine}"]["messages"]
+    assert len(messages) == 2
+    for line in (line for rank in messages for line in rank):
         assert line.startswith(f"the launch file asks for {engine}, but ")
         assert "constraints.txt" in line
-    assert [len(rank) for rank in told] == [1 + engine.startswith("zero")] * 2
+    assert [len(rank) for rank in messages] == [1 + EngineKind(engine).is_zero] * 2
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +174,9 @@ def test_accumulation_under_every_engine(variants, engine, objective):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_keys_travel_under_every_engine(variants, engine):
-    found = variants[f"travelling {engine}"]
-    assert found["losses"] == pytest.approx(variants["travelling ddp"]["losses"], abs=1e-3)
-    for rank in found["ids"]:
+    results = variants[f"travelling {engine}"]
+    assert results["losses"] == pytest.approx(variants["travelling ddp"]["losses"], abs=1e-3)
+    for rank in results["ids"]:
         assert all(set(ids[1]) - set(ids[0]) for ids, _ in rank)
 
 
@@ -188,7 +189,7 @@ def test_bf16_under_every_engine(variants, engine):
     assert losses[0] != variants["plain hybrid ddp"]["losses"][0]
 
 
-# ---- promise 2 -----------------------------------------------------------------------------------
+# ---- equal results on any number of ranks --------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
@@ -197,7 +198,7 @@ def promise(request, tmp_path_factory, digits):
     folder = tmp_path_factory.mktemp("promise")
     wide, single = (options(request.param, digits.root, p) for p in ("float64", "float32"))
     kept = [{"name": "kept", "recipe": single, "do": ["free"], "steps": STEPS, "keep": KEEP}]
-    found = {0: launch(folder, 1, kept)}
+    results = {0: launch(folder, 1, kept)}
     for world in WORLDS:
         jobs = []
         for engine in engines(world):
@@ -211,33 +212,33 @@ def promise(request, tmp_path_factory, digits):
             if engine in (*EXACT, "single process"):
                 job = {"engine": engine, "recipe": wide}
                 jobs.append(job | {"name": f"float64 {engine}", "do": ["free"], "steps": STEPS})
-        found[world] = launch(folder, world, jobs, file="fsdp2")
-    return folder, found
+        results[world] = launch(folder, world, jobs, file="fsdp2")
+    return folder, results
 
 
 @pytest.mark.slow
 def test_float64_losses_are_equal_on_any_ranks(promise):
-    _, found = promise
-    reference = found[1]["float64 single process"]["losses"]
+    _, results = promise
+    reference = results[1]["float64 single process"]["losses"]
     assert len(reference) == STEPS
     # It moves: the comparison is of something. (Not last less first: a queue that fills adds to the loss.)
     assert max(reference) - min(reference) > 0.1
     for world in WORLDS:
         for engine in set(engines(world)) & {*EXACT, "single process"}:
-            assert found[world][f"float64 {engine}"]["losses"] == pytest.approx(reference, abs=1e-9, rel=0)
+            assert results[world][f"float64 {engine}"]["losses"] == pytest.approx(reference, abs=1e-9, rel=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float32_one_step_from_the_same_state(promise, world, engine):
-    folder, found = promise
+    folder, results = promise
     engine = engines(world)[ENGINES.index(engine)]
-    taken = found[world][f"one step {engine}"]
+    taken = results[world][f"one step {engine}"]
     assert taken["restored"] == [[]] * world
     for step in KEEP:
         losses = [
-            found[1]["one step single process"]["one step"][f"kept {step}"],
+            results[1]["one step single process"]["one step"][f"kept {step}"],
             taken["one step"][f"kept {step}"],
         ]
         # Relative above 1: the hybrid's loss is about 20, where float32's own steps are 2e-6.
@@ -254,9 +255,9 @@ def test_float32_one_step_from_the_same_state(promise, world, engine):
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float32_free_runs_see_the_same_samples(promise, world, engine):
-    _, found = promise
-    taken = found[world][f"float32 {engines(world)[ENGINES.index(engine)]}"]
-    reference = found[1]["float32 single process"]
+    _, results = promise
+    taken = results[world][f"float32 {engines(world)[ENGINES.index(engine)]}"]
+    reference = results[1]["float32 single process"]
     assert taken["losses"] == pytest.approx(reference["losses"], abs=1e-2)
     for step, (ids, positions) in enumerate(reference["ids"][0]):
         ranks = [rank[step] for rank in taken["ids"]]
@@ -299,7 +300,7 @@ def pairs(tmp_path_factory, digits):
         for objective in OBJECTIVES
         for engine in ENGINES
     ]
-    found = {"written": launch(folder, 2, writing)}
+    results = {"written": launch(folder, 2, writing)}
     for world in WORLDS:
         jobs = [
             {
@@ -307,25 +308,27 @@ def pairs(tmp_path_factory, digits):
                 "engine": engine,
                 "recipe": options(objective, digits.root),
                 "do": ["one_step"],
-                "from": [f"{what} {source}" for what, source, to in READS if (what, to) == (objective, own)],
+                "from": [
+                    f"{what} {source}" for what, source, to in READS if (what, to) == (objective, reader)
+                ],
                 "at": [2],
             }
             for objective in OBJECTIVES
-            for own, engine in zip(ENGINES, engines(world), strict=True)
+            for reader, engine in zip(ENGINES, engines(world), strict=True)
         ]
-        found[world] = launch(folder, world, jobs, file="fsdp2")
-    return folder, found
+        results[world] = launch(folder, world, jobs, file="fsdp2")
+    return folder, results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize(("objective", "source", "engine"), READS)
 def test_a_checkpoint_of_any_engine_is_read_by_any_other(pairs, objective, source, engine, world):
-    folder, found = pairs
+    folder, results = pairs
     engine = engines(world)[ENGINES.index(engine)]
-    taken, name = found[world][f"{objective} to {engine}"], f"{objective} {source}"
+    taken, name = results[world][f"{objective} to {engine}"], f"{objective} {source}"
     assert not [what for rank in taken["restored"] for what in rank if what.startswith(f"{name} ")]
-    written = found["written"][name]["losses"][2]
+    written = results["written"][name]["losses"][2]
     assert taken["one step"][f"{name} 2"] == pytest.approx(written, abs=1e-6, rel=1e-6)
     files = [f"gradient {objective} to {to} {ranks} {name} 2" for to, ranks in ((source, 2), (engine, world))]
     assert distance(*(load_file(folder / f"{file}.safetensors")["gradient"] for file in files)) < 1e-5

@@ -17,11 +17,11 @@ EVALUATE = {
 @pytest.mark.slow
 def test_probes_are_equal_on_any_ranks(tmp_path, digits):
     jobs = [{"data": str(digits.root), "evaluate": EVALUATE}]
-    found = {world: launch(tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
-    figures, sums, refused, there = found[1]["ranks"][0]
+    results = {world: launch(tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
+    figures, sums, refused, there = results[1]["ranks"][0]
     assert len(figures) == 12
     assert all(value > 0.3 for name, value in figures.items() if not name.endswith("std"))
     assert "few_shot.shots=1000" in refused
     assert not there  # the cache was removed
-    assert found[2]["ranks"] == [[figures, sums, refused, False]] * 2
-    assert found[2]["rows"] == found[1]["rows"]
+    assert results[2]["ranks"] == [[figures, sums, refused, False]] * 2
+    assert results[2]["rows"] == results[1]["rows"]

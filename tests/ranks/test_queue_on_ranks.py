@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from tests.helpers import ROOT
 from tests.ranks import worker_queue as tiny
 from trainer.objectives.momentum_queue import unit_keys
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 WORLDS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
-KEPT = (
-    1,
-    19,
-)  # steps from whose state one step is made in float32: a queue of mostly first keys, a wrapped one
+# Steps from whose state one step is made in float32: a queue of mostly first keys, a wrapped one.
+KEPT = (1, 19)
 FEW = 12  # steps with accumulation: the queue wraps twice
 KINDS = {"asymmetric": False, "symmetric": True}
 
@@ -41,11 +39,11 @@ def replicated(
         torch.nn.utils.vector_to_parameters(state["encoder"], encoder.parameters())
         torch.nn.utils.vector_to_parameters(state["key_encoder"], key_encoder.parameters())
         queue = state["keys"].transpose(0, 1).flatten(0, 1).T
-    found = {"losses": [], "gradients": [], "parameters": [], "states": {}}
+    history = {"losses": [], "gradients": [], "parameters": [], "states": {}}
     stop = first + 1 if state else tiny.STEPS
     for step in range(first, stop):
         if step in KEPT:
-            found["states"][step] = {
+            history["states"][step] = {
                 "encoder": tiny.flat(encoder.parameters()),
                 "key_encoder": tiny.flat(key_encoder.parameters()),
                 "keys": in_slots(queue, batch),
@@ -58,17 +56,17 @@ def replicated(
             logits = torch.cat([positive, torch.einsum("nc,ck->nk", q[i], queue.clone())], dim=1) / tiny.TAU
             loss = loss + F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
         loss.backward()
-        found["losses"].append(loss.detach())
-        found["gradients"].append(tiny.gradient_step(encoder, key_encoder))
-        found["parameters"].append(tiny.flat([*encoder.parameters(), *key_encoder.parameters()]))
+        history["losses"].append(loss.detach())
+        history["gradients"].append(tiny.gradient_step(encoder, key_encoder))
+        history["parameters"].append(tiny.flat([*encoder.parameters(), *key_encoder.parameters()]))
         keys = k.transpose(0, 1).flatten(0, 1) if symmetric else k[1]
         if queue.shape[1] < tiny.SLOTS * batch:
             queue = torch.cat([queue, keys.T], dim=1)
         else:
             place = step % tiny.SLOTS * batch
             queue[:, place : place + batch] = keys.T
-    found["queue"] = in_slots(queue, batch)
-    return {name: torch.stack(v) if isinstance(v, list) else v for name, v in found.items()}
+    history["queue"] = in_slots(queue, batch)
+    return {name: torch.stack(v) if isinstance(v, list) else v for name, v in history.items()}
 
 
 def in_slots(queue: torch.Tensor, batch: int) -> torch.Tensor:
@@ -98,7 +96,7 @@ def jobs() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def oracles(tmp_path_factory) -> dict:
-    """{(kind, start): what the oracle found}, and the folder where states to begin from are kept."""
+    """(kind, start) -> the oracle's results; "folder" -> the folder of the states to start from."""
     folder = tmp_path_factory.mktemp("queue")
     (folder / "jobs.json").write_text(json.dumps(jobs()))
     made = {"folder": folder}
@@ -113,11 +111,11 @@ def oracles(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module", params=WORLDS)
-def found(request, oracles):
-    """A job's name -> what that many ranks found."""
+def result_of(request, oracles):
+    """A function that returns a job's results on that many ranks by its name."""
     world, folder = request.param, oracles["folder"]
     command = [sys.executable, str(Path(__file__).with_name("worker_queue.py")), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(world)], env=environment, stderr=subprocess.PIPE, text=True
@@ -132,11 +130,11 @@ def found(request, oracles):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("start", ["random", "empty"])
-def test_float64_equals_the_replicated_queue(found, oracles, kind, start):
+def test_float64_equals_the_replicated_queue(result_of, oracles, kind, start):
     expected = oracles[kind, start]
     assert expected["losses"][-1] < expected["losses"][5] - 0.3  # it learns: the comparison is of something
     assert (expected["parameters"][-1] - expected["parameters"][0]).abs().max() > 0.1
-    result = found(f"{kind}-micros-1" if start == "random" else f"{kind}-empty")
+    result = result_of(f"{kind}-micros-1" if start == "random" else f"{kind}-empty")
     for name in ("losses", "gradients", "parameters", "queue"):
         assert result[name].shape == expected[name].shape
         assert (result[name] - expected[name]).abs().max() < 1e-12, name
@@ -144,8 +142,8 @@ def test_float64_equals_the_replicated_queue(found, oracles, kind, start):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("micros", [2, 4])
-def test_accumulation_equals_the_replicated_queue(found, oracles, kind, micros):
-    result = found(f"{kind}-micros-{micros}")
+def test_accumulation_equals_the_replicated_queue(result_of, oracles, kind, micros):
+    result = result_of(f"{kind}-micros-{micros}")
     for name in ("losses", "gradients", "parameters"):
         assert len(result[name]) == FEW
         assert (result[name] - oracles[kind, "random"][name][:FEW]).abs().max() < 1e-9, name
@@ -153,8 +151,8 @@ def test_accumulation_equals_the_replicated_queue(found, oracles, kind, micros):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", KEPT)
-def test_float32_one_step_from_the_same_state(found, oracles, kind, step):
-    result, expected = found(f"{kind}-one-{step}"), oracles[kind, step]
+def test_float32_one_step_from_the_same_state(result_of, oracles, kind, step):
+    result, expected = result_of(f"{kind}-one-{step}"), oracles[kind, step]
     assert expected["gradients"].norm() > 0.1
     assert (result["losses"] - expected["losses"]).abs().max() < 1e-5
     for name in ("gradients", "parameters", "queue"):

@@ -1,4 +1,4 @@
-"""Promises 2 and 3 of one result whatever runs it, on 1, 2 and 4 real gloo processes.
+"""One result whatever runs it, and resuming to the bit, on 1, 2 and 4 real gloo processes.
 
 (a) float64: 20 steps give equal losses to 1e-9. (b) float32: one step from the same state gives equal
 losses and gradients. (c) float32, free: the same samples, losses within 1e-2. And a run resumed after
@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers import ROOT
+
 WORLDS = (1, 2, 4)
 KEEP = (0, 1, 5, 19)
 STEPS = 20
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def recipe(data: Path, precision: str) -> list[str]:
@@ -43,18 +44,17 @@ def recipe(data: Path, precision: str) -> list[str]:
 def launch(
     folder: Path, world: int, jobs: list[dict], worker: str = "worker.py", file: str | None = None
 ) -> dict:
-    """Runs a worker on `world` ranks under a launch file and returns what came out of each job."""
+    """Runs a worker on `world` ranks under a launch file and returns the results of each job by its name."""
     name = str(world) if file is None else f"{file}-{world}"
     described = folder / f"jobs-{name}.json"
     described.write_text(json.dumps(jobs))
-    config = REPOSITORY / "recipes/launch" / f"{file or ('ddp' if world > 1 else 'cpu')}.yaml"
+    config = ROOT / "recipes/launch" / f"{file or ('ddp' if world > 1 else 'cpu')}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
     done = subprocess.run(
         [*command, str(Path(__file__).parent / worker), str(described)],
-        cwd=REPOSITORY,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"},
         capture_output=True,
         text=True,
         timeout=900,
@@ -67,7 +67,7 @@ def launch(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, digits):
-    """The folder of the jobs, and what came out of them by number of ranks."""
+    """The folder of the jobs, and their results by number of ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     wide, single = recipe(digits.root, "float64"), recipe(digits.root, "float32")
     jobs = [
@@ -76,27 +76,27 @@ def runs(tmp_path_factory, digits):
         {"name": "one step", "recipe": single, "do": ["one_step"], "from": ["float32"], "at": KEEP},
         {"name": "resume", "recipe": single, "do": ["resume"], "steps": 6},
     ]
-    found = {1: launch(folder, 1, jobs)}
+    results_on = {1: launch(folder, 1, jobs)}
     jobs[1].pop("keep")  # one process has kept them for all
-    return folder, found | {world: launch(folder, world, jobs) for world in WORLDS[1:]}
+    return folder, results_on | {world: launch(folder, world, jobs) for world in WORLDS[1:]}
 
 
 def test_float64_losses_are_equal_on_any_ranks(runs):
-    _, found = runs
-    reference = torch.tensor(found[1]["float64"]["losses"], dtype=torch.float64)
+    _, results_on = runs
+    reference = torch.tensor(results_on[1]["float64"]["losses"], dtype=torch.float64)
     assert len(reference) == STEPS
     assert reference.max() - reference.min() > 0.1  # it moves: the comparison is of something
     for world in WORLDS[1:]:
-        losses = torch.tensor(found[world]["float64"]["losses"], dtype=torch.float64)
+        losses = torch.tensor(results_on[world]["float64"]["losses"], dtype=torch.float64)
         assert (losses - reference).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_float32_one_step_from_the_same_state(runs, world):
-    folder, found = runs
-    assert found[world]["one step"]["restored"] == [[]] * world
+    folder, results_on = runs
+    assert results_on[world]["one step"]["restored"] == [[]] * world
     for step in KEEP:
-        expected, loss = (found[w]["one step"]["one step"][f"float32 {step}"] for w in (1, world))
+        expected, loss = (results_on[w]["one step"]["one step"][f"float32 {step}"] for w in (1, world))
         assert abs(loss - expected) < 1e-6
         names = [f"gradient one step {w} float32 {step}.safetensors" for w in (1, world)]
         assert distance(*(load_file(folder / name)["gradient"] for name in names)) < 1e-5
@@ -110,7 +110,7 @@ def distance(expected: torch.Tensor, gradient: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_float32_free_runs_see_the_same_samples(runs, world):
-    _, found = runs
+    _, results_on = runs
 
     def global_batches(ranks: list) -> list:
         """[step][ids or positions] -> those of all ranks in a row."""
@@ -119,15 +119,15 @@ def test_float32_free_runs_see_the_same_samples(runs, world):
             for step in range(STEPS)
         ]
 
-    reference = global_batches(found[1]["float32"]["ids"])
+    reference = global_batches(results_on[1]["float32"]["ids"])
     assert reference[3][1] == list(range(3 * 64, 4 * 64))
-    assert global_batches(found[world]["float32"]["ids"]) == reference
-    losses = [torch.tensor(found[w]["float32"]["losses"]) for w in (1, world)]
+    assert global_batches(results_on[world]["float32"]["ids"]) == reference
+    losses = [torch.tensor(results_on[w]["float32"]["losses"]) for w in (1, world)]
     assert (losses[0] - losses[1]).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_resumed_after_any_step_bit_for_bit(runs, world):
-    _, found = runs
-    assert found[world]["resume"]["tensors"] > 50
-    assert found[world]["resume"]["different"] == [[]] * world
+    _, results_on = runs
+    assert results_on[world]["resume"]["tensors"] > 50
+    assert results_on[world]["resume"]["different"] == [[]] * world

@@ -10,12 +10,12 @@ WORLDS = (1, 3)  # slices are uneven, and of two images one rank has none
 @pytest.mark.slow
 def test_reconstruction_is_equal_on_any_ranks(tmp_path, digits):
     jobs = [{"data": str(digits.root)}]
-    found = {world: launch(tmp_path, world, jobs, "worker_reconstruction.py") for world in WORLDS}
-    figures, errors, refused = found[1][0]
+    results = {world: launch(tmp_path, world, jobs, "worker_reconstruction.py") for world in WORLDS}
+    figures, errors, refused = results[1][0]
     assert len(figures) == 9
     assert len(errors) == 2
     assert "a reconstruction is not a number" in refused
     for world in WORLDS[1:]:
-        assert found[world] == [found[world][0]] * world  # all bits, on every rank
-        assert found[world][0][0] == pytest.approx(figures, rel=1e-9)
-        assert found[world][0][1:] == [pytest.approx(errors, rel=1e-9), refused]
+        assert results[world] == [results[world][0]] * world  # all bits, on every rank
+        assert results[world][0][0] == pytest.approx(figures, rel=1e-9)
+        assert results[world][0][1:] == [pytest.approx(errors, rel=1e-9), refused]

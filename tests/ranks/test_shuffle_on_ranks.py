@@ -43,8 +43,8 @@ def test_a_queue_in_bf16_costs_little(runs):
 def test_key_views_are_of_other_ranks_images(runs):
     for rank in runs[2]["float64"]["ids"]:
         for ids, positions in rank:
-            (own, keys), (places, key_places) = ids, positions
-            assert set(keys) - set(own)
+            (queries, keys), (places, key_places) = ids, positions
+            assert set(keys) - set(queries)
             assert set(key_places) - set(places)
 
 

@@ -1,7 +1,7 @@
-"""What the tests of several ranks run on each rank, through the real launcher: worker.py jobs-NAME.json
+"""The program of the tests of several ranks, run on each by the real launcher: worker.py jobs-NAME.json
 
-A job says which recipe, under which engine (the launch file's, or any other in its place) and what to do with
-it; rank 0 writes what came out of all of them to results-NAME.json.
+A job has a recipe, an engine (the launch file's, or another in its place) and methods to run; rank 0 writes
+the results of all jobs to results-NAME.json.
 """
 
 import copy
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
@@ -26,6 +28,7 @@ from trainer.distributed.rows import TensorShard
 from trainer.engines import fsdp, zero
 from trainer.engines.precision import MixedPrecision
 from trainer.recipe import loading
+from trainer.training.build import build_trainer
 from trainer.training.trainer import Trainer
 
 
@@ -43,7 +46,7 @@ def main(file: Path) -> None:
 
 
 class Job:
-    """One job on this rank; `do` names its methods."""
+    """One job on this rank; its `do` names methods of this class."""
 
     def __init__(self, job: dict, context: launch.DistributedContext, folder: Path):
         self.job, self.context, self.folder = job, context, folder
@@ -57,12 +60,12 @@ class Job:
         return out
 
     def training(self, saved=None, step: int = 0) -> Trainer:
-        training = Trainer(self.recipe, self.context, self.dataset, saved, step * self.recipe.batch)
+        training = build_trainer(self.recipe, self.context, self.dataset, saved, step * self.recipe.batch)
         assert_engine(training)
         return training
 
     def free(self) -> dict:
-        """A run of `steps` steps: its losses, what every rank saw, and checkpoints at the steps in `keep`."""
+        """A run of `steps` steps: its losses, every rank's samples; checkpoints at the steps in `keep`."""
         training, losses, ids = self.training(), [], []
         follow_ids(training, ids)
         for step in range(self.job["steps"]):
@@ -83,7 +86,7 @@ class Job:
     def one_step(self) -> dict:
         """From each checkpoint of the jobs in `from` at each step in `at`: a step's loss and whole gradient.
 
-        And what of the checkpoint is not what the training then holds, bit for bit, on this rank.
+        And the names of tensors whose bits are not restored on this rank.
         """
         losses, different = {}, []
         for source in self.job["from"]:
@@ -91,32 +94,32 @@ class Job:
                 name = f"{source} {step}"
                 path = self.folder / source / folder_name(step * self.recipe.batch)
                 saved = load(path)
-                training, found = self.training(saved, step), []
+                training, gradients = self.training(saved, step), []
                 different += [f"{name}: {what}" for what in differences(saved, training.state())]
                 take = training.engine.step
-                training.engine.step = lambda: (found.append(gradient(training)), take())  # noqa: B023
+                training.engine.step = lambda: (gradients.append(gradient(training)), take())  # noqa: B023
                 losses[name] = mean_loss(training.step())
                 training.close()
                 if self.context.is_main:
                     file = f"gradient {self.job['name']} {self.context.world_size} {name}.safetensors"
-                    save_file({"gradient": found[0]}, self.folder / file)
+                    save_file({"gradient": gradients[0]}, self.folder / file)
         return {"one step": losses, "restored": everyones(different)}
 
     def wrong(self) -> dict:
-        """What is said, on every rank, of each way in which the engine can become another one."""
-        told = []
+        """The message, on every rank, for each way in which a library can make another engine."""
+        messages = []
         for owner, name, other in wrappings(self.context):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(owner, name, other)
                 try:
                     self.training()
-                    told.append("nothing")
+                    messages.append("nothing")
                 except UserError as mistake:
-                    told.append(str(mistake))
-        return {"told": everyones(told)}
+                    messages.append(str(mistake))
+        return {"messages": everyones(messages)}
 
     def resume(self) -> dict:
-        """Stops after every step, goes on, and compares bits with the run that was not disturbed."""
+        """Stops after every step, resumes, and compares bits with the undisturbed run."""
         training, saves, steps = self.training(), [], self.job["steps"]
         for step in range(steps):
             saves.append(self._save(training, step, f"{self.job['name']} {self.context.world_size}"))
@@ -137,16 +140,16 @@ class Job:
 
 
 def load(path: Path) -> dict:
-    """What a rank reads of a checkpoint."""
+    """What a rank reads from a checkpoint."""
     manifest = read_manifest(path)
     return state.load(Checkpoint(path, manifest["images"], manifest))
 
 
-# ---- what is looked at ---------------------------------------------------------------------------
+# ---- checks and measurements ---------------------------------------------------------------------
 
 
 def assert_engine(training: Trainer) -> None:
-    """The engine that runs is the one that was asked for: by its own classes, not by its name."""
+    """The engine that runs is that of the context, by its classes."""
     kind, model = training.context.engine, training.engine.model
     if kind is EngineKind.SINGLE_PROCESS:
         assert inside(training, model) is training.objective
@@ -155,9 +158,6 @@ def assert_engine(training: Trainer) -> None:
         assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
         assert inside(training, model.module) is training.objective
     elif kind is EngineKind.FSDP2:
-        from torch.distributed.fsdp import FSDPModule
-        from torch.distributed.tensor import DTensor
-
         assert isinstance(training.objective, FSDPModule)
         assert inside(training, model) is training.objective
         assert all(isinstance(p, DTensor) for p in training.objective.parameters())
@@ -174,7 +174,7 @@ def assert_engine(training: Trainer) -> None:
         assert isinstance(model.optimizer, optimizer)
         assert stage == 3 or model.optimizer.partition_gradients == (stage == 2)
         assert inside(training, model.module) is training.objective
-        partitioned = [hasattr(p, "ds_tensor") for p in training.objective.parameters()]
+        partitioned = [zero.is_partitioned(p) for p in training.objective.parameters()]
         assert all(partitioned) if stage == 3 else not any(partitioned)
 
 
@@ -185,7 +185,7 @@ def inside(training: Trainer, wrapped: torch.nn.Module) -> torch.nn.Module:
 
 
 def wrappings(context: launch.DistributedContext) -> list[tuple]:
-    """Functions that wrap an objective for an engine, each with one that makes something else of it."""
+    """Functions that wrap an objective for an engine, each with a replacement that makes another engine."""
     if context.engine is EngineKind.DDP:
         return [(context.accelerator, "prepare", lambda model: model)]
     if context.engine is EngineKind.FSDP2:
@@ -212,30 +212,30 @@ def gradient(training: Trainer) -> torch.Tensor:
                 whole = safe_get_full_grad(parameter)
             else:
                 whole = parameter.grad
-                whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+                whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
             parts.append(whole.detach().flatten().double())
     return torch.cat(parts)
 
 
-def differences(saved: dict, held: dict) -> list[str]:
-    """Names of what this rank holds otherwise than it was saved (whole; under shard/ its rows)."""
-    found = sorted(saved.keys() ^ held.keys())
-    for name in saved.keys() & held.keys():
-        value, expected = held[name], saved[name]
+def differences(saved: dict, values: dict) -> list[str]:
+    """Names of values that are not as they were saved (whole; under shard/ this rank's rows)."""
+    different = sorted(saved.keys() ^ values.keys())
+    for name in saved.keys() & values.keys():
+        value, expected = values[name], saved[name]
         if isinstance(value, TensorShard):
             if not name.startswith("shard/"):
                 expected = expected[value.offset : value.offset + len(value.rows)]
             value = value.rows
         if not torch.equal(value.cpu(), expected):
-            found.append(name)
-    return found
+            different.append(name)
+    return different
 
 
 def follow_ids(training: Trainer, ids: list) -> None:
-    """Notes which samples this rank trains on, and where in the run they stand."""
+    """Appends the ids and positions of the samples that this rank trains on to `ids`."""
     loader = training.loader
 
-    class Noted:
+    class Recording:
         def __iter__(self):
             return self
 
@@ -247,11 +247,11 @@ def follow_ids(training: Trainer, ids: list) -> None:
         def __getattr__(self, name):
             return getattr(loader, name)
 
-    training.loader = Noted()
+    training.loader = Recording()
 
 
 def everyones(value) -> list:
-    """What each rank found, in the order of the ranks."""
+    """The value of each rank, in the order of the ranks."""
     return collectives.run_on_all(lambda: value)
 
 
@@ -259,9 +259,9 @@ def mean_loss(values: dict) -> float:
     return collectives.all_reduce_mean(values["loss"].double()).item()
 
 
-def host(held: dict) -> dict:
-    """Copies, of sharded tensors this rank's rows."""
-    rows = {name: value.rows if isinstance(value, TensorShard) else value for name, value in held.items()}
+def host(values: dict) -> dict:
+    """Copies on the host, of sharded tensors this rank's rows."""
+    rows = {name: value.rows if isinstance(value, TensorShard) else value for name, value in values.items()}
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in rows.items()}
 
 

@@ -38,8 +38,8 @@ def main(file: Path) -> None:
             measure_probes(*sets, 10, Evaluate(few_shot=FewShot(shots=1000)), 0, context.device)
         except SharedError as error:
             refused = str(error)
-    found = gathered(encode, readers[1], splits[1][1][:1], images, 100)  # fewer images than ranks
-    rows = found[0]["conv"].tolist() if found else None
+    features = gathered(encode, readers[1], splits[1][1][:1], images, 100)  # fewer images than ranks
+    rows = features[0]["conv"].tolist() if features else None
     ranks = collectives.run_on_all(lambda: [figures, sums, refused, folder.exists()])
     if context.is_main:
         results = {"ranks": ranks, "rows": rows}

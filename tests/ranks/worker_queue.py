@@ -75,24 +75,24 @@ def run(job: dict, folder: Path) -> dict[str, Tensor]:
     first = job.get("first", 0)
     if first:
         restore(load_file(folder / f"{job['from']}-{first}.safetensors"), encoder, key_encoder, queue)
-    found = {"losses": [], "gradients": [], "parameters": []}
+    history = {"losses": [], "gradients": [], "parameters": []}
     for step in range(first, job["stop"]):
-        own = views(step, dtype).chunk(world, dim=1)[rank]
+        images = views(step, dtype).chunk(world, dim=1)[rank]
         pending, losses = [], []
-        for micro in own.chunk(job["micros"], dim=1):
+        for micro in images.chunk(job["micros"], dim=1):
             loss, keys = micro_step(micro, encoder, key_encoder, queue, step, symmetric)
             (loss / job["micros"]).backward()
             losses.append(loss.detach())
             pending.append(keys)
         average = collectives.all_reduce_mean(flat(p.grad for p in encoder.parameters()))
         nn.utils.vector_to_parameters(average, [p.grad for p in encoder.parameters()])
-        found["losses"].append(collectives.all_reduce_mean(torch.stack(losses).mean()))
-        found["gradients"].append(gradient_step(encoder, key_encoder))
-        found["parameters"].append(flat([*encoder.parameters(), *key_encoder.parameters()]))
+        history["losses"].append(collectives.all_reduce_mean(torch.stack(losses).mean()))
+        history["gradients"].append(gradient_step(encoder, key_encoder))
+        history["parameters"].append(flat([*encoder.parameters(), *key_encoder.parameters()]))
         queue.enqueue(torch.cat(pending), step)
     rows = queue.sharded_state_dict()["keys"]
     assert rows.offset == rank * len(rows.rows)
-    return {name: torch.stack(values) for name, values in found.items()} | {
+    return {name: torch.stack(values) for name, values in history.items()} | {
         "queue": collectives.all_gather(rows.rows)
     }
 

@@ -1,17 +1,17 @@
-"""A real Slurm for the tests of this folder, jobs there, and what they train."""
+"""A real Slurm for the tests of this folder, its jobs, and their training."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.slurm.daemons import CLUSTER, Job, Slurm, lacking
+from tests.helpers.slurm.daemons import CLUSTER, Job, Slurm, why_unavailable
 from tests.helpers.slurm.small_runs import arguments
 
 HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    if why := lacking():
+    if why := why_unavailable():
         pytest.skip(why)
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
     process = subprocess.Popen([CLUSTER, "run"], env=cluster.env)  # ends with this process, however that ends
@@ -49,5 +49,5 @@ def submit(slurm, tmp_path):
 
     yield submit
     for job in jobs:
-        if job.told("JobState") in ("PENDING", "RUNNING"):
+        if job.field("JobState") in ("PENDING", "RUNNING"):
             slurm("scancel", "--full", job.id)

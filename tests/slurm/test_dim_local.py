@@ -3,13 +3,11 @@
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
 from tests.helpers.slurm.small_runs import continued_once, is_training, journal
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_scripts_are_clean():
@@ -49,7 +47,7 @@ def test_a_stop_file_made_while_the_job_waits_to_start_again(slurm, submit, trai
     job = submit("images=15360", *training)
     job.until(lambda: is_training(run))
     slurm("scancel", "--signal=USR1", job.id)
-    job.until(lambda: job.told("JobState") == "PENDING")
+    job.until(lambda: job.field("JobState") == "PENDING")
     (run / "stop").touch()
     assert job.end() == "FAILED", job.text  # what waits for it with afterok must not start
     assert "not started again: the stop file" in job.text
@@ -62,7 +60,7 @@ def test_a_mistake_ends_the_job(slurm, submit, tmp_path):
     slurm("sbatch", "--test-only", "slurm/dim_local.sh")
     job = submit("optimiser.lr=1e-3", f"outputs={tmp_path}/outputs")
     assert job.end() == "FAILED"
-    assert job.told("ExitCode") == "2:0"
+    assert job.field("ExitCode") == "2:0"
     assert "optimizer" in job.text
     assert "Traceback" not in job.text
     assert not (tmp_path / "outputs").exists()

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_pipelines.shards.make import make
+from tests.helpers import ROOT
 from tests.helpers.slurm.daemons import Job
 from tests.helpers.slurm.small_runs import arguments, continued_once, is_training, journal
 from tests.helpers.tiny_dataset import pictures
@@ -46,8 +47,8 @@ def undisturbed(slurm, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     job = Job(slurm, folder, "hybrid_imagenet.sh", *ONE_A_NODE, LENGTH, *arguments(folder))
     assert job.end() == "COMPLETED", job.text
-    assert job.told("Restarts") == "0"
-    assert job.told("NumNodes") == "2"
+    assert job.field("Restarts") == "0"
+    assert job.field("NumNodes") == "2"
     run = folder / "outputs" / "quickstart"
     assert world(run) == (2, "ddp")
     assert not journal(run, "resumed")
@@ -80,11 +81,11 @@ def test_a_lost_node(slurm, start, training, run, undisturbed):
     slurm("n2", cluster=("crash",))
     try:
         slurm("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")  # or after its SlurmdTimeout
-        job.until(lambda: job.told("Restarts") == "1")
+        job.until(lambda: job.field("Restarts") == "1")
     finally:
         slurm("n2", cluster=("revive",))  # back in service once it reports: ReturnToService=2
     assert job.end() == "COMPLETED", job.text
-    assert job.told("Restarts") == "1"
+    assert job.field("Restarts") == "1"
     (resumed,) = journal(run, "resumed")
     assert resumed["images"] > 0
     assert weights(run) == undisturbed
@@ -141,8 +142,8 @@ def test_the_small_hybrid_on_two_nodes_under_zero2(start, tmp_path):
 def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, said, tmp_path):
     job = start(*ONE_A_NODE, *words, f"outputs={tmp_path}/outputs")
     assert job.end() == "FAILED"
-    assert job.told("ExitCode") == "2:0"
-    assert job.told("Restarts") == "0"
+    assert job.field("ExitCode") == "2:0"
+    assert job.field("Restarts") == "0"
     (line,) = job.text.splitlines()
     assert line.startswith(said)
     assert not (tmp_path / "outputs").exists()
@@ -152,7 +153,7 @@ def test_a_training_that_fails_is_not_started_again(start, training, run):
     """Ranks, batch and groups do not fit together: known only when all ranks are there."""
     job = start(*ONE_A_NODE, "batch=192", "groups.norm=64", *training)
     assert job.end() == "FAILED"
-    assert job.told("Restarts") == "0"
+    assert job.field("Restarts") == "0"
     assert "error: batch=192" in job.text
     assert re.search(rf"failed with status \d+: {run}\n", job.text)  # 1, or 143 of a launcher that srun ended
     assert not run.exists()
@@ -160,5 +161,5 @@ def test_a_training_that_fails_is_not_started_again(start, training, run):
 
 def test_the_recipe_is_hybrid_imagenet_where_none_is_named(slurm):
     slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", "slurm/hybrid_imagenet.sh")
-    text = (Path(__file__).parents[2] / "slurm" / "hybrid_imagenet.sh").read_text()
+    text = (ROOT / "slurm" / "hybrid_imagenet.sh").read_text()
     assert 'set -- recipe=hybrid_imagenet "$@"' in text

@@ -1,4 +1,4 @@
-"""What tests make happen inside a rank, by wrapping real functions: it notes where it is, or dies there."""
+"""Faults inside a rank, made by wrapping real functions: it notes its stage, dies, hangs or fails there."""
 
 import builtins
 import errno
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-# The moments of a save, in their order. A rank that is not the first meets those of its part alone.
+# The phases of a save, in their order. Ranks but the first have those of their part only.
 PART = ("part half written", "part written", "part flushed", "part described")
 PUBLISHED = ("manifest written", "manifest named", "before the rename", "after the rename")
 REMOVED = ("old one hidden", "old one half removed", "old one removed")
@@ -33,12 +33,12 @@ def install(
     """Prepares this process, before it runs main.py.
 
     Args:
-        die: {"rank", "phase", "time"}: SIGKILL to itself when that rank comes to the phase of a save for the
+        die: {"rank", "phase", "time"}: SIGKILL to itself when that rank reaches the phase of a save for the
             time-th time; {"rank", "images"}: before the step after so many images.
-        hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), measures
-            ("watch"), saves ("save"), comes to the final evaluation ("finish") or logs
-            one ("log"), after so many images; "data": its loader gives it nothing more, and it lives;
-            "disk": its next checkpoint's write does not end, and it lives.
+        hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), evaluates
+            ("evaluate_online"), saves ("save"), starts the final evaluation ("finish") or logs a step
+            ("log"), after so many images; "data": its loader returns nothing any more, and it lives; "disk":
+            its next checkpoint's write does not end, and it lives.
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
         slow: seconds that every step takes longer.
@@ -51,22 +51,22 @@ def install(
     if nan is not None:
         before("step", nan, make_nan)
     if slow:
-        before("step", None, lambda training: time.sleep(slow))
+        before("step", None, lambda trainer: time.sleep(slow))
     if linger:
         linger_over_views(linger)
     if misread and misread["rank"] == rank:
-        before("step", misread["images"], lambda training: fail_a_read())
+        before("step", misread["images"], lambda trainer: fail_a_read())
     if die and die["rank"] == rank:
         if "phase" in die:
             follow_saves(dying(die["phase"], die["time"]))
         else:
-            before("step", die["images"], lambda training: kill_self())
+            before("step", die["images"], lambda trainer: kill_self())
     if hang and hang["where"] == "disk":
-        wait_for_disk(**hang, own=rank)
+        wait_for_disk(**hang, this_rank=rank)
     elif hang and hang["rank"] == rank and hang["where"] == "data":
-        before("step", hang["images"], lambda training: setattr(training, "loader", Silent()))
+        before("step", hang["images"], lambda trainer: setattr(trainer, "loader", Silent()))
     elif hang and hang["rank"] == rank:
-        before(hang["where"], hang["images"], lambda training: os.kill(os.getpid(), signal.SIGSTOP))
+        before(hang["where"], hang["images"], lambda trainer: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 class Silent:
@@ -78,14 +78,14 @@ class Silent:
         time.sleep(3600)
 
 
-def wait_for_disk(rank: int, images: int, own: int, **_: object) -> None:
-    """Writes for ever where `own` is that rank; every rank waits for seconds where it would for minutes."""
+def wait_for_disk(rank: int, images: int, this_rank: int, **_: object) -> None:
+    """The write at `images` does not end on `rank`; every rank waits for seconds instead of minutes."""
     from trainer.runs import run
 
-    inner, run.WRITTEN = run.write, 6.0
+    inner, run.PART_TIMEOUT = run.write, 6.0
 
     def write(snapshot, folder, seen, *arguments, **options):
-        if own == rank and seen == images:
+        if this_rank == rank and seen == images:
             time.sleep(3600)
         return inner(snapshot, folder, seen, *arguments, timeout=3.0, **options)
 
@@ -97,13 +97,13 @@ def kill_self() -> None:
 
 
 def dying(phase: str, number: int) -> Callable[[str], None]:
-    """What kills the process when it hears of a phase for the number-th time."""
+    """A function of the phases reached that kills the process at a phase for the number-th time."""
     assert phase in PHASES
-    met = Counter()
+    counts = Counter()
 
     def reached(name: str) -> None:
-        met[name] += 1
-        if met[phase] == number:
+        counts[name] += 1
+        if counts[phase] == number:
             kill_self()
 
     return reached
@@ -113,7 +113,7 @@ def dying(phase: str, number: int) -> Callable[[str], None]:
 
 
 def note_stages(path: Path) -> None:
-    """Keeps one word and the images seen in a file: start, step, evaluation, save or finish."""
+    """Keeps the stage and the images seen in a file: start, step, evaluation, save or finish."""
     from trainer.runs import run
     from trainer.tasks import pretrain
     from trainer.training.trainer import Trainer
@@ -121,59 +121,59 @@ def note_stages(path: Path) -> None:
     file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
     now = {"stage": "start", "images": 0, "writing": 0}
 
-    def tell(**changes) -> None:
+    def note(**changes) -> None:
         now.update(changes)
         stage = "save" if now["writing"] else now["stage"]
         os.pwrite(file, f"{stage:<12}{now['images']:>12}\n".encode(), 0)
 
     def during(owner, name: str, stage: str) -> None:
-        """Wraps a function that takes the training first: what it does is told, and that steps go on."""
+        """Wraps a function whose first argument is the trainer: notes its stage, and `step` after it."""
         inner = getattr(owner, name)
 
-        def told(training, *arguments):
-            tell(stage=stage, images=training.images)
+        def noting(trainer, *arguments):
+            note(stage=stage, images=trainer.images)
             try:
-                return inner(training, *arguments)
+                return inner(trainer, *arguments)
             finally:
-                tell(stage="step", images=training.images)
+                note(stage="step", images=trainer.images)
 
-        setattr(owner, name, told)
+        setattr(owner, name, noting)
 
     def write(*arguments, **options):
-        tell(writing=1)
+        note(writing=1)
         try:
             return inner_write(*arguments, **options)
         finally:
-            tell(writing=0)
+            note(writing=0)
 
     during(Trainer, "step", "step")
-    during(pretrain, "watch", "evaluation")
+    during(pretrain, "evaluate_online", "evaluation")
     during(pretrain, "save", "save")
     during(pretrain, "finish", "finish")
     inner_write, run.write = run.write, write
 
 
-def before(what: str, images: int | None, act: Callable) -> None:
-    """Calls `act` with the training before a step, or a logging of one, after so many images; None: each."""
+def before(name: str, images: int | None, act: Callable) -> None:
+    """Calls `act` with the trainer before a step or a function of pretrain, after `images`; None: always."""
     from trainer.tasks import pretrain
     from trainer.training.trainer import Trainer
 
-    owner = Trainer if what == "step" else pretrain
-    inner = getattr(owner, what)
+    owner = Trainer if name == "step" else pretrain
+    inner = getattr(owner, name)
 
-    def acting(training, *arguments):
-        if images in (None, training.images):
-            act(training)
-        return inner(training, *arguments)
+    def acting(trainer, *arguments):
+        if images in (None, trainer.images):
+            act(trainer)
+        return inner(trainer, *arguments)
 
-    setattr(owner, what, acting)
+    setattr(owner, name, acting)
 
 
-def make_nan(training) -> None:
+def make_nan(trainer) -> None:
     import torch
 
     with torch.no_grad():
-        next(iter(training.objective.parameters()))[0] = float("nan")
+        next(iter(trainer.objective.parameters()))[0] = float("nan")
 
 
 def linger_over_views(seconds: float) -> None:
@@ -199,12 +199,12 @@ def fail_a_read() -> None:
 
 
 def record_ids(path: Path) -> None:
-    """Appends a line a batch: images seen before it, and of each view the places and the samples."""
+    """Appends a line for each batch: images seen before it, positions and ids of the samples of each view."""
     from data_pipelines.loader import Loader
 
     inner = Loader.__next__
 
-    def told(loader):
+    def recording(loader):
         batch = inner(loader)
         if loader.view_maker.reader.split == "train":  # evaluation has loaders of its own
             with open(path, "a") as file:
@@ -212,19 +212,19 @@ def record_ids(path: Path) -> None:
                 file.write(json.dumps(line) + "\n")
         return batch
 
-    Loader.__next__ = told
+    Loader.__next__ = recording
 
 
 # ---- where a save is -------------------------------------------------------------------------------
 
 
 def follow_saves(reached: Callable[[str], None]) -> None:
-    """Calls `reached` with each of PHASES that a save of this process comes to, by what it does to files.
+    """Calls `reached` with each of PHASES that a save of this process reaches, judged by its calls on files.
 
-    For the rest of the process: the functions of `os` that a save goes through are replaced.
+    It replaces, until the process ends, the functions of `os` that a save calls.
     """
     real = {name: getattr(os, name) for name in ("fsync", "replace", "rename", "unlink", "rmdir")}
-    hidden = set()  # by this process: a start also removes what dead ones have hidden
+    hidden = set()  # by this process: a start also removes what dead processes have hidden
 
     def opened(path, mode="r", *arguments, **options):
         if mode == "wb" and is_part(path):
@@ -280,7 +280,7 @@ def is_part(path) -> bool:
 
 
 class Halting(io.BufferedWriter):
-    """A part's file that tells when its header and some of its tensors are in it."""
+    """A part's file that reports when its header and some of its tensors are written."""
 
     def __init__(self, path, reached: Callable[[str], None]):
         super().__init__(io.FileIO(path, "w"))

@@ -1,12 +1,12 @@
 """Real training on several processes at a second a start: a parent that has imported everything forks them.
 
-    with Nursery() as nursery:
-        ranks = nursery.start(folder / "logs", 2, ["recipe=quickstart", ...], die={"rank": 1, "images": 640})
+    with RankForker() as forker:
+        ranks = forker.start(folder / "logs", 2, ["recipe=quickstart", ...], die={"rank": 1, "images": 640})
         assert ranks.wait(60) == [0, 0], ranks.text()
 
-The parent is this file run by an interpreter of its own, with one thread and no parallel region behind it.
-A forked rank is what `accelerate launch` starts: trainer/main.py run as a script in an environment that says
-which rank of how many it is. `fault_hooks` says what can be made to happen inside it.
+The parent is this module run by an interpreter of its own, with one thread and no parallel region before the
+fork. A forked rank is what `accelerate launch` starts: trainer/main.py run as a script, with its rank and the
+number of ranks in the environment. `fault_hooks` makes faults happen inside it.
 """
 
 import ctypes
@@ -21,8 +21,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-MAIN = REPOSITORY / "trainer" / "main.py"
+from tests.helpers import ROOT
+
+MAIN = ROOT / "trainer" / "main.py"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GRACE = 1.0  # seconds between a launcher's SIGTERM to the ranks that are left and its SIGKILL; torchrun: 30
 ENGINES = {  # what accelerate launch exports for the files of recipes/launch
@@ -35,14 +36,14 @@ ENGINES = {  # what accelerate launch exports for the files of recipes/launch
 }
 
 
-class Nursery:
-    """The parent of ranks, and through it all ranks that it started; both end with this process."""
+class RankForker:
+    """The parent process of ranks, which forks them; both end with this process."""
 
     def __init__(self):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=REPOSITORY,
+            [sys.executable, "-m", __name__],
+            cwd=ROOT,
             env=clean | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -52,47 +53,47 @@ class Nursery:
 
     def start(
         self, logs: Path, world: int, arguments: list[str], engine: str = "ddp", **hooks: object
-    ) -> "Ranks":
-        """Forks ranks that run main.py with `arguments`; what they print and note comes to `logs`."""
+    ) -> "ForkedRanks":
+        """Forks ranks that run main.py with `arguments`; their output and notes are written to `logs`."""
         logs.mkdir(parents=True)
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | ENGINES[engine]
-        asked = {"logs": str(logs), "world": world, "arguments": arguments, "hooks": hooks}
-        answer = self._ask("start", asked | {"environment": environment if world > 1 else {}})
-        return Ranks(self, answer, logs)
+        request = {"logs": str(logs), "world": world, "arguments": arguments, "hooks": hooks}
+        request |= {"environment": environment if world > 1 else {}}
+        return ForkedRanks(self, self._ask("start", request), logs)
 
     def ended(self) -> dict[int, int]:
-        """How the processes ended that have."""
+        """The exit statuses of the processes that have ended, or minus the signal, by process."""
         self._ended |= {int(process): status for process, status in self._ask("ended", {}).items()}
         return self._ended
 
-    def _ask(self, what: str, request: dict):
-        self._process.stdin.write(json.dumps({"ask": what} | request) + "\n")
+    def _ask(self, command: str, request: dict):
+        self._process.stdin.write(json.dumps({"command": command} | request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the parent of the ranks has died"
         return json.loads(answer)
 
     def close(self) -> None:
-        self._process.stdin.close()  # it then kills what is left and ends
+        self._process.stdin.close()  # the parent then kills the ranks that are left, and ends
         self._process.wait()
         self._process.stdout.close()
 
-    def __enter__(self) -> "Nursery":
+    def __enter__(self) -> "RankForker":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
 
-class Ranks:
+class ForkedRanks:
     """The processes of one start, in the order of their ranks."""
 
-    def __init__(self, nursery: Nursery, processes: list[int], logs: Path):
-        self.nursery, self.processes, self.logs = nursery, processes, logs
+    def __init__(self, forker: RankForker, processes: list[int], logs: Path):
+        self.forker, self.processes, self.logs = forker, processes, logs
 
     def statuses(self) -> list[int | None]:
-        """Of each rank its exit status, minus the signal that killed it, or None while it runs."""
-        ended = self.nursery.ended()
+        """The exit status of each rank, or minus the signal that killed it; None while it runs."""
+        ended = self.forker.ended()
         return [ended.get(process) for process in self.processes]
 
     def running(self) -> bool:
@@ -100,49 +101,49 @@ class Ranks:
 
     def signal(self, number: int, rank: int | None = None) -> None:
         """Sends a signal to a rank, or to all."""
-        for which, status in enumerate(self.statuses()):
-            if status is None and rank in (None, which):
+        for index, status in enumerate(self.statuses()):
+            if status is None and rank in (None, index):
                 with suppress(ProcessLookupError):
-                    os.kill(self.processes[which], number)
+                    os.kill(self.processes[index], number)
 
     def wait(self, timeout: float, alone: bool = False) -> list[int]:
-        """Waits for all; as a launcher does, tells the others to end where one fails, and then makes them.
+        """Waits for all ranks. Where one fails, the others get SIGTERM and then SIGKILL, as from a launcher.
 
         Args:
-            alone: leave the others alone, and only wait.
+            alone: send no signals, and only wait.
 
         Raises:
             TimeoutError: some still ran; they were killed.
         """
-        deadline, told = time.monotonic() + timeout, None
-        while None in (found := self.statuses()):
+        deadline, sigterm_at = time.monotonic() + timeout, None
+        while None in (statuses := self.statuses()):
             now = time.monotonic()
             if now > deadline:
                 self.kill()
-                raise TimeoutError(f"after {timeout} s the ranks' ends were {found}\n{self.text()}")
-            if told is None and any(found) and not alone:
-                told = now
+                raise TimeoutError(f"after {timeout} s the ranks' ends were {statuses}\n{self.text()}")
+            if sigterm_at is None and any(statuses) and not alone:
+                sigterm_at = now
                 self.signal(signal.SIGTERM)
-            if told is not None and now - told > GRACE:
+            if sigterm_at is not None and now - sigterm_at > GRACE:
                 self.signal(signal.SIGKILL)
             time.sleep(0.02)
-        return found
+        return statuses
 
     def kill(self) -> list[int]:
-        """Ends all at once."""
+        """Kills all at once."""
         self.signal(signal.SIGKILL)
-        while None in (found := self.statuses()):
+        while None in (statuses := self.statuses()):
             time.sleep(0.005)
-        return found
+        return statuses
 
     def stage(self, rank: int = 0) -> tuple[str, int]:
-        """What the rank does, as `fault_hooks.note_stages` names it, and the images seen before that."""
+        """The rank's stage, as `fault_hooks.note_stages` names it, and the images seen before it."""
         path = self.logs / f"stage-{rank}"
         words = path.read_text().split() if path.exists() else []
         return (words[0], int(words[1])) if len(words) == 2 else ("start", 0)
 
     def text(self, rank: int | None = None) -> str:
-        """What a rank, or each, printed."""
+        """The output of a rank, or of all."""
         ranks = range(len(self.processes)) if rank is None else [rank]
         return "".join((self.logs / f"rank-{number}.log").read_text() for number in ranks)
 
@@ -156,8 +157,8 @@ def free_port() -> int:
 # ---- in the parent of the ranks --------------------------------------------------------------------
 
 
-def imported() -> None:
-    """All that a run imports, which is most of the time that a start takes."""
+def import_all() -> None:
+    """Imports all that a run imports, which is most of the time of a start."""
     from trainer.distributed import launch
 
     launch.set_environment()
@@ -173,11 +174,11 @@ def imported() -> None:
 
 
 def serve() -> tuple[int, dict]:
-    """Answers requests until there are no more; returns in each forked rank: its number, the request."""
+    """Answers requests to the end; returns in each forked rank, with its number and the request."""
     alive: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
-        if request["ask"] == "start":
+        if request["command"] == "start":
             answer = []
             for rank in range(request["world"]):
                 if (process := os.fork()) == 0:
@@ -186,9 +187,10 @@ def serve() -> tuple[int, dict]:
             alive.update(answer)
         else:
             answer = {}
-            while alive and (found := os.waitpid(-1, os.WNOHANG))[0]:
-                answer[found[0]] = os.waitstatus_to_exitcode(found[1])
-                alive.discard(found[0])
+            while alive and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                process, status = ended
+                answer[process] = os.waitstatus_to_exitcode(status)
+                alive.discard(process)
         print(json.dumps(answer), flush=True)
     for process in alive:
         os.kill(process, signal.SIGKILL)
@@ -196,13 +198,13 @@ def serve() -> tuple[int, dict]:
 
 
 def become(rank: int, request: dict) -> None:
-    """Makes this process a rank that was just started by a launcher."""
+    """Turns this process into a rank that a launcher has just started."""
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests
     world, logs = request["world"], Path(request["logs"])
     log = os.open(logs / f"rank-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    for descriptor, taken in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
-        os.dup2(descriptor, taken)
+    for descriptor, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, standard)
     os.environ.update(request["environment"])
     if world > 1:
         os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
@@ -213,10 +215,10 @@ def become(rank: int, request: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(1, str(REPOSITORY))
+    sys.path.insert(1, str(ROOT))
     from tests.helpers.faults import fault_hooks
 
-    imported()
-    number, asked = serve()
-    become(number, asked)
+    import_all()
+    number, request = serve()
+    become(number, request)
     runpy.run_path(str(MAIN), run_name="__main__")

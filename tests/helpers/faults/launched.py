@@ -1,4 +1,4 @@
-"""Runs started by the real launcher, whose processes can be found and killed."""
+"""Runs started by the real launcher, and their processes, which can be killed."""
 
 import os
 import signal
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.faults.forked_ranks import MAIN, REPOSITORY
+from tests.helpers import ROOT
+from tests.helpers.faults.forked_ranks import MAIN
 
 
 class Launched:
@@ -28,7 +29,7 @@ class Launched:
         with open(log, "w") as file:
             self.launcher = subprocess.Popen(
                 [*command, str(MAIN), *arguments],
-                cwd=REPOSITORY,
+                cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -39,13 +40,13 @@ class Launched:
     def ranks(self) -> list[psutil.Process]:
         """The processes that run main.py, in the order of their ranks; none until all are there."""
         if not self._ranks:
-            found = {}
+            children = {}
             for child in psutil.Process(self.launcher.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     if str(MAIN) in child.cmdline()[:3]:
-                        found[int(child.environ()["RANK"])] = child
-            if len(found) == self.world:
-                self._ranks = [child for _, child in sorted(found.items())]
+                        children[int(child.environ()["RANK"])] = child
+            if len(children) == self.world:
+                self._ranks = [child for _, child in sorted(children.items())]
         return self._ranks
 
     def until(self, reached, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILLs at random moments, and where they fell."""
+"""SIGKILLs at random moments, and the stages that they met."""
 
 import random
 import signal
@@ -6,66 +6,66 @@ import time
 from typing import NamedTuple
 
 from tests.helpers.faults import tiny_runs
-from tests.helpers.faults.fault_stand import PATIENCE, Calm, Stand
-from tests.helpers.faults.forked_ranks import Ranks
+from tests.helpers.faults.fault_harness import PATIENCE, FaultHarness, UndisturbedRun
+from tests.helpers.faults.forked_ranks import ForkedRanks
 from tests.helpers.faults.tiny_runs import BATCH, IMAGES
 
 KILLS_A_RUN = 4
-IN_START = 0.2  # share of the kills that are to fall before the first step
+IN_START = 0.2  # share of the kills that are aimed at the time before the first step
 
 
 class Kill(NamedTuple):
-    """What a rank that was killed did (start, step, evaluation, save, finish), and who was killed."""
+    """The stage of a rank when it was killed (start, step, evaluation, save, finish), and who was killed."""
 
     stage: str
     images: int
-    whom: str
+    victim: str
 
 
 def kill_at_random(
-    stand: Stand, recipe: str, world: int, kills: int, dice: random.Random
+    harness: FaultHarness, recipe: str, world: int, kills: int, dice: random.Random
 ) -> tuple[list[Kill], int]:
-    """Kills runs at random moments; after a few kills each may end, with the bits and journal of a calm one.
+    """Kills runs at random moments, each a few times, and finishes them; each must equal the undisturbed run.
 
     Returns the kills, and the number of runs that were compared.
     """
-    calm, done, runs = stand.calm(recipe, world), [], 0
+    undisturbed, done, runs = harness.undisturbed_run(recipe, world), [], 0
     while len(done) < kills:
-        outputs, left, ended = stand.fresh(), min(KILLS_A_RUN, kills - len(done)), False
+        outputs, left, ended = harness.new_outputs(), min(KILLS_A_RUN, kills - len(done)), False
         while left and not ended:
-            kill = kill_once(stand.start(outputs, recipe, world), calm, dice)
+            kill = kill_once(harness.start(outputs, recipe, world), undisturbed, dice)
             if kill:
                 done.append(kill)
                 left -= 1
                 tiny_runs.newest(outputs / "run")
             ended = kill is None
         if not ended:
-            stand.finish(outputs, recipe, world)
-        tiny_runs.assert_undisturbed(calm.run, outputs / "run")
+            harness.finish(outputs, recipe, world)
+        tiny_runs.assert_undisturbed(undisturbed.folder, outputs / "run")
         runs += 1
     return done, runs
 
 
-def kill_once(ranks: Ranks, calm: Calm, dice: random.Random) -> Kill | None:
-    """Kills one rank, and the others as a launcher would, or all at once; None: the run ended before."""
-    a_step = (calm.seconds - calm.starting) / (IMAGES // BATCH)
-    whom = dice.choice([None, *range(len(ranks.processes))])
+def kill_once(ranks: ForkedRanks, undisturbed: UndisturbedRun, dice: random.Random) -> Kill | None:
+    """Kills one rank, and the others as a launcher would, or all at once; None: the run had ended before."""
+    a_step = (undisturbed.seconds - undisturbed.starting) / (IMAGES // BATCH)
+    victim = dice.choice([None, *range(len(ranks.processes))])
     if dice.random() < IN_START:
-        ended = paused(ranks, dice.uniform(0, calm.starting))
+        ended = paused(ranks, dice.uniform(0, undisturbed.starting))
     else:
         ended = not arrived(ranks, dice.random()) or paused(ranks, dice.uniform(0, 2 * a_step))
     if not ended:
-        ranks.signal(signal.SIGKILL, whom)
+        ranks.signal(signal.SIGKILL, victim)
     statuses = ranks.wait(PATIENCE)
     if -signal.SIGKILL not in statuses:
         assert statuses == [0] * len(statuses), ranks.text()
         return None
-    stage, images = ranks.stage(whom or 0)
-    return Kill(stage, images, "all" if whom is None else f"rank {whom}")
+    stage, images = ranks.stage(victim or 0)
+    return Kill(stage, images, "all" if victim is None else f"rank {victim}")
 
 
-def arrived(ranks: Ranks, share: float) -> bool:
-    """Waits until steps are made and so much of the run is trained; False: it has ended."""
+def arrived(ranks: ForkedRanks, share: float) -> bool:
+    """Waits until this share of the run is trained, and returns True; False: it has ended."""
     while ranks.running():
         stage, images = ranks.stage()
         if stage != "start" and images >= share * IMAGES:
@@ -74,7 +74,7 @@ def arrived(ranks: Ranks, share: float) -> bool:
     return False
 
 
-def paused(ranks: Ranks, seconds: float) -> bool:
-    """Waits so long, or until the run has ended, and says whether it has."""
+def paused(ranks: ForkedRanks, seconds: float) -> bool:
+    """Waits so many seconds; returns whether the run has ended."""
     time.sleep(seconds)
     return not ranks.running()

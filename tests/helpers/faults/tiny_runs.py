@@ -1,4 +1,4 @@
-"""The three recipes, so small that a run of 32 steps takes a second or two, and what two runs must share."""
+"""The three recipes, so small that a run of 32 steps takes a second or two, and comparisons of two runs."""
 
 from collections import Counter
 from pathlib import Path
@@ -51,16 +51,16 @@ RECIPES = {
 }
 FILES = {"dim_complete": "dim_complete", "moco": "moco_cifar10", "hybrid": "hybrid_cifar10"}
 CLOCKS = {"images_per_second", "data_wait"}  # the only figures that may differ
-OWN = CLOCKS | {"journal.id"}
+NOT_COMPARED = CLOCKS | {"journal.id"}
 
 
 def arguments(recipe: str, outputs: Path, data: Path, *more: str) -> list[str]:
-    """Of the run `outputs/run`."""
+    """The arguments of the run `outputs/run`."""
     places = [f"outputs={outputs}", "run=run", f"data.root={data}"]
     return [f"recipe={FILES[recipe]}", *places, *COMMON, *RECIPES[recipe], *more]
 
 
-# ---- what a run left -------------------------------------------------------------------------------
+# ---- the files of a run -----------------------------------------------------------------------------
 
 
 def complain(line: str) -> None:
@@ -68,11 +68,11 @@ def complain(line: str) -> None:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The checkpoint that a start would go on from; every visible one must be whole."""
-    found = load_module.newest(run / "checkpoints", complain)
+    """The checkpoint that the next start would go on from; every visible one must be whole."""
+    checkpoint = load_module.newest(run / "checkpoints", complain)
     for images in kept(run / "checkpoints"):
         verify(run / "checkpoints" / folder_name(images))
-    return found
+    return checkpoint
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def figures(run: Path, *kinds: str) -> dict[tuple[str, int], object]:
-    """The journal's records of these kinds by name and images, each of which is there once."""
+    """The journal's values of these kinds by name and images; no key may be there twice."""
     records = [record for record, _ in read(run / "journal.jsonl") if record["kind"] in kinds]
     counts = Counter((record["name"], record["images"]) for record in records)
     assert not [key for key, count in counts.items() if count > 1]
@@ -93,7 +93,7 @@ def figures(run: Path, *kinds: str) -> dict[tuple[str, int], object]:
 
 
 def resumed(run: Path) -> list[int]:
-    """Images seen at which each start went on."""
+    """The images at which each start continued the run."""
     return [record["images"] for record, _ in read(run / "journal.jsonl") if record["kind"] == "resumed"]
 
 
@@ -107,16 +107,18 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert not different
 
 
-def assert_same_journal(calm: Path, disturbed: Path) -> None:
-    """Nothing is missing, double or more, and all values but the clocks' are equal."""
-    found = [figures(run, "metric", "parameter", "tag", "artifact") for run in (calm, disturbed)]
-    assert len(found[0]) > 5 * IMAGES // BATCH
-    assert found[0].keys() == found[1].keys()
-    for key, value in found[0].items():
-        assert key[0] in OWN or found[1][key] == value, key
+def assert_same_journal(undisturbed: Path, disturbed: Path) -> None:
+    """No record is missing or there twice, and all values but the clocks' are equal."""
+    expected, actual = (
+        figures(run, "metric", "parameter", "tag", "artifact") for run in (undisturbed, disturbed)
+    )
+    assert len(expected) > 5 * IMAGES // BATCH
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert key[0] in NOT_COMPARED or actual[key] == value, key
 
 
-def assert_undisturbed(calm: Path, disturbed: Path) -> None:
-    """The run ended as if nothing had happened."""
-    assert_same_bits(weights(calm), weights(disturbed))
-    assert_same_journal(calm, disturbed)
+def assert_undisturbed(undisturbed: Path, disturbed: Path) -> None:
+    """The run ended as the undisturbed one: with its weights and its journal."""
+    assert_same_bits(weights(undisturbed), weights(disturbed))
+    assert_same_journal(undisturbed, disturbed)

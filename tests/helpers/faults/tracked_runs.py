@@ -1,4 +1,4 @@
-"""Tiny real runs that are tracked, a proxy that does to answers what faults do, and the comparison."""
+"""Tiny tracked runs, a proxy that spoils MLflow's answers, and the comparison of MLflow with the journal."""
 
 import http.client
 import json
@@ -12,10 +12,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.helpers import ROOT
 from tests.helpers.tracking_runs import client_of, journal_points, wait_until
 from trainer.tracking.journal import read
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 BATCH = 16
 ENDLESS = 100_000 * BATCH
 TINY = [
@@ -56,7 +56,7 @@ class TinyRun:
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "trainer/main.py", "recipe=quickstart", *TINY, *places, *words],
-                cwd=REPOSITORY,
+                cwd=ROOT,
                 env=os.environ | environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -200,22 +200,22 @@ def assert_delivered(uri: str, experiment: str, folder: Path) -> None:
     place = client.get_experiment_by_name(experiment).experiment_id
     last = {(r["kind"], r["name"]): r for r, _ in read(folder / "journal.jsonl")}
     journal_id = last["tag", "journal.id"]["value"]
-    (found,) = client.search_runs([place], f"tags.`journal.id` = '{journal_id}'")
+    (mlflow_run,) = client.search_runs([place], f"tags.`journal.id` = '{journal_id}'")
     expected = journal_points(folder)
     assert len(expected["loss"]) > 5
-    assert found.data.metrics.keys() == expected.keys()
+    assert mlflow_run.data.metrics.keys() == expected.keys()
     for name, points in expected.items():
-        history = client.get_metric_history(found.info.run_id, name)
+        history = client.get_metric_history(mlflow_run.info.run_id, name)
         assert [(point.step, point.timestamp, point.value) for point in history] == points, name
     named = {kind: {n: r["value"] for (k, n), r in last.items() if k == kind} for kind, _ in last}
-    assert found.data.params == {name: str(value) for name, value in named["parameter"].items()}
-    assert named["tag"].keys() <= found.data.tags.keys()
+    assert mlflow_run.data.params == {name: str(value) for name, value in named["parameter"].items()}
+    assert named["tag"].keys() <= mlflow_run.data.tags.keys()
     for name, value in named["tag"].items():
-        assert found.data.tags[name] == str(value)
+        assert mlflow_run.data.tags[name] == str(value)
     for relative in named.get("artifact", {}).values():
         path = Path(relative)
         parent = path.parent.as_posix() if path.parent.name else None
-        listed = {file.path: file.file_size for file in client.list_artifacts(found.info.run_id, parent)}
+        listed = {file.path: file.file_size for file in client.list_artifacts(mlflow_run.info.run_id, parent)}
         assert listed[path.as_posix()] == (folder / path).stat().st_size
     *_, end = named["end"].values()
-    assert found.info.status == end
+    assert mlflow_run.info.status == end

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.helpers import ROOT
+
 CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
@@ -17,8 +18,8 @@ ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-def lacking() -> str | None:
-    """Why no cluster can be started here, if so."""
+def why_unavailable() -> str | None:
+    """Why no cluster can be started here; None where one can."""
     if os.geteuid() != 0:
         return "a throw-away Slurm cluster wants root"
     programs = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
@@ -39,7 +40,7 @@ class Slurm:
 
     def __call__(self, *words: str, cluster: tuple[str, ...] = ("exec",)) -> str:
         command = [CLUSTER, *cluster, *words]
-        for _ in range(3 if "scontrol" in words else 1):  # a controller that is late drops who asks: SIGPIPE
+        for _ in range(3 if "scontrol" in words else 1):  # a slow controller drops the connection: SIGPIPE
             done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
             if done.returncode != 128 + signal.SIGPIPE:
                 break
@@ -61,26 +62,26 @@ class Job:
             *(f"slurm/{script}", *arguments),
         )
 
-    def told(self, key: str) -> str:
-        """What `scontrol show job` says of JobState, Restarts, ExitCode, ..."""
+    def field(self, key: str) -> str:
+        """A field of `scontrol show job`: JobState, Restarts, ExitCode, ..."""
         return re.search(rf"\b{key}=(\S+)", self.slurm("scontrol", "show", "job", self.id))[1]
 
     @property
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def until(self, what, seconds: float = 1200):
-        """Waits for `what()` to be true; it has to be while the job lives, or at its end."""
+    def until(self, condition, seconds: float = 1200):
+        """Waits for `condition()`, which must become true while the job lives, or at its end."""
         end = time.monotonic() + seconds
         while True:
-            state = self.told("JobState")  # before what(), which may wait for this very state
-            if what():
+            state = self.field("JobState")  # before condition(), which may wait for this very state
+            if condition():
                 return
             assert state not in ENDS, f"{state}: {self.text}"
             assert time.monotonic() < end, f"nothing after {seconds} s, {state}: {self.text}"
             time.sleep(0.1)
 
     def end(self) -> str:
-        """Waits for the end of the job; its last state."""
-        self.until(lambda: self.told("JobState") in ENDS)
-        return self.told("JobState")
+        """Waits for the end of the job; returns its last state."""
+        self.until(lambda: self.field("JobState") in ENDS)
+        return self.field("JobState")

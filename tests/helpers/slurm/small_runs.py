@@ -1,4 +1,4 @@
-"""A small training as a job, and what its folder says of it."""
+"""A small training as a job, and the records in its folder."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ SHORT = ["log.every=128", "save.every=25600", "evaluate.every=0", "evaluate.at_e
 
 
 def arguments(folder: Path) -> list[str]:
-    """Of a small training on the embedded digits that leaves everything in this folder."""
+    """The arguments of a small training on the embedded digits that writes to this folder only."""
     places = [f"outputs={folder}/outputs", f"data.root={folder}/digits", "tracking.uri=none"]
     return ["recipe=quickstart", *places, *TINY, *SHORT]
 
 
 def journal(run: Path, kind: str) -> list[dict]:
-    """The journal's records of a kind, but a last line that is being written."""
+    """The journal's records of a kind, without a last line that is being written."""
     path = run / "journal.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -26,9 +26,9 @@ def is_training(run: Path) -> bool:
 
 
 def continued_once(run: Path, job) -> None:
-    """The job was stopped, came back by itself, continued from the checkpoint it had saved, and finished."""
+    """The job was stopped, requeued, continued from the checkpoint that it had saved, and finished."""
     assert job.end() == "COMPLETED", job.text
-    assert job.told("Restarts") == "1", job.text
+    assert job.field("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
     assert "User defined signal" not in job.text, job.text  # what srun says of a launcher that it has ended
     (resumed,) = journal(run, "resumed")

@@ -16,15 +16,15 @@ def test_steps_go_on_while_a_write_is_under_way():
         may_end.wait(30)
         written.append("checkpoint")
 
-    saving = BackgroundWriter(pytest.fail)
-    saving.start(write)
+    writer = BackgroundWriter(pytest.fail)
+    writer.start(write)
     assert begun.wait(30)  # it runs, and this thread is not held up by it
-    assert saving.in_progress
+    assert writer.in_progress
     assert not written
     may_end.set()
-    saving.wait()
+    writer.wait()
     assert written == ["checkpoint"]
-    assert not saving.in_progress
+    assert not writer.in_progress
 
 
 def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
@@ -33,37 +33,37 @@ def test_an_error_sounds_the_alarm_at_once_and_comes_out_of_wait_once():
     def write():
         raise UserError("cannot write: no room")
 
-    saving = BackgroundWriter(alarm.set)
-    saving.start(write)
+    writer = BackgroundWriter(alarm.set)
+    writer.start(write)
     assert alarm.wait(30)
     with pytest.raises(UserError, match="no room"):
-        saving.wait()
-    saving.wait()
-    saving.start(lambda: None)  # a later one is another matter
-    saving.wait()
+        writer.wait()
+    writer.wait()
+    writer.start(lambda: None)  # a later one is another matter
+    writer.wait()
 
 
 def test_a_write_that_takes_too_long_is_told():
     end = threading.Event()
-    saving = BackgroundWriter(pytest.fail, limit=0.1)
-    saving.start(lambda: end.wait(30))
+    writer = BackgroundWriter(pytest.fail, limit=0.1)
+    writer.start(lambda: end.wait(30))
     with pytest.raises(UserError, match=r"rank 0 has not written its part of the checkpoint within 0\.1 s"):
-        saving.wait()
+        writer.wait()
     end.set()
 
 
 def test_where_training_has_failed_already_an_error_is_only_told():
-    told = []
-    saving = BackgroundWriter(lambda: None)
-    saving.start(lambda: 1 / 0)
-    saving.abandon(told.append, None)
-    assert told == ["warning: the last checkpoint was not saved: division by zero"]
+    lines = []
+    writer = BackgroundWriter(lambda: None)
+    writer.start(lambda: 1 / 0)
+    writer.abandon(lines.append, None)
+    assert lines == ["warning: the last checkpoint was not saved: division by zero"]
 
 
 def test_what_is_still_being_written_then_is_given_up():
-    told, end = [], threading.Event()
-    saving = BackgroundWriter(pytest.fail)
-    saving.start(lambda: end.wait(30))
-    saving.abandon(told.append, 0.1)
+    lines, end = [], threading.Event()
+    writer = BackgroundWriter(pytest.fail)
+    writer.start(lambda: end.wait(30))
+    writer.abandon(lines.append, 0.1)
     end.set()
-    assert told == ["warning: the last checkpoint was still being written after 0.1 s: given up"]
+    assert lines == ["warning: the last checkpoint was still being written after 0.1 s: given up"]

@@ -78,12 +78,12 @@ def test_a_leftover_that_resists_is_told_and_left(tmp_path, monkeypatch, capsys)
     with monkeypatch.context() as patch:
         keep_in_use(patch, ".nfs0001")
         clean(tmp_path)
-        told = []
-        clean(tmp_path, told.append)
+        lines = []
+        clean(tmp_path, lines.append)
     err = capsys.readouterr().err.splitlines()
-    assert err == [f"warning: {line}" for line in told]
-    assert len(told) == 2
-    assert "a.partial (Device or resource busy)" in told[0]
+    assert err == [f"warning: {line}" for line in lines]
+    assert len(lines) == 2
+    assert "a.partial (Device or resource busy)" in lines[0]
     assert [path.name for path in sorted(tmp_path.glob(".*/*"))] == 2 * [".nfs0001"]  # the rest made room
     clean(tmp_path, refuse)
     assert os.listdir(tmp_path) == [path.name]

@@ -84,9 +84,9 @@ def test_killed_between_any_two_calls_of_a_save(tmp_path, damaged):
         folder = tmp_path / str(moment)
         shutil.copytree(before, folder)
         status = ended(fork(killing_itself(partial(write_one, folder, 200, 0, 1, keep=1), moment)))
-        found = newest(folder, refuse if not damaged else lambda _: None)
-        assert same(load(found), state(found.images))
-        outcomes.append(found.images)
+        checkpoint = newest(folder, refuse if not damaged else lambda _: None)
+        assert same(load(checkpoint), state(checkpoint.images))
+        outcomes.append(checkpoint.images)
         assert damaged or all(verify(path) for path in folder.glob("images-*"))
         clean(folder)
         save(folder, 300, keep=1)
@@ -127,24 +127,24 @@ def test_one_of_two_ranks_killed_between_any_two_calls(tmp_path, victim):
         works = [partial(write_one, folder, 200, r, 2, keep=1, timeout=0.3) for r in range(2)]
         works[victim] = killing_itself(works[victim], moment)
         statuses = [ended(process) for process in [fork(work) for work in works]]
-        found = newest(folder, refuse)
-        assert same(load(found), state(found.images))
+        checkpoint = newest(folder, refuse)
+        assert same(load(checkpoint), state(checkpoint.images))
         clean(folder)
         save(folder, 300, world=3, keep=1)
         assert newest(folder, refuse).images == 300
         assert os.listdir(folder) == ["images-000000000300"]
         shutil.rmtree(folder)
         if statuses[victim] == 0:
-            assert (statuses, found.images) == ([0, 0], 200)
+            assert (statuses, checkpoint.images) == ([0, 0], 200)
             break
     assert moment > 10
 
 
 def save_on(folder, rank, world, channel):
     """A rank of a run that starts from the newest checkpoint and saves every 10 images, telling of each."""
-    found = newest(folder, refuse)
-    images = found.images if found else 0
-    assert not found or same(load(found), state(images))
+    checkpoint = newest(folder, refuse)
+    images = checkpoint.images if checkpoint else 0
+    assert not checkpoint or same(load(checkpoint), state(images))
     while True:
         images += 10
         write(snapshot(state(images), rank, world), folder, images, {}, f"from-{images}", keep=2, timeout=5)
@@ -167,14 +167,14 @@ def kill_at_random(folder, kills: int, world: int) -> int:
         for process in processes:
             os.kill(process, signal.SIGKILL)
         assert [ended(process) for process in processes] == [-signal.SIGKILL] * world
-        while told := os.read(reader, 8):
-            saved = int.from_bytes(told, "little")
+        while message := os.read(reader, 8):
+            saved = int.from_bytes(message, "little")
         os.close(reader)
-        found = newest(folder, refuse)
-        assert (found.images if found else 0) in (saved, saved + 10)
-        assert not found or same(load(found), state(found.images))
+        checkpoint = newest(folder, refuse)
+        assert (checkpoint.images if checkpoint else 0) in (saved, saved + 10)
+        assert not checkpoint or same(load(checkpoint), state(checkpoint.images))
         assert all(verify(path) for path in folder.glob("images-*"))
-        saved = found.images if found else 0
+        saved = checkpoint.images if checkpoint else 0
     clean(folder)
     save(folder, saved + 10, keep=2)
     assert len(os.listdir(folder)) == 2

@@ -23,19 +23,23 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(tmp_path, world):
     parts = [f"part-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
     assert sorted(os.listdir(path)) == ["manifest.json", *parts]
 
-    found = newest(tmp_path, refuse)
-    assert (found.path, found.images) == (path, 100)
-    assert (found.manifest["fingerprint"], found.manifest["seed"], found.manifest["world"]) == (
+    checkpoint = newest(tmp_path, refuse)
+    assert (checkpoint.path, checkpoint.images) == (path, 100)
+    assert (
+        checkpoint.manifest["fingerprint"],
+        checkpoint.manifest["seed"],
+        checkpoint.manifest["world"],
+    ) == (
         "f00d",
         3,
         world,
     )
-    assert found.manifest["tensors"]["float32"] == {"dtype": "float32", "shape": [7, 3, 2, 2]}
-    assert same(load(found), state())
+    assert checkpoint.manifest["tensors"]["float32"] == {"dtype": "float32", "shape": [7, 3, 2, 2]}
+    assert same(load(checkpoint), state())
     assert same(load(path, ["float64", "nan"]), {name: state()[name] for name in ("float64", "nan")})
 
     for readers in range(1, 6):
-        shares = [load_rows(found, rank, readers) for rank in range(readers)]
+        shares = [load_rows(checkpoint, rank, readers) for rank in range(readers)]
         for name, tensor in state().items():
             pieces = [share[name] for share in shares]
             if tensor.dim():
@@ -158,9 +162,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, kind
     target = tmp_path / "images-000000000300" / name
     edit(target, change) if change else target.unlink()
     warnings = []
-    found = newest(tmp_path, warnings.append)
-    assert found.images == 200
-    assert same(load(found), state(200))
+    checkpoint = newest(tmp_path, warnings.append)
+    assert checkpoint.images == 200
+    assert same(load(checkpoint), state(200))
     assert len(warnings) == 1
     assert "images-000000000300 is damaged" in warnings[0]
     assert "using images-000000000200" in warnings[0]

@@ -9,10 +9,10 @@ from trainer.tracking.journal import Journal
 
 def names(client, run_id, path=None) -> set[str]:
     """Every artifact of a run."""
-    found = set()
+    paths = set()
     for entry in client.list_artifacts(run_id, path):
-        found |= names(client, run_id, entry.path) if entry.is_dir else {entry.path}
-    return found
+        paths |= names(client, run_id, entry.path) if entry.is_dir else {entry.path}
+    return paths
 
 
 @pytest.mark.slow
@@ -36,8 +36,8 @@ def test_the_follower_uploads_nothing_from_outside_the_run(outputs):
     follower = follow(run, uri, console)
     assert follower.close()
     journal.close()
-    _, found = mlflow_run(uri)
-    assert names(client_of(uri), found.info.run_id) == {"good/own.png", "linked/own.png"}
+    _, tracked = mlflow_run(uri)
+    assert names(client_of(uri), tracked.info.run_id) == {"good/own.png", "linked/own.png"}
     assert len(console) == len(foreign)
     assert all("outside the run's folder" in line for line in console)
     stored = [path for path in (outputs / "mlartifacts").rglob("*") if path.is_file()]

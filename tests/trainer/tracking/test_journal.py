@@ -71,13 +71,13 @@ def test_a_replay_after_a_resume_writes_only_what_is_missing(tmp_path):
         file.truncate(path.read_bytes().rindex(b'{"images": 10'))
     steps(6, 8)  # killed again before it got where it had been
     steps(6, 20)
-    found = pairs(path)
-    assert len(found) == len(set(found))
-    metrics = {pair for pair in found if pair[0] in ("loss", "rate", "knn")}
+    written = pairs(path)
+    assert len(written) == len(set(written))
+    metrics = {pair for pair in written if pair[0] in ("loss", "rate", "knn")}
     every_step = {(name, images) for images in range(1, 21) for name in ("loss", "rate")}
     assert metrics == every_step | {("knn", images) for images in (4, 8, 12, 16, 20)}
-    assert [name for name, _ in found if name.startswith("resumed")] == ["resumed.1", "resumed.2"]
-    assert found.count(("ranks", 0)) == 1
+    assert [name for name, _ in written if name.startswith("resumed")] == ["resumed.1", "resumed.2"]
+    assert written.count(("ranks", 0)) == 1
 
 
 def test_what_differs_from_the_file_is_named(tmp_path):
@@ -175,7 +175,7 @@ def test_a_file_system_without_locks_is_told_once(tmp_path, monkeypatch, capsys)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(locks, "_told_of_no_locks", False)
+    monkeypatch.setattr(locks, "_warned_of_no_locks", False)
     for name in ("a", "b"):
         close_locked(open_locked(tmp_path / name))
     (line,) = capsys.readouterr().err.splitlines()
@@ -217,12 +217,12 @@ def test_a_kill_loses_no_line_that_was_written(tmp_path):
     for _ in range(500):
         writer.stdout.readline()
     writer.kill()
-    told = [int(line) for line in writer.communicate()[0].split()]
+    printed = [int(line) for line in writer.communicate()[0].split()]
     journal = Journal(path)
     journal.close()
     written = [images for name, images in pairs(path) if name == "loss"]
     assert written == list(range(1, len(written) + 1))
-    assert len(written) >= max(told, default=500)
+    assert len(written) >= max(printed, default=500)
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path):

@@ -93,8 +93,8 @@ def test_runs_that_start_together_share_one_store(tmp_path):
     assert [process.returncode for process in processes] == [0, 0, 0]
     client = client_of(uri_for(None, tmp_path))
     experiment = client.get_experiment_by_name("an experiment").experiment_id
-    found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
-    assert sorted(found) == ["a", "b", "c"]
+    run_ids = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
+    assert sorted(run_ids) == ["a", "b", "c"]
     for run in runs:
-        history = client.get_metric_history(found[run.name], "loss")
+        history = client.get_metric_history(run_ids[run.name], "loss")
         assert [(p.step, p.timestamp, p.value) for p in history] == journal_points(run)["loss"]

@@ -69,23 +69,23 @@ def test_a_server_that_comes_late_and_goes_away(server, tmp_path):
     assert follower.close()
     journal.close()
     assert len(console) == 5, console
-    told = (
+    expected = (
         "no tracking since",
         "tracking again",
         "no tracking since",
         "tracking again",
         "refused the artifact 'gone'",
     )
-    assert all(words in line for words, line in zip(told, console, strict=True)), console
+    assert all(words in line for words, line in zip(expected, console, strict=True)), console
 
     points, expected = mlflow_points(server.uri), journal_points(run)
     assert math.isnan(points.pop("nan")[0][2])
     assert points.pop("up")[0][2] == sys.float_info.max
     assert points == {name: expected[name] for name in ("loss", "rate")}
     assert len(points["loss"]) == images
-    client, found = mlflow_run(server.uri)
-    assert found.info.status == "FINISHED"
-    assert [f.path for f in client.list_artifacts(found.info.run_id)] == ["encoder.safetensors"]
+    client, tracked = mlflow_run(server.uri)
+    assert tracked.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(tracked.info.run_id)] == ["encoder.safetensors"]
     assert list((tmp_path / "kept").rglob("encoder.safetensors"))
 
 

@@ -89,27 +89,27 @@ def test_everything_in_the_journal_arrives(outputs):
     journal.close()
     assert console == []
 
-    client, found = mlflow_run(uri)
+    client, tracked = mlflow_run(uri)
     points, expected = mlflow_points(uri), journal_points(run)
     assert math.isnan(points.pop("nan")[0][2])
     assert points.pop("up")[0][2] == sys.float_info.max  # SQL knows no infinity
     assert points.pop("down")[0][2] == -sys.float_info.max
     assert points == {name: expected[name] for name in ("loss", "rate")}
     assert len(points["loss"]) == 1200
-    assert found.data.params == {"optimizer.lr": "0.001"}
-    tags = found.data.tags
+    assert tracked.data.params == {"optimizer.lr": "0.001"}
+    tags = tracked.data.tags
     assert tags["journal.id"] == journal.id
     assert tags["world"] == "2 ranks"
     assert tags["warning.data"] == "shard 3 is truncated"
     assert tags["resumed"] == "1 times, the last at 12000 images"
-    assert found.info.run_name == "first"
-    assert found.info.status == "FINISHED"
+    assert tracked.info.run_name == "first"
+    assert tracked.info.status == "FINISHED"
     last = list(read(journal.path))[-1][0]
-    assert found.info.end_time == round(last["time"] * 1000)
-    artifacts = outputs / "mlartifacts" / "an_experiment" / found.info.run_id / "artifacts"
+    assert tracked.info.end_time == round(last["time"] * 1000)
+    artifacts = outputs / "mlartifacts" / "an_experiment" / tracked.info.run_id / "artifacts"
     assert (artifacts / "figures" / "filters.png").read_bytes() == b"picture"
     assert (artifacts / "export" / "deep" / "encoder.safetensors").read_bytes() == b"weights"
-    assert [f.path for f in client.list_artifacts(found.info.run_id)] == ["export", "figures"]
+    assert [f.path for f in client.list_artifacts(tracked.info.run_id)] == ["export", "figures"]
 
 
 def test_a_second_start_continues_the_same_run(outputs):
@@ -132,10 +132,10 @@ def test_a_second_start_continues_the_same_run(outputs):
     follower = follow(run, uri)
     assert follower.close()
     journal.close()
-    _, found = mlflow_run(uri)
+    _, tracked = mlflow_run(uri)
     assert mlflow_points(uri) == journal_points(run)
-    assert found.info.status == "RUNNING"
-    assert found.data.tags["resumed"] == "3 times, the last at 200 images"
+    assert tracked.info.status == "RUNNING"
+    assert tracked.data.tags["resumed"] == "3 times, the last at 200 images"
 
 
 def test_a_run_deleted_in_mlflow_is_made_anew(outputs):
@@ -166,10 +166,10 @@ def test_a_refused_record_is_named_and_holds_nothing_up(outputs):
     follower = follow(run, uri, console)
     assert follower.close()
     journal.close()
-    _, found = mlflow_run(uri)
-    assert found.data.params == {"lr": "1", "seed": "3"}
-    assert found.data.metrics == {"a": 1.0, "c": 3.0}
-    assert found.info.status == "FAILED"
+    _, tracked = mlflow_run(uri)
+    assert tracked.data.params == {"lr": "1", "seed": "3"}
+    assert tracked.data.metrics == {"a": 1.0, "c": 3.0}
+    assert tracked.info.status == "FAILED"
     refused = [line.split(" refused the ")[1].split(" (")[0] for line in console]
     assert refused == [
         "parameter 'lr' at 50 images",
