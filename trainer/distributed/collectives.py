@@ -109,6 +109,15 @@ def unshuffle(rows: Tensor, order: np.ndarray | None, first: int) -> Tensor:
     return rows[on_device(slots, rows.device)]
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP2 has sharded, as a view; any other tensor itself."""
+    if world_size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor  # takes a second, which one process does not pay
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def on_device(index: np.ndarray, device: torch.device) -> Tensor:
     """An array as a tensor on the device, without a synchronisation."""
     tensor = torch.from_numpy(index)

@@ -13,7 +13,7 @@ class MissingKey(ValueError):
     """A section lacks all of several keys of which it needs one: reported as a missing key is."""
 
 
-class OptimizerSection(Section):
+class OptimizerOptions(Section):
     """What every optimizer has.
 
     The learning rate is `lr`, or `lr_per_256` for a global batch of 256 images, scaled to the recipe's batch
@@ -77,7 +77,7 @@ class OptimizerSection(Section):
         return f"{said} = {self.lr_per_256:g} for a batch of 256, scaled {how} to {batch:,}"
 
 
-class Adam(OptimizerSection):
+class AdamOptions(OptimizerOptions):
     """Adam, or AdamW with its decoupled weight decay."""
 
     kind: Literal["adam", "adamw"]
@@ -85,7 +85,7 @@ class Adam(OptimizerSection):
     eps: PositiveFloat = 1e-8
 
 
-class Sgd(OptimizerSection):
+class SgdOptions(OptimizerOptions):
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"]
@@ -103,7 +103,7 @@ class Sgd(OptimizerSection):
         return 1 if self.momentum else 0
 
 
-class Lars(OptimizerSection):
+class LarsOptions(OptimizerOptions):
     """Layer-wise adaptive rates, for large batches. `trust` is the trust coefficient."""
 
     kind: Literal["lars"]
@@ -119,4 +119,4 @@ class Lars(OptimizerSection):
         return True
 
 
-Optimizer = Annotated[Adam | Sgd | Lars, Field(discriminator="kind")]
+Optimizer = Annotated[AdamOptions | SgdOptions | LarsOptions, Field(discriminator="kind")]

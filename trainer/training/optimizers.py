@@ -7,46 +7,59 @@ from torch import Tensor, nn
 
 from data_pipelines.common.errors import UserError
 from trainer.distributed import collectives
+from trainer.distributed.collectives import local_part
 from trainer.distributed.engine_kind import EngineKind
-from trainer.recipe.optimizers import Optimizer
+from trainer.recipe.optimizers import AdamOptions, LarsOptions, OptimizerOptions, SgdOptions
 
 
 def build_optimizer(
-    options: Optimizer, lr: float, parameters: Iterable[nn.Parameter]
+    options: OptimizerOptions, lr: float, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """The optimizer over those parameters that learn.
 
     Nothing in it waits for the device: Adam is fused, one kernel and a step count that stays there; SGD and
     LARS take all parameters of a group in a few calls. The groups: one, or with `decay_norms: false` a
-    second, of what is spared weight decay and trust ratio.
+    second, of parameters without weight decay and trust ratio.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
-    shared = {"lr": lr, "weight_decay": options.weight_decay}
     groups = split(learning, spare_norms=not options.decay_norms)
-    if options.kind == "lars":
-        return Lars(groups, **shared, momentum=options.momentum, trust=options.trust)
+    return BUILDERS[options.kind](options, groups, {"lr": lr, "weight_decay": options.weight_decay})
+
+
+def _adam(options: AdamOptions, groups: list[dict], shared: dict) -> torch.optim.Adam:
+    return torch.optim.Adam(groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+
+
+def _adamw(options: AdamOptions, groups: list[dict], shared: dict) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+
+
+def _sgd(options: SgdOptions, groups: list[dict], shared: dict) -> torch.optim.SGD:
+    momentum = {"momentum": options.momentum, "nesterov": options.nesterov}
+    return torch.optim.SGD(groups, **shared, **momentum, foreach=True)
+
+
+def _lars(options: LarsOptions, groups: list[dict], shared: dict) -> "Lars":
     for group in groups:
-        group.pop("adapt")
-    if options.kind == "sgd":
-        return torch.optim.SGD(
-            groups, **shared, momentum=options.momentum, nesterov=options.nesterov, foreach=True
-        )
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[options.kind](groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+        group["adapt"] = "weight_decay" not in group
+    return Lars(groups, **shared, momentum=options.momentum, trust=options.trust)
+
+
+BUILDERS = {"adam": _adam, "adamw": _adamw, "sgd": _sgd, "lars": _lars}
 
 
 def split(parameters: list[nn.Parameter], spare_norms: bool) -> list[dict]:
-    """The parameter groups; of norms and biases (at most one dimension) an own one where they are spared."""
+    """The parameter groups: all in one, or norms and biases (at most one dimension) apart, without decay."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1 or not spare_norms]
     spared = [parameter for parameter in parameters if parameter.ndim <= 1 and spare_norms]
     groups = [
-        {"params": matrices, "adapt": True},
-        {"params": spared, "adapt": False, "weight_decay": 0.0},
+        {"params": matrices},
+        {"params": spared, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def check_engine(options: Optimizer, engine: EngineKind) -> None:
+def check_engine(options: OptimizerOptions, engine: EngineKind) -> None:
     """Raises:
     UserError: the engine hands the optimizer flat slices, in which a layer has no norm of its own.
     """
@@ -93,12 +106,12 @@ class Lars(torch.optim.Optimizer):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [own(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
-        gradients = [own(parameter.grad) for parameter in parameters]
-        weights = [own(parameter) for parameter in parameters]
+        buffers = [local_part(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        gradients = [local_part(parameter.grad) for parameter in parameters]
+        weights = [local_part(parameter) for parameter in parameters]
         updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         if group["adapt"]:
-            sharded = any(mine is not whole for mine, whole in zip(weights, parameters, strict=True))
+            sharded = any(local is not whole for local, whole in zip(weights, parameters, strict=True))
             w, g = norms([weights, gradients], sharded)
             ratio = group["trust"] * w / (g + group["weight_decay"] * w)
             ratio = torch.where((w > 0) & (g > 0), ratio, 1.0)
@@ -110,14 +123,9 @@ class Lars(torch.optim.Optimizer):
         torch._foreach_sub_(weights, buffers)
 
 
-def own(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, as a view: all of it, but under FSDP2."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def norms(lists: list[list[Tensor]], sharded: bool) -> Tensor:
     """The norms of lists of n tensors each [lists, n]; of sharded tensors, over the shards of all ranks."""
-    found = torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in lists])
+    local = torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in lists])
     if not sharded:
-        return found
-    return collectives.all_reduce_sum(found.square()).sqrt()
+        return local
+    return collectives.all_reduce_sum(local.square()).sqrt()
