@@ -1,8 +1,8 @@
-"""Where a data set may lie, and how it is read there: `data.root` and what goes with it.
+"""Where a data set may lie, and how it is read there: `data.root` and the keys beside it.
 
-A folder (`data/cifar10`, `file:data/cifar10`), a web address (`https://host/cifar10`), or a command that
-writes a file to its standard output (`pipe:ssh host cat /data/cifar10/{}`; `s3://bucket/cifar10` is short for
-one). Nothing here reads anything.
+A root is a folder (`data/cifar10`, `file:data/cifar10`), a web address (`https://host/cifar10`), or a command
+that writes a file to its standard output (`pipe:ssh host cat /data/cifar10/{}`; `s3://bucket/cifar10` is
+short for one). This module parses and checks roots; it reads nothing.
 """
 
 import os
@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 WEB = ("http", "https")
 KINDS = "a folder, file:, http://, https://, s3:// or pipe:COMMAND"
-# Where a secret may follow in a command. A name that goes on after these is another's: --token-file PATH,
-# PasswordAuthentication=no. UID:GID, as docker takes them, are no name and password.
+# Where a secret may follow in a command. A name that continues after these words means something else:
+# --token-file PATH, PasswordAuthentication=no. UID:GID, as docker has them, are no name and password.
 _SECRET = r"(token|passw(or)?d|passphrase|(?<![a-z])pass|secret|bearer|(api|access|account|auth)[_-]?key)"
 _BEFORE_SECRETS = re.compile(
     rf"""({_SECRET}["']?\s*[=:]|(authorization|cookie)\s*[=:]|(?<!\S)--[\w-]*{_SECRET}\s|\bsshpass\s+-p"""
@@ -29,12 +29,14 @@ _BEFORE_SECRETS = re.compile(
 class Access:
     """How the files of a data set are read.
 
-    patience: seconds for which a read that fails is tried again. cache: the folder for what comes over the
-    network (None: below the user's cache folder); cache_bytes: the most that is kept there of a data set.
-    commands: whether the user allowed that `pipe:` and `s3:` start programs.
+    Args:
+        retry_seconds: for which a read that fails is tried again.
+        cache: folder for files that come over the network; None: below the user's cache folder.
+        cache_bytes: the most that is kept there of a data set.
+        commands: whether the user allowed that `pipe:` and `s3:` start programs.
     """
 
-    patience: float = 0.0
+    retry_seconds: float = 0.0
     cache: str | None = None
     cache_bytes: int = 50_000_000_000
     commands: bool = False
@@ -44,7 +46,7 @@ ONCE = Access()  # a read that fails is not tried again
 
 
 def local_folder(root) -> Path | None:
-    """The folder that a root names; None for one that lies elsewhere."""
+    """The folder that a root names; None for a remote one."""
     text = str(root)
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
@@ -54,22 +56,22 @@ def local_folder(root) -> Path | None:
 
 
 def command_of(root: str) -> list[str] | None:
-    """The words of a root's command, `{}` in them for a file's name; None for a root that has none."""
+    """The words of a root's command, with `{}` for a file's name; None for a root that is no command."""
     if root.startswith("s3://"):
         return ["aws", "s3", "cp", f"{root.rstrip('/')}/{{}}", "-"]
     return shlex.split(root.removeprefix("pipe:")) if root.startswith("pipe:") else None
 
 
 def cache_folder(access: Access, fingerprint: str) -> Path:
-    """Where the files of a data set that lies elsewhere are kept on this machine."""
-    above = access.cache
-    if above is None:
-        above = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax"
-    return Path(above).expanduser() / fingerprint[:16]
+    """Where the files of a remote data set are kept on this machine."""
+    parent = access.cache
+    if parent is None:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax"
+    return Path(parent).expanduser() / fingerprint[:16]
 
 
 def check_root(root: str) -> str:
-    """The root itself. Raises ValueError, one line without any secret in it, where it is none."""
+    """Returns the root itself. Raises ValueError, one line without any secret in it, where it is no root."""
     scheme = _scheme(root)
     if scheme == "pipe":
         try:
@@ -79,8 +81,8 @@ def check_root(root: str) -> str:
         if not any("{}" in word for word in words):
             raise ValueError("expected {} in the command after pipe:, which a file's name takes the place of")
         for word in words:
-            for found in re.finditer(r"\w*://", word):
-                _check_address(word[found.start() :])
+            for match in re.finditer(r"\w*://", word):
+                _check_address(word[match.start() :])
         if _holds_secret(" ".join(words)):
             raise ValueError(
                 "the command after pipe: must hold no password, token or key, which a run's folder would "
@@ -100,21 +102,21 @@ def check_root(root: str) -> str:
 
 
 def scrubbed(text: str) -> str:
-    """A line of someone else's, for messages: one line, cut, without the secrets that addresses may hold."""
+    """Another program's text, for messages: one line, cut, without the secrets that addresses may hold."""
     text = re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))
     return re.sub(r"\?[^\s'\")]*", "?...", text)[:200]
 
 
 def _scheme(root: str) -> str | None:
-    found = re.match(r"(pipe|file)(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://)", root)
-    return found[0] if found else None
+    match = re.match(r"(pipe|file)(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://)", root)
+    return match[0] if match else None
 
 
 def _holds_secret(command: str) -> bool:
-    """Whether a command seems to. What a shell that it starts has from its environment, $NAME, is none."""
+    """Whether a command seems to hold a secret. $NAME, which a shell reads from its environment, is none."""
     return any(
-        command[found.end() : found.end() + 1].strip() not in ("", "$")
-        for found in _BEFORE_SECRETS.finditer(command)
+        command[match.end() : match.end() + 1].strip() not in ("", "$")
+        for match in _BEFORE_SECRETS.finditer(command)
     )
 
 

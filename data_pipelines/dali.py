@@ -10,8 +10,7 @@ from data_pipelines.common.retry import Retry, to_stderr
 from data_pipelines.dali_pipeline import ImagePipeline, Undecodable
 from data_pipelines.draws import draw
 from data_pipelines.image_options import ImageOptions
-from data_pipelines.loader import Made, Maker
-from data_pipelines.prefetch import Prefetch
+from data_pipelines.loader import Made, Maker, Prefetch
 from data_pipelines.reader import Reader
 from data_pipelines.views import View
 
@@ -45,7 +44,7 @@ class ImageViews(Maker):
         warn: Callable[[str], None] = to_stderr,
     ):
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
-        self.retry = Retry(reader.dataset.access.patience, warn)
+        self.retry = Retry(reader.dataset.access.retry_seconds, warn)
         self.dtype = options.dtype
         self.pipeline = ImagePipeline(
             views,

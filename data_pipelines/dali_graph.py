@@ -1,7 +1,7 @@
-"""What DALI does with images: one graph, on CPU or GPU.
+"""DALI's graphs: decoding and augmentation, on CPU or GPU.
 
-DALI decides nothing here: crops, colour factors, blur windows and flips come in as arguments, one a
-sample, so a batch is a pure function of bytes and draws.
+DALI draws nothing: crops, colour factors, blur windows and flips are arguments, one a sample, so a batch is a
+pure function of bytes and draws.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from data_pipelines.views import View
 
 
 def inputs(view: View, draws: Draws, corner: np.ndarray | int, device: str) -> dict[str, np.ndarray]:
-    """What the graph of a view is fed for n samples, arrays [n, ...] by name: no more than it reads.
+    """The inputs of a view's graph for n samples, arrays [n, ...] by name: no more than the graph reads.
 
     Args:
         corner: where the decoded part of each image begins, [n, 2] pixels from the top and the left.
@@ -81,7 +81,8 @@ def decoded(number, fast):
     options = {"device": _decoder(), "output_type": types.RGB}
     if not fast:
         return fn.decoders.image(encoded, **options)
-    # What all views show together: to decode for each of two what it shows takes half as long again.
+    # The region that all views show together: decoding the region of each of two views takes half as long
+    # again.
     corner, extent = (fn.external_source(name=f"{name}{number}") for name in ("corner", "extent"))
     return fn.decoders.image_slice(encoded, corner, extent, axis_names="HW", **options)
 
@@ -116,7 +117,7 @@ def one_view(image, number, view, size, normalize, device):
 
 
 def cut(image, anchor, shape, device):
-    if device == "cpu":  # to paste takes a sixth of the time of `fn.slice`
+    if device == "cpu":  # `fn.multi_paste` takes a sixth of the time of `fn.slice`
         region = {"in_anchors": fn.expand_dims(anchor, axes=0), "shapes": fn.expand_dims(shape, axes=0)}
         return fn.multi_paste(image, output_size=shape, **region)
     return fn.slice(image, anchor, shape, axis_names="HW")
@@ -143,12 +144,12 @@ def coloured(image, argument, view, device):
 
 
 def contrasted(image, contrast, device):
-    """Contrast about the image's mean grey, as torchvision's; DALI's own turns about a constant."""
+    """Contrast about the image's mean grey, as in torchvision; DALI's default centre is a constant."""
     grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
     mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
     if device == "cpu":  # twice as fast as the same in arithmetic
         return fn.brightness_contrast(image, contrast=contrast, contrast_center=mean)
-    # What was computed on a GPU is not to be had as an argument of an operator.
+    # An operator's argument cannot come from the GPU, where the mean was computed.
     return fn.cast(mean + contrast * (image - mean), dtype=types.UINT8)
 
 
@@ -158,7 +159,7 @@ def grayscale(image):
 
 
 def twisted(image, saturation, hue):
-    """Saturation and hue, float32 in 0..255: rounding to whole values takes the operator twice as long."""
+    """Saturation and hue, float32 in 0..255: rounding to whole values makes the operator twice as slow."""
     image = fn.color_twist(image, saturation=saturation, hue=hue, dtype=types.FLOAT)
     return math.min(math.max(image, 0.0), 255.0)
 
@@ -166,5 +167,5 @@ def twisted(image, saturation, hue):
 def blurred(image, sigma, window):
     if window is None:
         return fn.gaussian_blur(image, sigma=sigma)
-    # Columns, then rows: a fifth of the time of `fn.gaussian_blur`.
+    # Columns, then rows: this takes a fifth of the time of `fn.gaussian_blur`.
     return fn.filter(fn.filter(image, fn.expand_dims(window, axes=1)), fn.expand_dims(window, axes=0))

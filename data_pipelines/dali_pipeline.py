@@ -1,4 +1,4 @@
-"""Encoded bytes and draws -> tensors, by the one graph of `dali_graph`, on CPU or GPU."""
+"""Encoded bytes and draws -> tensors, by the graphs of `dali_graph`, on CPU or GPU."""
 
 import os
 import sys
@@ -28,15 +28,15 @@ class ImagePipeline:
     """Decodes images and makes their views.
 
     Args:
-        views: what becomes of the images, one output a view.
+        views: the augmentations, one output each.
         sources: for each view, which of the lists of encoded images it is made from.
         size: height and width of the output, pixels.
         normalize: mean and standard deviation, a number a channel, of pixels in [0, 1].
         batch: most images in a call.
         threads: of the CPU.
         device: "cpu" or "cuda:N".
-        fast: decode no more of an image than its views show: equal, but damage beyond is not met, so which
-            damaged images are replaced depends on the crops.
+        fast: decode no more of an image than its views show. The pixels are equal, but damage outside of the
+            crops is not noticed, so which damaged images are replaced depends on the crops.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ImagePipeline:
         try:
             outputs = self.pipeline.run()
         except RuntimeError:
-            # DALI's pipeline is dead after a failure and does not always say which image it was.
+            # A failure leaves DALI's pipeline unusable, and does not always name the image.
             self.pipeline = self._build()
             slots = [
                 [slot for slot, made in enumerate(self._alone(decode_graph, images)) if made is None]
@@ -139,11 +139,12 @@ class ImagePipeline:
         return corners
 
     def _headers_agree(self, images: TensorListCPU, sizes: np.ndarray) -> bool:
-        """Whether all headers can be read and say the sizes expected.
+        """Whether all headers can be read and have the sizes expected.
 
-        Asked before anything is decoded: among several images, one whose header cannot be read makes DALI
-        2.4's decoder write over its own memory, and the process dies some time later. And a damaged header
-        that speaks of 50,000 x 50,000 pixels gets no memory. It costs 4 us an image.
+        This is checked before anything is decoded: among several images, one whose header cannot be read
+        makes DALI 2.4's decoder write over its own memory, and the process dies some time later. And no
+        memory is allocated for a damaged header that claims 50,000 x 50,000 pixels. The check takes 4 us an
+        image.
         """
         self.headers.feed_input("encoded", images)
         try:
@@ -154,12 +155,12 @@ class ImagePipeline:
         return np.array_equal(np.asarray(shapes.as_tensor())[:, :2], sizes)
 
     def _headers_apart(self, images: list[np.ndarray], sizes: np.ndarray) -> list[int]:
-        """The slots of images whose header cannot be read or says another size."""
-        found = [(0, 0) if made is None else made.at(0)[:2] for made in self._alone(header_graph, images)]
-        return np.flatnonzero((np.array(found) != sizes).any(axis=1)).tolist()
+        """The slots of images whose header cannot be read or has another size."""
+        shapes = [(0, 0) if made is None else made.at(0)[:2] for made in self._alone(header_graph, images)]
+        return np.flatnonzero((np.array(shapes) != sizes).any(axis=1)).tolist()
 
     def _alone(self, graph, images: list[np.ndarray]) -> Iterator:
-        """What a graph makes of each image alone, a batch of one; None where it fails."""
+        """Yields the output of a graph for each image alone, in a batch of one; None where it fails."""
         pipeline = None
         for image in images:
             if pipeline is None:
@@ -173,24 +174,24 @@ class ImagePipeline:
             yield made
 
     def _tensor(self, output) -> torch.Tensor:
-        # A copy: DALI writes its next batch into the same memory. On the CPU by numpy, in this thread: torch
-        # would wake its pool, whose waiting takes ten times the processor time of the copy.
+        # A copy: DALI writes its next batch into the same memory. On the CPU numpy copies, in this thread:
+        # torch would wake its thread pool, whose waiting takes ten times the CPU time of the copy.
         if self.device.type == "cpu":
             tensor = torch.from_numpy(self.memory.copy(np.asarray(output.as_tensor())))
         else:
-            # On a stream of its own, and done before DALI may write again: the default stream is busy with
-            # the steps of training, which would put the copy off until after them.
+            # On a separate stream, and waited for, since DALI may then write again: the default stream is
+            # busy with the steps of training, and would run the copy after them.
             with torch.cuda.stream(self.stream):
                 tensor = torch.from_dlpack(output.as_tensor()).clone()
             self.stream.synchronize()
-            tensor.record_stream(torch.cuda.default_stream(self.device))  # where it will be read
-        return tensor.permute(0, 3, 1, 2)  # made as NHWC, which is channels_last without a move
+            tensor.record_stream(torch.cuda.default_stream(self.device))  # which will read it
+        return tensor.permute(0, 3, 1, 2)  # NHWC memory is channels_last: nothing moves
 
 
 class Memory:
-    """Copies arrays, into the memory of earlier copies that nothing refers to any more.
+    """Copies arrays into the memory of earlier copies that nothing refers to any more.
 
-    What is fresh from the system costs six times the copy itself: it is handed out page by page.
+    Fresh memory costs six times the copy itself: the system provides it page by page.
     """
 
     def __init__(self):
@@ -198,17 +199,17 @@ class Memory:
 
     def copy(self, array: np.ndarray) -> np.ndarray:
         free = self.free.setdefault(array.shape, [])
-        held = free.pop() if free else np.empty_like(array)
-        copied = held.view()  # a tensor made of it keeps this object alive, and it alone
-        weakref.finalize(copied, free.append, held).atexit = False
+        memory = free.pop() if free else np.empty_like(array)
+        copied = memory.view()  # a tensor made of it keeps this object alive, and no other
+        weakref.finalize(copied, free.append, memory).atexit = False
         np.copyto(copied, array)
         return copied
 
 
 def remove_generated() -> None:
-    """Removes the temporary files of code that DALI makes of a graph with conditions, and has loaded.
+    """Removes the source files that DALI generates for graphs with conditions, after they were loaded.
 
-    DALI itself does so at an orderly exit, which a killed process never comes to.
+    DALI removes them at an orderly exit, which a killed process never reaches.
     """
     for name, module in list(sys.modules.items()):
         if name.startswith("__autograph_generated_file"):

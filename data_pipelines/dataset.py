@@ -1,11 +1,11 @@
-"""A data set on disk: what lies where, and the cheap check that all of it is there.
+"""The format of a data set on disk, and the cheap check that all of it is there.
 
 ROOT/dataset.json            written last, so a folder that has it is whole
 ROOT/train/000000.tar        WebDataset shard: members such as <key>.png, and <key>.cls (the label in ASCII)
 ROOT/train/000000.npy        its index, one row an image, of dtype INDEX
 
-The tars of a WebDataset that was there before are indexed where they lie: ROOT has their indices alone.
-ROOT may also be a folder that a web server or a command gives (`access`); its files come into a cache.
+The tars of an existing WebDataset are indexed where they lie: ROOT has their indices alone. ROOT may also be
+a folder behind a web server or a command (`access`); its files come into a cache.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from data_pipelines.common.errors import UserError
 
 FORMAT = 1
 
-# offset and size are those of the encoded image inside the tar: os.pread(fd, size, offset) is the PNG or
-# JPEG. Height and width are in pixels, as a decoder that obeys the EXIF orientation gives them. A label of
-# -1 is none.
+# offset and size, bytes, are those of the encoded image inside the tar: os.pread(fd, size, offset) returns
+# the PNG or JPEG. Height and width are pixels of the decoded image, its EXIF orientation applied. A label of
+# -1 means unlabelled.
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4"), ("label", "<i8")])
 
 _COMPRESSIONS = {
@@ -35,10 +35,15 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """name: such as train/000000.tar; lengths in bytes; digests are sha256 in hex.
+    """A shard's entry in dataset.json: a tar and its index.
 
-    path: where the tar lies, from the data set's folder or absolute, if it is not at its name (source=wds).
-    Two shards may share a tar: the rows of its index are what a shard holds.
+    Args:
+        name: such as train/000000.tar.
+        images: rows of the index.
+        bytes, index_bytes: lengths of the tar and the index.
+        sha256, index_sha256: their digests, in hex.
+        path: where the tar lies, relative to the data set's folder or absolute, if it is not at its name
+            (source=wds). Two shards may share a tar: a shard holds the images in its index.
     """
 
     name: str
@@ -58,13 +63,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says, and where it lies.
+    """The contents of dataset.json, and where the data set lies.
 
-    mean and std are those of the train split per channel (red, green, blue), pixels in [0, 1]. left_out
-    names what the source had and no shard has: {"member", "why"}. A sample's id is its running number
-    through the shards of its split, in this order. classes is empty where nothing is labelled;
-    images_per_shard is 0 where the tars are another's. made_with: options of the command that made it, such
-    as "from". remote: the address that it is fetched from, and then root is its cache; None for a folder.
+    A sample's id is its running number through the shards of its split, in this order.
+
+    Args:
+        root: the data set's folder; of a remote one, its cache.
+        source: what it was made from, a name of `sources.catalog`.
+        classes: names by label; empty where nothing is labelled.
+        mean, std: of the train split per channel (red, green, blue), pixels in [0, 1].
+        images_per_shard: of all shards but the last; 0 where existing tars were indexed in place.
+        left_out: what the source had and no shard has, {"member", "why"}.
+        fingerprint: of the contents (`fingerprint`).
+        made_with: options of the command that made it, such as "from".
+        remote: the address that it is fetched from; None for a folder.
+        access: how its files are read.
     """
 
     root: Path
@@ -82,12 +95,12 @@ class Dataset:
 
     @property
     def where(self) -> str:
-        """Where it lies, as the user would say."""
+        """The folder or address, for messages."""
         return self.remote or str(self.root)
 
     @property
     def name(self) -> str:
-        """The last part of that."""
+        """The last part of `where`."""
         return self.where if " " in self.where else Path(self.where).name
 
     def split(self, name: str) -> Split:
@@ -132,17 +145,17 @@ def fingerprint(splits: dict[str, Split]) -> str:
 
 
 def missing_parts(root: Path, shard: Shard) -> list[str]:
-    """One line for each of shard and index that is missing or of another length than dataset.json says."""
+    """The problems of a shard, a line each: its tar or index is missing or of another length."""
     problems = []
     index = root / index_name(shard.name)
     for path, size in ((tar_path(root, shard), shard.bytes), (index, shard.index_bytes)):
         try:
-            found = path.stat().st_size
+            length = path.stat().st_size
         except OSError as error:
             problems.append(f"{path} cannot be found ({error.strerror})")
             continue
-        if found != size:
-            why = compressed(path) or f"has {found:,} bytes where dataset.json says {size:,}"
+        if length != size:
+            why = compressed(path) or f"has {length:,} bytes where dataset.json says {size:,}"
             problems.append(f"{path} {why}")
     return problems
 
@@ -158,7 +171,7 @@ def index_name(shard_name: str) -> str:
 
 
 def compressed(path) -> str | None:
-    """Says how a file is compressed and which command rewrites it, or None where it is not."""
+    """How a file is compressed and which command rewrites it, for a message; None where it is not."""
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, (kind, command) in _COMPRESSIONS.items():

@@ -1,4 +1,4 @@
-"""Reads dataset.json, and sees that all of the data set is there."""
+"""Reads dataset.json and checks that all of the data set is there."""
 
 import json
 import re
@@ -13,24 +13,25 @@ from data_pipelines.remote import transfer
 from data_pipelines.remote.connect import source_of
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/\d{6,}\.tar")
-
-
-_NO_SIGN_OF_A_SHELL = re.compile(r"[A-Za-z0-9_.+=@,/-]+")
-
-
+_SAFE_IN_A_SHELL = re.compile(r"[A-Za-z0-9_.+=@,/-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset:
-    """Reads dataset.json and sees that every shard and index is there in its full length.
+    """Reads dataset.json and checks that every shard and index is there in its full length.
 
-    root: a folder, or an address as `access.check_root` takes it; access says how it is read. The cost is one
-    stat a shard and index, whatever the number of images: no index is opened and nothing is digested
-    (`python -m data_pipelines.shards verify ROOT` does that). Of an address dataset.json alone is fetched;
-    the rest comes when it is needed, and then its digests are checked.
+    The cost is one stat a shard and index, whatever the number of images: no index is opened and nothing is
+    digested (`python -m data_pipelines.shards verify ROOT` does that). Of a remote data set dataset.json
+    alone is fetched; the rest comes when it is needed, and then its digests are checked.
 
-    Raises UserError when dataset.json is missing, broken or of another format, or when a shard or an index is
-    missing or of another length.
+    Args:
+        root: a folder, or an address that `access.check_root` accepts.
+        source: what the data set is made from, for the message that says how to make it.
+        access: how the files are read.
+
+    Raises:
+        UserError: dataset.json is missing, broken or of another format, or a shard or an index is missing or
+            of another length.
     """
     try:
         check_root(str(root))
@@ -48,7 +49,7 @@ def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset
 
 
 def read_description(root, source: str = "SOURCE") -> Dataset:
-    """dataset.json alone, checked for form; the shards are not looked at. Raises UserError."""
+    """Reads dataset.json alone and checks its form; the shards are not looked at. Raises UserError."""
     root = Path(root)
     path = root / "dataset.json"
     try:
@@ -68,18 +69,18 @@ def read_description(root, source: str = "SOURCE") -> Dataset:
 
 
 def _load_remote(root: str, access: Access) -> Dataset:
-    fetch, patience = source_of(root, access), Retry(access.patience)
-    text = patience(lambda: transfer.description(fetch, patience.stopped)).decode("utf-8", "replace")
-    make = "make the data set in a folder, then copy that folder to where it is served from"
-    found = _described(text, Path(), fetch.address("dataset.json"), make)
-    for shard in (shard for split in found.splits.values() for shard in split.shards):
-        if trouble := _unfit(shard, by_command=command_of(root) is not None):
-            raise UserError(f"{fetch.address('dataset.json')}: {shard.name} {trouble}")
-    return replace(found, root=cache_folder(access, found.fingerprint), remote=root, access=access)
+    remote, retry = source_of(root, access), Retry(access.retry_seconds)
+    text = retry(lambda: transfer.description(remote, retry.stopped)).decode("utf-8", "replace")
+    advice = "make the data set in a folder, then copy that folder to where it is served from"
+    dataset = _described(text, Path(), remote.address("dataset.json"), advice)
+    for shard in (shard for split in dataset.splits.values() for shard in split.shards):
+        if problem := _distrusted(shard, by_command=command_of(root) is not None):
+            raise UserError(f"{remote.address('dataset.json')}: {shard.name} {problem}")
+    return replace(dataset, root=cache_folder(access, dataset.fingerprint), remote=root, access=access)
 
 
-def _unfit(shard: Shard, by_command: bool) -> str | None:
-    """What of a shard cannot be trusted where its description is another machine's."""
+def _distrusted(shard: Shard, by_command: bool) -> str | None:
+    """Why a shard's entry cannot be trusted where dataset.json comes from another machine; None: it can."""
     if not all(
         isinstance(part, str) and _DIGEST.fullmatch(part) for part in (shard.sha256, shard.index_sha256)
     ):
@@ -93,8 +94,8 @@ def _unfit(shard: Shard, by_command: bool) -> str | None:
             f"lies at {path[:80]!r} of the machine that indexed it; have the tars beside the data set's "
             "folder and index them again, for a path from there"
         )
-    # A command may hand the name to a shell of its own, as `ssh host cat {}` does.
-    if by_command and not _NO_SIGN_OF_A_SHELL.fullmatch(path):
+    # A command may pass the name to a shell, as `ssh host cat {}` does.
+    if by_command and not _SAFE_IN_A_SHELL.fullmatch(path):
         return (
             f"lies at {path[:80]!r}, where a command may have letters, digits and _.+=@,/- alone; "
             "rename the tar and index it again"
@@ -102,15 +103,15 @@ def _unfit(shard: Shard, by_command: bool) -> str | None:
     return None
 
 
-def _described(text: str, root: Path, path, make: str) -> Dataset:
-    """The text of the dataset.json that lies at `path`; `make` says how another is made."""
+def _described(text: str, root: Path, path, advice: str) -> Dataset:
+    """Parses the text of the dataset.json at `path`; `advice` says how another is made. Raises UserError."""
     try:
         described = json.loads(text)
-        if (found := described.pop("format")) != FORMAT:
-            raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; {make}")
+        if (number := described.pop("format")) != FORMAT:
+            raise UserError(f"{path} has format {number!r}, this version reads {FORMAT}; {advice}")
         return _parse(root, described)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is broken ({error}); remove the folder and {make}") from None
+        raise UserError(f"{path} is broken ({error}); remove the folder and {advice}") from None
 
 
 def _parse(root: Path, description: dict) -> Dataset:

@@ -1,9 +1,9 @@
 """(seed, sample position, view) -> the random numbers of an augmentation. Pure functions.
 
-Everything random in a run comes from counter-based streams (Philox 4x64) keyed by what the number is
-for and where it stands in the run, so it depends on no rank, slot, thread or batch size, and a run
-that resumes needs no saved state. Only the raw bits of numpy's Philox are used: numpy guarantees
-those, not its distributions.
+Everything random in a run comes from counter-based streams (Philox 4x64; Salmon et al., SC 2011) keyed by
+what the number is for and where it stands in the run. So it depends on no rank, slot, thread or batch size,
+and a run that resumes needs no saved state. Only the raw bits of numpy's Philox are used: numpy guarantees
+those over versions, not its distributions.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ import numpy as np
 
 from data_pipelines.views import Crop, View
 
-WIDTH = 32  # uniform numbers a (position, view); their places are fixed below
+WIDTH = 32  # uniform numbers for a position and view; the constants below say which is used for what
 ATTEMPTS = 10  # of a random resized crop, before the central crop is taken
 PLACE, FLIP, JITTER, FACTORS, GRAY, BLUR, SIGMA = 2 * ATTEMPTS, 22, 23, 24, 28, 29, 30
 
 
 def stream(seed: int, purpose: str, *place: int) -> np.random.Philox:
-    """A stream of random bits of its own for each (seed, purpose, up to three numbers)."""
+    """An independent stream of random bits for each (seed, purpose, up to three numbers)."""
     name = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     counter = [0, *place, *[0] * (3 - len(place))]
     key = np.array([seed, name], dtype=np.uint64)
@@ -34,7 +34,7 @@ def permutation(n: int, seed: int, purpose: str, *place: int) -> np.ndarray:
 def uniforms(seed: int, positions: np.ndarray, view: int) -> np.ndarray:
     """The `WIDTH` numbers in [0, 1) of each position for one view, float64 [n, WIDTH].
 
-    `positions` (int64 [n]) lie close together, as those of one batch do: the whole span is drawn.
+    `positions` (int64 [n]) should lie close together, as those of one batch do: their whole span is drawn.
     """
     first, last = int(positions.min()), int(positions.max())
     bits = stream(seed, "augmentation", 0, view)
@@ -45,7 +45,7 @@ def uniforms(seed: int, positions: np.ndarray, view: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is done to each of n images for one view; arrays [n], of pixels where they are lengths."""
+    """The augmentation of n images for one view; arrays [n], lengths in pixels."""
 
     anchor: np.ndarray  # int32 [n, 2]: top, left of the crop
     shape: np.ndarray  # int32 [n, 2]: height, width of the crop
@@ -61,8 +61,8 @@ def draw(view: View, seed: int, positions: np.ndarray, index: int, sizes: np.nda
     """The augmentation of view number `index` for images of `sizes` (int [n, 2]: height, width).
 
     Source: torchvision's RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur and
-    RandomHorizontalFlip as MoCo-v2 composes them (arXiv 2003.04297), but the jitter's parts keep the
-    order brightness, contrast, saturation, hue.
+    RandomHorizontalFlip as MoCo-v2 composes them (arXiv 2003.04297). One difference: the parts of the jitter
+    always have the order brightness, contrast, saturation, hue.
     """
     u = uniforms(seed, positions, index)
     anchor, shape = random_crop(view.crop, u, sizes) if view.crop else central_square(sizes)

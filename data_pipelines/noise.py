@@ -1,4 +1,4 @@
-"""Random numbers on the device, a generator a group of the global batch."""
+"""Random numbers on the device: one generator for each group of the global batch."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from data_pipelines.draws import stream
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers on the device, a generator a group of the global batch: no rank seeds anything."""
+    """The generators of a micro-batch: functions of the run's seed and of places in the run, not of ranks."""
 
     seed: int
     images_seen: int

@@ -1,11 +1,10 @@
 """(seed, images seen) -> which samples come next, for every rank. Pure functions.
 
-A run is one endless sequence of sample ids: epoch after epoch without a gap, each a permutation of
-the data set. Position p of the run is the p-th image that training sees, whatever the batch size and
-the number of ranks. Within an epoch the shards are permuted and read in windows of a few shards;
-samples are permuted within a window. A shard of more than `PIECE` images counts as several. So reads
-stay near each other on disk, mixing spans a window, and a billion samples cost no more memory than
-one window.
+A run is one endless sequence of sample ids: epoch after epoch without a gap, each a permutation of the data
+set. Position p of the run is the p-th image that training sees, whatever the batch size and the number of
+ranks. Within an epoch the shards are permuted and read in windows of a few shards; samples are permuted
+within a window. A shard of more than `PIECE` images counts as several. So reads stay near each other on disk,
+samples mix over a window, and a billion samples take no more memory than one window.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation, stream
 from data_pipelines.views import Shuffle
 
-PIECE = 16_384  # images: a window of 16 pieces takes 2 MB, of shards of a million images it would take 128
+PIECE = 16_384  # images: the ids of a window of 16 take 2 MB; of 16 shards of a million images, 128 MB
 
 
 class Plan:
@@ -54,8 +53,12 @@ class Plan:
         return np.concatenate(parts)
 
     def ahead(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is read at a position and soon after: of the window that holds it, and of the next, the id of
-        each shard's, or piece's, first image, int64, in the order of the plan."""
+        """What is read at a position and soon after: the windows that follow each other from there.
+
+        Returns:
+            The id of each piece's first image, int64, of the position's window and of the next, in the order
+            of the plan. A piece is a shard, or a part of a long one.
+        """
         epoch, place = divmod(position, self.images)
         order, ends = self._epoch(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
@@ -77,8 +80,8 @@ class Plan:
     def _window_ids(self, epoch: int, number: int) -> np.ndarray:
         """The ids of one window of an epoch, in the order in which they are seen."""
         order, _ = self._epoch(epoch)
-        held = order[number * self.window : (number + 1) * self.window]
-        ids = np.concatenate([np.arange(self.first[p], self.first[p + 1]) for p in held])
+        members = order[number * self.window : (number + 1) * self.window]
+        ids = np.concatenate([np.arange(self.first[p], self.first[p + 1]) for p in members])
         return ids[permutation(len(ids), self.seed, "samples", epoch, number)]
 
 
@@ -92,7 +95,7 @@ def pieces(shards: np.ndarray) -> np.ndarray:
 def sample(seed: int, purpose: str, images: int, count: int) -> np.ndarray:
     """A random choice of `count` of `images` ids (all of them where they are fewer), int64, ascending.
 
-    The memory that it takes goes with `count`, not with `images`.
+    Its memory is proportional to `count`, not to `images`.
     """
     if 2 * count >= images:
         return np.sort(permutation(images, seed, purpose)[:count])
@@ -109,7 +112,7 @@ def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -
 
     ShuffleBN without moving images: within each block of `groups` groups of `group` images, a key
     group takes equally many images of every query group (to within one, where they do not divide),
-    so that group statistics give no positive away (He et al., arXiv 1911.05722, section 3.3).
+    so that group statistics do not reveal the positives (He et al., arXiv 1911.05722, section 3.3).
     Raises ValueError where the batch is not made of whole blocks.
     """
     block = group * groups
@@ -117,12 +120,12 @@ def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -
         raise ValueError(f"a batch of {batch} images is not made of whole blocks of {groups} x {group}")
     places = np.empty(batch, np.int64)
     for number in range(batch // block):
-        held = [[] for _ in range(groups)]
+        key_groups = [[] for _ in range(groups)]
         for query in range(groups):
             order = permutation(group, seed, "key groups", images_seen, number, query)
             for key in range(groups):
-                held[(key + query) % groups].append(query * group + order[key::groups])
-        slots = np.concatenate([part for key in held for part in key])
+                key_groups[(key + query) % groups].append(query * group + order[key::groups])
+        slots = np.concatenate([part for group_parts in key_groups for part in group_parts])
         places[number * block : (number + 1) * block] = number * block + slots
     return places
 
@@ -186,7 +189,7 @@ class BatchShare:
 def check_division(
     batch: int, world: int, accumulate: int, unit: int, what: str, others: Sequence[str] = ()
 ) -> None:
-    """Refuses a global batch that ranks and micro-batches cannot share out in whole units.
+    """Checks that a global batch divides over ranks and micro-batches in whole units.
 
     Args:
         unit: images that must stay together: a group, or a block of groups.
@@ -194,7 +197,8 @@ def check_division(
         others: changes that work too, such as `groups.norm=8`.
 
     Raises:
-        UserError: naming these, and the numbers of processes and the batch sizes that work.
+        UserError: it does not. The message names `others`, and the numbers of processes and the batch sizes
+            that work.
     """
     if batch % (world * accumulate * unit) == 0:
         return

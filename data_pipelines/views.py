@@ -1,4 +1,7 @@
-"""How images become views: the part of a recipe that this package reads, typed and frozen."""
+"""How images become views: the part of a recipe that this package reads, typed and frozen.
+
+Recipes import this module: it needs neither numpy nor torch.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -2,11 +2,11 @@
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: the key, file or value, what was expected, what to do.
+    """A mistake of the user's, in one line: the key, file or value, what was expected, what to do.
 
     The entry points print it without a traceback and exit with status 2.
     """
 
 
 class SharedError(UserError):
-    """A mistake that every rank knows of and raises; the first rank alone tells it."""
+    """A mistake that every rank knows of and raises; the first rank alone prints it."""

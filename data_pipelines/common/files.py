@@ -1,6 +1,6 @@
 """Files that are either whole or not there: write beside, flush, rename.
 
-A process may be killed between any two calls and the machine may lose power: whoever opens the name finds
+A process may be killed between any two calls and the machine may lose power: whoever opens the name reads
 the old content or the new, never a piece. One writer a file at a time: the temporary name is a fixed one, so
 that what a killed process left behind is overwritten by the next instead of piling up.
 """
@@ -24,13 +24,20 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, flush_name: bool = True) -> Iterator[Path]:
+def replacing(path: Path, flush_name: bool = True, temporary: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path to write; on leaving, it is flushed and takes the place of `path`.
 
-    If the block or the flush fails, the temporary file is removed and `path` is as before. Raises OSError.
-    Without `flush_name` the folder is left to the caller, and nothing fails once `path` is there.
+    If the block or the flush fails, the temporary file is removed and `path` is as before.
+
+    Args:
+        flush_name: False leaves the folder's flush to the caller; nothing fails once `path` is there.
+        temporary: in the same file system; where several processes may write `path` at the same time, each
+            needs its own. None: beside `path`.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = temporary or path.with_name(f".{path.name}.partial")
     try:
         yield temporary
         flush(temporary)
@@ -43,11 +50,16 @@ def replacing(path: Path, flush_name: bool = True) -> Iterator[Path]:
         flush(path.parent)
 
 
+def replace_bytes(path: Path, data: bytes, temporary: Path | None = None) -> None:
+    """Makes `data` the content of `path`, whole or not at all; arguments and errors as of `replacing`."""
+    with replacing(path, temporary=temporary) as part:
+        part.write_bytes(data)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Makes `text` (UTF-8) the content of `path`, whole or not at all. Raises UserError if it cannot."""
     try:
-        with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        replace_bytes(Path(path), text.encode())
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -60,29 +72,10 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
-def file_digest(path) -> str:
-    """sha256 (hex) of a file."""
-    digest = hashlib.sha256()
+def file_digest(path, algorithm: str = "sha256") -> str:
+    """The digest (hex) of a file. It finds damage; md5, as publishers give it, protects from no attacker."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_durably(path: Path, data: bytes, part: Path) -> None:
-    """Writes to `part`, in the same file system, and renames: what has its name is on the disk, whole."""
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    replace(part, path)
-
-
-def replace(part: Path, path: Path) -> None:
-    """Renames and makes the new name durable."""
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

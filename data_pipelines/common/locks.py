@@ -6,11 +6,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
-_locked: set[int] = set()
+_locked: set[int] = set()  # descriptors of `open_locked`
+_warned_of_no_locks = False
 
 
-_told_of_no_locks = False
+class NoLocks(OSError):
+    """The file system has no locks, as some Lustre mounts."""
 
 
 def _forget_locks_in_child() -> None:
@@ -24,39 +27,64 @@ def _forget_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
+def lock(file: IO | int, wait: bool = False) -> bool:
+    """Locks an open file; it stays locked until it is closed, also by the end of the process.
+
+    Args:
+        wait: until whoever else holds the lock lets go of it.
+
+    Returns:
+        False where another holds the lock.
+
+    Raises:
+        NoLocks: the file system has none.
+        OSError: it refuses.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise NoLocks(error.errno, error.strerror) from None
+        raise
+    return True
+
+
 def open_locked(path: Path, wait: float = 0.0) -> int | None:
     """Opens `path` for reading and appending under an exclusive lock that ends with the process.
 
     The file is made where there is none. Returns the descriptor (for `close_locked`), or None where another
-    holds the lock for longer than `wait` seconds. Raises OSError. A file system without locks (some Lustre
-    mounts) is taken as unlocked, and told on stderr, once a process.
+    holds the lock for longer than `wait` seconds. Raises OSError. A file system without locks counts as
+    unlocked, with a warning on stderr, once a process.
     """
-    global _told_of_no_locks
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    try:
+        while not lock(fd):
             if time.monotonic() >= deadline:
                 os.close(fd)
                 return None
             time.sleep(0.05)
-            continue
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                os.close(fd)
-                raise
-            if not _told_of_no_locks:
-                _told_of_no_locks = True
-                print(
-                    f"warning: {path}: this file system has no locks ({error.strerror}), so nothing keeps "
-                    "two processes from writing the same run; start it once only",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        _locked.add(fd)
-        return fd
+    except NoLocks as error:
+        _warn_of_no_locks(path, error)
+    except OSError:
+        os.close(fd)
+        raise
+    _locked.add(fd)
+    return fd
+
+
+def _warn_of_no_locks(path: Path, error: OSError) -> None:
+    global _warned_of_no_locks
+    if not _warned_of_no_locks:
+        _warned_of_no_locks = True
+        print(
+            f"warning: {path}: this file system has no locks ({error.strerror}), so nothing keeps "
+            "two processes from writing the same run; start it once only",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def is_locked(fd: int) -> bool:

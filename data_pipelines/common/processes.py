@@ -11,15 +11,16 @@ from multiprocessing.connection import Connection, wait
 
 from data_pipelines.common.errors import UserError
 
-# A worker takes two seconds to start, in which one process writes about as many small images.
+# A worker takes two seconds to start, in which one process writes about so many small images.
 IMAGES_PER_WORKER = 5000
 
 
 def in_processes(function, jobs: list[tuple], images: int, workers: int | None) -> Iterator[tuple]:
-    """Yields (number of the job, function(*job)) as they are done; one worker is this process itself.
+    """Yields (number of the job, function(*job)) as they are done, in any order.
 
-    workers: None for one in IMAGES_PER_WORKER of the `images`, up to the cores that this process may use.
-    Raises what the function raises; the workers then end at once, whatever they were at.
+    workers: None for one for each IMAGES_PER_WORKER of the `images`, up to the cores that this process may
+    use. With one worker, this process does the work. Raises what the function raises; the workers then end at
+    once, whatever they are doing.
     """
     if workers is None:
         workers = min(images // IMAGES_PER_WORKER, len(os.sched_getaffinity(0)))
@@ -48,9 +49,10 @@ def in_processes(function, jobs: list[tuple], images: int, workers: int | None) 
 def _end_with_parent(theirs: Connection) -> None:
     """Ends a worker when the parent closes its end of the pipe, or is killed.
 
-    A pool alone does not: each worker holds the other end of its own queue, and would wait there for ever.
+    A pool alone does not end them: each worker has both ends of its queue open, and would wait there for
+    ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
 
     def watch():
         wait([theirs])

@@ -1,4 +1,4 @@
-"""What fails for a while is tried again, for as long as the user has patience."""
+"""Retries: what fails for a while is tried again, for as long as the user allows."""
 
 import sys
 import threading
@@ -14,13 +14,13 @@ Value = TypeVar("Value")
 
 
 class TransientError(Exception):
-    """What may pass by itself.
+    """A failure that may pass by itself.
 
     Args:
         subject: the file or address, for messages.
-        what: what is the matter with it: "{subject}{what}" is a sentence.
+        what: what is wrong with it: "{subject}{what}" is a sentence.
         advice: what to do where it does not pass.
-        reached: bytes that are here all the same; where they grow, the trouble counts as a new one.
+        reached: bytes that have arrived all the same; where they grow, the time of the retry begins anew.
     """
 
     def __init__(self, subject: str, what: str, advice: str, reached: int = 0):
@@ -29,7 +29,7 @@ class TransientError(Exception):
 
 
 class Interrupted(Exception):
-    """Whoever waited was told to stop."""
+    """The wait was ended from outside: the run stops."""
 
 
 def to_stderr(line: str) -> None:
@@ -37,13 +37,13 @@ def to_stderr(line: str) -> None:
 
 
 class Retry:
-    """Calls what may fail, again and again while it does, with growing pauses.
+    """Calls what may fail, again and again while it raises TransientError, with growing pauses.
 
     Args:
-        seconds: how long; 0: not at all.
-        warn: takes one line when trouble begins and one when it is over.
+        seconds: for which it is tried again; 0: not at all.
+        warn: receives one line when a failure begins and one when it is over.
 
-    `stop`, from any thread, ends all waiting at once and for good.
+    `failing` is true while attempts fail. `stop`, from any thread, ends all waiting at once and for good.
     """
 
     def __init__(self, seconds: float = 0.0, warn: Callable[[str], None] = to_stderr):
@@ -55,23 +55,23 @@ class Retry:
         self.stopped.set()
 
     def __call__(self, attempt: Callable[[], Value]) -> Value:
-        """What `attempt()` gives.
+        """Returns what `attempt()` returns.
 
         Raises:
-            UserError: it raised Trouble for so long; or what else it raises, at once.
+            UserError: it raised TransientError for `seconds`. What else it raises passes at once.
             Interrupted: `stop` was called.
         """
         try:
             return attempt()
-        except TransientError as trouble:
-            return self.again(attempt, trouble)
+        except TransientError as error:
+            return self.again(attempt, error)
 
-    def again(self, attempt: Callable[[], Value], trouble: TransientError) -> Value:
-        """The same where the first attempt has been made, and met this trouble."""
+    def again(self, attempt: Callable[[], Value], failure: TransientError) -> Value:
+        """The same where the first attempt has been made, and failed so."""
         began = since = time.monotonic()
-        pause, reached = FIRST, trouble.reached
+        pause, reached = FIRST, failure.reached
         if self.seconds:
-            self.warn(f"{trouble}; trying again for {self.seconds:g} s")
+            self.warn(f"{failure}; trying again for {self.seconds:g} s")
         self.failing = True
         try:
             while (left := since + self.seconds - time.monotonic()) > 0:
@@ -80,14 +80,14 @@ class Retry:
                 pause = min(2 * pause, LONGEST)
                 try:
                     value = attempt()
-                except TransientError as again:
-                    trouble = again
-                    if again.reached > reached:  # it comes in pieces, but it comes
-                        reached, since, pause = again.reached, time.monotonic(), FIRST
+                except TransientError as error:
+                    failure = error
+                    if error.reached > reached:  # it comes in pieces, but it comes
+                        reached, since, pause = error.reached, time.monotonic(), FIRST
                 else:
-                    self.warn(f"{trouble.subject} can be read again, after {time.monotonic() - began:.1f} s")
+                    self.warn(f"{failure.subject} can be read again, after {time.monotonic() - began:.1f} s")
                     return value
         finally:
             self.failing = False
         tried = f", tried again for {self.seconds:g} s" if self.seconds else ""
-        raise UserError(f"{trouble}{tried}; {trouble.advice}") from None
+        raise UserError(f"{failure}{tried}; {failure.advice}") from None

@@ -9,8 +9,6 @@ Any number of processes share it. A file has its name only once it is whole, one
 others wait, and who dies leaves no lock behind. Files that are removed may still be open: they are read on.
 """
 
-import errno
-import fcntl
 import os
 import re
 import threading
@@ -24,6 +22,8 @@ from typing import BinaryIO
 
 from data_pipelines.access import cache_folder
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.files import replacing
+from data_pipelines.common.locks import NoLocks, lock
 from data_pipelines.common.retry import Interrupted, TransientError
 from data_pipelines.dataset import Dataset, Shard, describe, index_name
 from data_pipelines.remote.connect import source_of
@@ -31,7 +31,6 @@ from data_pipelines.remote.transfer import TIMEOUT, download
 
 PART = ".part"
 _OF_A_PART = re.compile(r"(\.[0-9a-f]{32})?\.part$")
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without them: some Lustre mounts
 QUIET = 2 * TIMEOUT  # seconds: who holds a lock, or has not written a byte, for so long is taken to hang
 
 
@@ -77,8 +76,8 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "dataset.json").exists():
                 part = self.folder / f"dataset.json.{os.getpid()}{PART}"
-                part.write_text(describe(dataset), encoding="utf-8")
-                os.replace(part, self.folder / "dataset.json")
+                with replacing(self.folder / "dataset.json", flush_name=False, temporary=part):
+                    part.write_text(describe(dataset), encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}); choose another folder with data.cache"
@@ -117,7 +116,7 @@ class ShardCache:
             with part:
                 try:
                     if not self.has(file):
-                        download(self.source, file.at, part, file.bytes, file.sha256, stop)
+                        download(self.source, file.at, part, stop, file.bytes, file.sha256)
                         part.flush()
                         os.fsync(part.fileno())
                         with self._alone(stop):  # who makes room counts it under one of its names
@@ -210,8 +209,8 @@ class ShardCache:
     def _alone(self, stop: threading.Event):
         self.folder.mkdir(parents=True, exist_ok=True)  # whoever empties caches may have removed it
         path, end = self.folder / ".lock", time.monotonic() + QUIET
-        with open(path, "a") as lock:
-            while _locked(lock) is False:
+        with open(path, "a") as file:
+            while _locked(file) is False:
                 if stop.wait(0.01):
                     raise Interrupted
                 if time.monotonic() > end:
@@ -228,14 +227,9 @@ def _begun(path: Path) -> BinaryIO:
 def _locked(file: BinaryIO) -> bool | None:
     """Whether the file could be locked, not waiting for it; None where there are no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+        return lock(file)
+    except NoLocks:
         return None
-    return True
 
 
 def _same(file: BinaryIO, path: Path) -> bool:

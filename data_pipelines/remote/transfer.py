@@ -1,4 +1,4 @@
-"""Fetches one file of a data set from elsewhere: whole, checked, and going on where a transfer broke off."""
+"""Fetches one file from elsewhere: whole, checked, and going on where a transfer broke off."""
 
 import hashlib
 import io
@@ -12,14 +12,14 @@ from data_pipelines.common.retry import Interrupted, TransientError
 
 TIMEOUT = 30.0  # seconds without a byte, then a transfer has failed
 CHUNK = 1 << 18  # bytes read at once
-DESCRIPTION_BYTES = 1 << 28  # the longest dataset.json that is taken: that of a million shards
+DESCRIPTION_BYTES = 1 << 28  # the longest dataset.json that is accepted: that of a million shards
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Bytes on their way: the first is number `start` of the file, `length` follow (None: not told).
+    """Bytes on their way: the first is number `start` of the file, `length` follow (None: unknown).
 
-    read: gives the next bytes, none at the end; raises Trouble.
+    read: returns the next bytes, none at the end; raises TransientError.
     """
 
     start: int
@@ -28,7 +28,7 @@ class Stream:
 
 
 def description(source, stop: threading.Event) -> bytes:
-    """dataset.json. Raises Trouble, UserError or Interrupted."""
+    """dataset.json. Raises TransientError, UserError or Interrupted."""
     buffer, name = io.BytesIO(), "dataset.json"
     with source.open(name, 0, stop) as stream:
         while chunk := _next(stream, stop):
@@ -40,46 +40,67 @@ def description(source, stop: threading.Event) -> bytes:
     return buffer.getvalue()
 
 
-def download(source, name: str, part: BinaryIO, size: int, sha256: str, stop: threading.Event) -> None:
-    """Brings a file, open for reading and writing, to `size` bytes with this digest; keeps what it has.
+def download(
+    source,
+    name: str,
+    part: BinaryIO,
+    stop: threading.Event,
+    size: int | None = None,
+    sha256: str | None = None,
+    progress: Callable[[int, int | None], None] = lambda have, size: None,
+) -> None:
+    """Fetches a file into `part`, which is open for reading and writing; keeps what that holds already.
 
     Never more than `size` bytes are written. A source that cannot start in the middle, and bytes that turn
     out to be wrong, let it begin again.
 
+    Args:
+        source: `Web` or `Command`.
+        name: of the file, below the source's root.
+        stop: ends the transfer when it is set.
+        size: bytes of the whole file, as dataset.json has them; None: as many as the source announces.
+        sha256: of the whole file, in hex; None leaves the check to the caller.
+        progress: receives the bytes that are here, and those of the whole file where they are known.
+
     Raises:
-        Trouble: the transfer failed, or brought what dataset.json does not say.
-        UserError: the source says that it will not.
+        TransientError: the transfer failed, or brought what dataset.json does not say.
+        UserError: the source refuses for good.
         Interrupted: `stop` was set.
         OSError: the file cannot be written.
     """
     address, digest, have = source.address(name), hashlib.sha256(), 0
-    while have < size and (block := part.read(min(CHUNK, size - have))):  # of a transfer that broke off
-        digest.update(block)
+    while (size is None or have < size) and (
+        block := part.read(CHUNK if size is None else min(CHUNK, size - have))
+    ):
+        digest.update(block)  # of a transfer that broke off
         have += len(block)
     part.truncate(have)
     try:
-        if have < size:
+        if size is None or have < size:
             with source.open(name, have, stop) as stream:
-                if stream.length is not None and stream.start + stream.length != size:
-                    found = stream.start + stream.length
-                    what = f" has {found:,} bytes where dataset.json says {size:,}"
+                announced = None if stream.length is None else stream.start + stream.length
+                if size is None:
+                    size = announced
+                elif announced not in (None, size):
+                    what = f" has {announced:,} bytes where dataset.json says {size:,}"
                     raise TransientError(address, what, source.advice)
                 if stream.start != have:
                     digest, have = hashlib.sha256(), _cut(part)
                 while chunk := _next(stream, stop):
-                    if have + len(chunk) > size:
+                    if size is not None and have + len(chunk) > size:
                         _cut(part)
                         what = f" has more bytes than the {size:,} of dataset.json"
                         raise TransientError(address, what, source.advice)
                     part.write(chunk)
                     digest.update(chunk)
                     have += len(chunk)
-    except TransientError as trouble:
-        trouble.reached = have
+                    progress(have, size)
+    except TransientError as error:
+        error.reached = have
         raise
-    if have < size:
+    if size is not None and have < size:
         raise TransientError(address, f" broke off after {have:,} of {size:,} bytes", source.advice, have)
-    if digest.hexdigest() != sha256:
+    if sha256 is not None and digest.hexdigest() != sha256:
         _cut(part)
         raise TransientError(
             address, " is not what dataset.json says: its digest differs", source.advice, have

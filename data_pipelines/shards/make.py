@@ -1,6 +1,5 @@
 """Makes a data set: shards, their indices and dataset.json, or what is missing of them."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import write_durably
+from data_pipelines.common.files import replace_bytes
+from data_pipelines.common.locks import lock
 from data_pipelines.common.processes import in_processes
 from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
 from data_pipelines.dataset_loading import load_dataset, read_description
@@ -110,12 +110,10 @@ def _is_whole(to: Path) -> bool:
 def _alone_in(to: Path) -> Iterator[None]:
     """Holds the folder, so that of several processes one makes the data set and the others find it made."""
     to.mkdir(parents=True, exist_ok=True)
-    with open(to / LOCK, "w") as lock:  # the system lets go of it, whatever ends this process
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with open(to / LOCK, "w") as file:  # the system unlocks it, whatever ends this process
+        if not lock(file):
             print(f"waiting for another process that is making {to}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock(file, wait=True)
         try:
             _remove_parts(to)  # a killed process's
             yield
@@ -132,7 +130,7 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
     """All shards, then dataset.json, after which the folder is a data set."""
     (to / UNFINISHED).mkdir(exist_ok=True)
     plan = {"source": source.name, "images_per_shard": per_shard, "made_with": source.made_with}
-    write_durably(to / UNFINISHED / "plan.json", json.dumps(plan).encode(), to / UNFINISHED / "plan.part")
+    replace_bytes(to / UNFINISHED / "plan.json", json.dumps(plan).encode(), to / UNFINISHED / "plan.part")
     (to / "dataset.json").unlink(missing_ok=True)  # of a data set that has lost shards
     splits, left_out, sums, numbers = {}, list(source.left_out), Sums(), 0
     written = _write_shards(source, to, per_shard, workers, progress)
@@ -154,7 +152,7 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
     classes = tuple(map(str, range(numbers)) if source.classes is None else source.classes)
     said = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
     made = Dataset(to, *said, fingerprint(splits), source.made_with)
-    write_durably(to / "dataset.json", describe(made).encode(), to / UNFINISHED / "dataset.part")
+    replace_bytes(to / "dataset.json", describe(made).encode(), to / UNFINISHED / "dataset.part")
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:

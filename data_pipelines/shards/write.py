@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import file_digest, replace, write_durably
+from data_pipelines.common.files import file_digest, replace_bytes, replacing
 from data_pipelines.dataset import index_name
 from data_pipelines.sources.images import Sums
 from data_pipelines.sources.tars import index_shard
@@ -43,12 +43,12 @@ def write_shard(chunk, root: Path, name: str, classes: int) -> dict:
             place["path"] = _reference(chunk.paths[0], root)
             index, left_out, sums = chunk.index()
         else:
-            index, left_out, sums = _write_tar(chunk, part, classes)
-            replace(part, root / name)
+            with replacing(root / name, temporary=part):
+                index, left_out, sums = _write_tar(chunk, part, classes)
         tar = root / place.get("path", name)
         buffer = io.BytesIO()
         np.save(buffer, index, allow_pickle=False)
-        write_durably(root / index_name(name), buffer.getvalue(), part)
+        replace_bytes(root / index_name(name), buffer.getvalue(), part)
         entry = {
             "name": name,
             "images": len(index),
@@ -61,7 +61,7 @@ def write_shard(chunk, root: Path, name: str, classes: int) -> dict:
             "sums": asdict(sums),
             "classes": int(index["label"].max(initial=-1)) + 1,
         }
-        write_durably(note, json.dumps({"input": wanted, "entry": entry}).encode(), part)
+        replace_bytes(note, json.dumps({"input": wanted, "entry": entry}).encode(), part)
     except OSError as error:
         what = f"{root / name} cannot be written"
         if error.filename and not str(error.filename).startswith(str(root)):
@@ -104,24 +104,22 @@ def _write_tar(chunk, path: Path, classes: int) -> tuple[np.ndarray, list[dict],
     from webdataset import TarWriter
 
     sizes, left_out, sums = [], [], Sums()
-    with open(path, "wb") as stream:
-        # A fixed time and owner: equal input gives equal bytes, and a second run the same digests.
-        with TarWriter(stream, encoder=False, mtime=0, user="user", group="user") as tar:
-            for sample in chunk.samples():
-                label = -1 if sample.label is None else sample.label
-                try:
-                    picture = sample.load()
-                    if sample.label is not None and not 0 <= label < classes:
-                        raise ValueError(f"label {label} is not in 0..{classes - 1}")
-                except Exception as error:  # image decoders raise nearly anything
-                    why = " ".join(str(error).split()) or type(error).__name__
-                    left_out.append({"member": sample.name, "why": why})
-                    continue
-                tar.write({"__key__": sample.key, picture.kind: picture.encoded, "cls": str(label).encode()})
-                sizes.append(picture.values.shape[:2])
-                sums.count(picture.values)
-        stream.flush()
-        os.fsync(stream.fileno())
+    # A fixed time and owner: equal input gives equal bytes, and a second run the same digests.
+    fixed = {"mtime": 0, "user": "user", "group": "user"}
+    with open(path, "wb") as stream, TarWriter(stream, encoder=False, **fixed) as tar:
+        for sample in chunk.samples():
+            label = -1 if sample.label is None else sample.label
+            try:
+                picture = sample.load()
+                if sample.label is not None and not 0 <= label < classes:
+                    raise ValueError(f"label {label} is not in 0..{classes - 1}")
+            except Exception as error:  # image decoders raise nearly anything
+                why = " ".join(str(error).split()) or type(error).__name__
+                left_out.append({"member": sample.name, "why": why})
+                continue
+            tar.write({"__key__": sample.key, picture.kind: picture.encoded, "cls": str(label).encode()})
+            sizes.append(picture.values.shape[:2])
+            sums.count(picture.values)
     index = index_shard(path)
     index["height"], index["width"] = np.reshape(sizes, (-1, 2)).T
     return index, left_out, sums

@@ -5,13 +5,11 @@ test_batch and batches.meta, and cifar-100-python/ with train, test and meta: pi
 Python 2, the pixels a uint8 array [n, 3072], each row the red, green and blue planes of 32x32 pixels.
 """
 
-import hashlib
-import http.client
 import io
 import os
 import pickle
 import tarfile
-import urllib.request
+import threading
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.files import file_digest
+from data_pipelines.common.retry import TransientError
+from data_pipelines.remote.transfer import download
+from data_pipelines.remote.web import Web
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ LARGEST = 1 << 29  # bytes; CIFAR-100's train has 155 MB. Keeps a wrong archive 
 
 
 def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool = True) -> Path:
-    """The official archive, downloaded once into a cache folder ($XDG_CACHE_HOME or ~/.cache)/hybrid-infomax.
+    """Downloads the official archive once and returns its path; the md5 is checked each time.
 
-    Its md5 is checked each time. Raises UserError when there is no network or the file is another one.
+    folder: where it is kept; None: ($XDG_CACHE_HOME or ~/.cache)/hybrid-infomax. Raises UserError when there
+    is no network or the file is another one.
     """
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-infomax"
@@ -76,20 +79,14 @@ def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool =
     by_hand = f"download {url} by hand and give it as from=PATH/{path.name}"
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # its own: two processes may fetch at once
     try:
-        if path.is_file() and _md5(path) == md5:
+        if path.is_file() and file_digest(path, "md5") == md5:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as answer, open(part, "wb") as file:
-            total = int(answer.headers.get("Content-Length") or 0) or None
-            hidden = None if progress else True  # None: shown on a terminal only
-            with tqdm(desc=path.name, total=total, unit="B", unit_scale=True, disable=hidden) as bar:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-        if (found := _md5(part)) != md5:
-            raise UserError(f"{url} came with md5 {found}, expected {md5}; try again, or {by_hand}")
+        _download(url, part, path.name, progress)
+        if (digest := file_digest(part, "md5")) != md5:
+            raise UserError(f"{url} came with md5 {digest}, expected {md5}; try again, or {by_hand}")
         part.replace(path)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, TransientError) as error:
         raise UserError(f"{url} could not be fetched to {path.parent} ({error}); {by_hand}") from None
     finally:
         with suppress(OSError):
@@ -97,12 +94,17 @@ def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool =
     return path
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _download(url: str, part: Path, name: str, progress: bool) -> None:
+    """Fetches a file to `part`, with a bar on a terminal. Raises OSError, TransientError or UserError."""
+    root, _, last = url.rpartition("/")
+    hidden = None if progress else True  # None: shown on a terminal only
+    with open(part, "w+b") as file, tqdm(desc=name, unit="B", unit_scale=True, disable=hidden) as bar:
+
+        def show(have: int, size: int | None) -> None:
+            bar.total = size
+            bar.update(have - bar.n)
+
+        download(Web(root), last, file, threading.Event(), progress=show)
 
 
 def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:

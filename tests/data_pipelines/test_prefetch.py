@@ -8,8 +8,8 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.image_options import ImageOptions
+from data_pipelines.loader import Prefetch
 from data_pipelines.plan import BatchShare, Plan
-from data_pipelines.prefetch import Prefetch
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize, View
 from tests.helpers.tiny_dataset import image_loader, pictures, write_dataset

@@ -85,8 +85,8 @@ def serving(root: Path, **options) -> Iterator[RangedServer]:
 
 
 def opened(address: str, cache: Path, **access) -> Dataset:
-    """The data set at an address, read through a cache with 20 s of patience."""
-    return load_dataset(address, access=Access(**({"patience": 20.0, "cache": str(cache)} | access)))
+    """The data set at an address, read through a cache whose reads are tried again for 20 s."""
+    return load_dataset(address, access=Access(**({"retry_seconds": 20.0, "cache": str(cache)} | access)))
 
 
 class _Server(socketserver.ThreadingTCPServer):

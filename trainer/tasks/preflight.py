@@ -52,7 +52,7 @@ def open_data(options: Data, commands: bool = False) -> Dataset:
 
 
 def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:
-    """Looks whether a finished run was trained on what `options.root` is now, where that can be told.
+    """Looks whether a finished run was trained on what `options.root` is now, where that is known.
 
     Raises:
         UserError: it was another data set.
@@ -61,7 +61,7 @@ def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:
     with suppress(UserError, Damaged, IndexError):  # no data, or no checkpoint, any more
         newest = folder_name(kept(folder.checkpoints)[-1])
         then = read_manifest(folder.checkpoints / newest)["data"]
-        access = replace(options.access(commands), patience=0.0)
+        access = replace(options.access(commands), retry_seconds=0.0)
         now = load_dataset(options.root, options.source, access).fingerprint
     if now and then != now:
         raise UserError(
@@ -105,9 +105,9 @@ def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> No
 
 
 def check_evaluation(recipe: Pretrain, dataset: Dataset) -> None:
-    """Whether what the run will be asked for at its end can be measured on this data.
+    """Whether what is measured at the end of the run can be measured on this data.
 
-    The online monitor asks for the splits alone: without labels it leaves out the kNN.
+    The online monitor needs the splits alone: without labels it leaves out the kNN.
 
     Raises:
         UserError: the split `data.labelled` is not there; or there are no classes, a split has no label, or
@@ -121,7 +121,7 @@ def check_evaluation(recipe: Pretrain, dataset: Dataset) -> None:
 def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
     """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
     if not dataset.classes:
-        raise UserError(f"{dataset.where} has no classes, and probes learn to tell them; {way_out}")
+        raise UserError(f"{dataset.where} has no classes, and probes learn to separate them; {way_out}")
     for key, split in (("data.labelled", recipe.labelled_split), ("data.test", recipe.data.test)):
         with Reader(dataset, split) as reader:
             labelled = has_labels(reader)

@@ -35,13 +35,13 @@ def root(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def make_reader(root: Path, patience: float) -> Reader:
-    return Reader(load_dataset(root, access=Access(patience=patience)), "train")
+def make_reader(root: Path, retry_seconds: float) -> Reader:
+    return Reader(load_dataset(root, access=Access(retry_seconds=retry_seconds)), "train")
 
 
-def read_all(reader: Reader, patience: Retry | None = None) -> list[bytes]:
+def read_all(reader: Reader, retry: Retry | None = None) -> list[bytes]:
     try:
-        return [image.tobytes() for image in reader.read(np.arange(reader.images), patience)]
+        return [image.tobytes() for image in reader.read(np.arange(reader.images), retry)]
     finally:
         reader.close()
 
@@ -94,14 +94,14 @@ def test_what_is_missing_at_the_start_is_said_at_once(root):
     (root / "train/000002.tar").unlink()
     began = time.monotonic()
     with pytest.raises(UserError, match=r"train/000002.tar cannot be found"):
-        load_dataset(root, access=Access(patience=60))
+        load_dataset(root, access=Access(retry_seconds=60))
     assert time.monotonic() - began < 20
 
 
 def test_pauses_double_up_to_five_seconds():
     pauses, lines, attempts = [], [], []
-    patience = Retry(30, lines.append)
-    patience.stopped.wait = lambda seconds: pauses.append(seconds)  # nobody waits for this test
+    retry = Retry(30, lines.append)
+    retry.stopped.wait = lambda seconds: pauses.append(seconds)  # nobody waits for this test
 
     def attempt() -> str:
         attempts.append(1)
@@ -109,19 +109,19 @@ def test_pauses_double_up_to_five_seconds():
             raise TransientError("x", " fails", "mend it")
         return "value"
 
-    assert patience(attempt) == "value"
+    assert retry(attempt) == "value"
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5], abs=0.01)
     assert lines[0] == "x fails; trying again for 30 s"
     assert re.fullmatch(r"x can be read again, after 0\.\d s", lines[1])
     assert len(lines) == 2
-    assert not patience.failing
+    assert not retry.failing
 
 
 def loader_in_trouble(
     root: Path, lines: list[str], stopping: Callable[[], bool] = lambda: False, accumulate: int = 1
 ) -> tuple[Loader, Reader]:
     """A loader that has made its first batches and now waits for shards that are gone."""
-    reader = Reader(load_dataset(root, access=Access(patience=1000)), "train", stopping)
+    reader = Reader(load_dataset(root, access=Access(retry_seconds=1000)), "train", stopping)
     plan, share = Plan(0, reader.shards, 1), BatchShare(4, accumulate=accumulate)
     loader = image_loader(reader, plan, IMAGES, [View()], share, warn=lines.append, start=0, stop=480)
     next(loader)
@@ -170,7 +170,7 @@ def test_whoever_is_told_to_stop_leaves_before_a_step_but_not_within(root):
 
 def test_an_evaluation_is_left_at_any_time(root):
     told, lines = threading.Event(), []
-    reader = Reader(load_dataset(root, access=Access(patience=1000)), "train", told.is_set)
+    reader = Reader(load_dataset(root, access=Access(retry_seconds=1000)), "train", told.is_set)
     found = in_order(reader, IMAGES, np.arange(48), 4, lines.append)
     next(found)
     for path in root.glob("train/*.tar"):

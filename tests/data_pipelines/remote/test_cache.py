@@ -203,7 +203,7 @@ def test_what_a_killed_process_had_fetched_is_gone_on_with(data, server, tmp_pat
 
 def test_a_process_that_hangs_at_a_file_is_told_of(data, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fetcher_module, "TIMEOUT", 0.2)
-    dataset = opened(server.address, tmp_path, patience=0.5)
+    dataset = opened(server.address, tmp_path, retry_seconds=0.5)
     reader, first = Reader(dataset, "train"), data.splits["train"].shards[0]
     part = dataset.root / f"{tar_of(first).name}.part"
     part.parent.mkdir()
@@ -247,7 +247,7 @@ def test_each_machine_has_a_cache_of_its_own(data, server, tmp_path):
 
 
 def test_a_file_that_is_gone_again_and_again_is_told(data, server, tmp_path, monkeypatch):
-    reader = Reader(opened(server.address, tmp_path, patience=0.0), "train")
+    reader = Reader(opened(server.address, tmp_path, retry_seconds=0.0), "train")
     monkeypatch.setattr(reader._fetcher, "get", lambda *_: None)
     with pytest.raises(UserError, match="is removed again and again"):
         reader.read(np.arange(3))
@@ -255,7 +255,7 @@ def test_a_file_that_is_gone_again_and_again_is_told(data, server, tmp_path, mon
 
 
 def test_a_cache_that_is_removed_while_it_is_read_is_filled_again(data, server, tmp_path):
-    reader = Reader(opened(server.address, tmp_path, patience=0.0), "train")
+    reader = Reader(opened(server.address, tmp_path, retry_seconds=0.0), "train")
     shutil.rmtree(tmp_path)
     assert len(reader.read(np.arange(10))) == 10
     reader.close()
@@ -340,7 +340,7 @@ def fetch_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("trouble", ["down", "silent", "slow"])
 def test_a_run_ends_at_once_whatever_the_server_does(data, server, tmp_path, trouble):
-    dataset, lines = opened(server.address, tmp_path, patience=1000.0), []
+    dataset, lines = opened(server.address, tmp_path, retry_seconds=1000.0), []
     if trouble == "down":
         server.down()
     elif trouble == "silent":

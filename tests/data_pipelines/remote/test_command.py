@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Dataset:
 
 def opened(root: str, cache: Path, **access) -> Dataset:
     return load_dataset(
-        root, access=Access(**({"patience": 20.0, "cache": str(cache), "commands": True} | access))
+        root, access=Access(**({"retry_seconds": 20.0, "cache": str(cache), "commands": True} | access))
     )
 
 
@@ -146,7 +146,7 @@ def test_a_command_that_always_fails_is_named_with_its_last_words(data, tmp_path
         tmp_path, "print('one', file=sys.stderr); print('access denied', file=sys.stderr); sys.exit(3)"
     )
     with pytest.raises(UserError) as error:
-        opened(root, tmp_path / "cache", patience=0.3)
+        opened(root, tmp_path / "cache", retry_seconds=0.3)
     assert "failed with status 3: access denied, tried again for 0.3 s; run the command by hand" in str(
         error.value
     )
@@ -160,7 +160,7 @@ if name != "dataset.json":
 sys.stdout.buffer.write(open({str(data.root)!r} + "/" + name, "rb").read())
 """
     with pytest.raises(UserError) as error:
-        contents(opened(script(tmp_path, body) + " --private words", tmp_path / "cache", patience=0.3))
+        contents(opened(script(tmp_path, body) + " --private words", tmp_path / "cache", retry_seconds=0.3))
     assert f"train/000000.npy (by `{sys.executable}`) failed with status 3" in str(error.value)
     with pytest.raises(UserError) as absent:
         opened("pipe:no-such-program {} --private words", tmp_path)
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_program(tmp_path):
     (tmp_path / "no program").write_bytes(b"\x7fELF")
     (tmp_path / "no program").chmod(0o755)
     with pytest.raises(UserError, match=r"status 1: cannot be started \(Exec format error\)"):
-        opened(f"pipe:'{tmp_path}/no program' {{}}", tmp_path, patience=0.0)
+        opened(f"pipe:'{tmp_path}/no program' {{}}", tmp_path, retry_seconds=0.0)
 
 
 def test_a_command_is_over_when_it_ends_whoever_keeps_its_standard_error(data, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ import subprocess
 {left}
 sys.stdout.buffer.write(open({str(data.root)!r} + '/' + name, 'rb').read())
 """
-    assert contents(opened(script(tmp_path, body), tmp_path / "cache", patience=0.0)) == contents(data)
+    assert contents(opened(script(tmp_path, body), tmp_path / "cache", retry_seconds=0.0)) == contents(data)
 
 
 @pytest.mark.skipif(

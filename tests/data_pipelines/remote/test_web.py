@@ -133,17 +133,17 @@ def test_a_server_that_never_answers_does_not_hold_up_a_run(data, server, tmp_pa
 def test_trouble_that_lasts_ends_with_one_line(server, tmp_path):
     server.spoil(SHARD, "status", 500, times=1000)
     began = time.monotonic()
-    said = refusal(server.address, tmp_path, patience=0.8)
+    said = refusal(server.address, tmp_path, retry_seconds=0.8)
     assert 0.8 < time.monotonic() - began < 20
     where = f"{server.address}/{SHARD}"
     assert said.startswith(f"{where} cannot be fetched (500 Internal Server Error), tried again for 0.8 s; ")
 
 
-def test_patience_is_counted_from_the_last_byte_that_came(data, server, tmp_path):
+def test_the_time_to_retry_is_counted_from_the_last_byte_that_came(data, server, tmp_path):
     size = (data.root / SHARD).stat().st_size
     assert size > 6 * 3000  # each attempt brings so much, after a pause of 0.1 s
     server.spoil(SHARD, "break", 3000, times=size // 3000)
-    assert contents(opened(server.address, tmp_path, patience=0.5)) == contents(data)
+    assert contents(opened(server.address, tmp_path, retry_seconds=0.5)) == contents(data)
 
 
 @pytest.mark.parametrize(("status", "advice"), [(404, "check data.root"), (403, "~/.netrc"), (410, "check")])
@@ -151,14 +151,14 @@ def test_what_the_server_will_not_give(data, server, tmp_path, status, advice):
     """It is said at once when a run starts, and waited for when it runs."""
     server.spoil("dataset.json", "status", status)
     began = time.monotonic()
-    said = refusal(server.address, tmp_path, patience=60)
+    said = refusal(server.address, tmp_path, retry_seconds=60)
     assert time.monotonic() - began < 30
     assert said.startswith(f"{server.address}/dataset.json cannot be fetched ({status} ")
     assert advice in said
     server.spoil(SHARD, "status", status, times=2)
     assert contents(opened(server.address, tmp_path / "cache")) == contents(data)
     server.spoil(SHARD, "status", status, times=1000)
-    said = refusal(server.address, tmp_path / "other", patience=0.3)
+    said = refusal(server.address, tmp_path / "other", retry_seconds=0.3)
     assert said.startswith(f"{server.address}/{SHARD} cannot be fetched ({status} ")
     assert advice in said
 
@@ -177,7 +177,7 @@ def test_the_description_too_is_waited_for(data, server, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     server.spoil("dataset.json", "status", 502, times=100)
     assert "dataset.json cannot be fetched (502 Bad Gateway), tried" in refusal(
-        server.address, tmp_path, patience=0.3
+        server.address, tmp_path, retry_seconds=0.3
     )
 
 
@@ -239,7 +239,7 @@ def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys
         server.moved = far.address
         far.spoil("dataset.json", "status", 503)
         far.spoil(SHARD, "status", 403, times=1000)
-        said = refusal(server.address, tmp_path, patience=0.5) + capsys.readouterr().err
+        said = refusal(server.address, tmp_path, retry_seconds=0.5) + capsys.readouterr().err
     assert f"{server.address}/{SHARD} cannot be fetched (403 Forbidden)" in said
     assert "hush" not in said
     assert far.address not in said
@@ -393,7 +393,7 @@ def test_more_than_was_said_is_never_written(data, tmp_path, kind):
         server.spoil(SHARD, kind, times=1000)
         watching = threading.Thread(target=watch)
         watching.start()
-        said = refusal(server.address, tmp_path / "cache", patience=0.5)
+        said = refusal(server.address, tmp_path / "cache", retry_seconds=0.5)
         stop.set()
         watching.join()
     assert f"{SHARD} has " in said
