@@ -45,18 +45,18 @@ class Kind(NamedTuple):
     omega: float | None = None
 
 
-TensorShard = dict[Kind, list[dict[str, float]]]  # the results of each seed
+SeedResults = dict[Kind, list[dict[str, float]]]  # the results of each seed
 
 
-def read(folders: list[Path]) -> TensorShard:
+def read(folders: list[Path]) -> SeedResults:
     """The runs and their controls; in the order autoencoder, contrastive, hybrids by omega.
 
     Raises:
         UserError: a folder is no evaluated run, its encoder has no latent, or runs that do not differ in
             their seed alone would make one row.
     """
-    rows: TensorShard = {}
-    told, meanings = set(), {}
+    rows: SeedResults = {}
+    listed, meanings = set(), {}
     for folder in folders:
         for name in ("recipe.yaml", "results.json"):
             if not (folder / name).exists():
@@ -81,10 +81,10 @@ def read(folders: list[Path]) -> TensorShard:
         meanings[kind][folder] = meaning
         rows.setdefault(kind, []).append(results)
         for name, prefix in CONTROLS.items():
-            found = {key.removeprefix(prefix): v for key, v in results.items() if key.startswith(prefix)}
-            if found and (name, layout, recipe.seed) not in told:  # equal in all runs of a seed
-                told.add((name, layout, recipe.seed))
-                rows.setdefault(Kind(name, layout), []).append(found)
+            figures = {key.removeprefix(prefix): v for key, v in results.items() if key.startswith(prefix)}
+            if figures and (name, layout, recipe.seed) not in listed:  # equal in all runs of a seed
+                listed.add((name, layout, recipe.seed))
+                rows.setdefault(Kind(name, layout), []).append(figures)
     order = [*CONTROLS, PIXELS, CONTRAST, HYBRID, DETACHED]
     return dict(sorted(rows.items(), key=lambda row: (row[0].layout, order.index(row[0].name), row[0].omega)))
 
@@ -104,7 +104,7 @@ def cell(seeds: list[dict[str, float]], key: str, decimals: int, factor: float) 
     return f"{sum(values) / len(values):.{decimals}f}{spread}"
 
 
-def table(rows: TensorShard) -> str:
+def table(rows: SeedResults) -> str:
     """Rows of Markdown."""
     lines = ["| run | layout | ω | " + " | ".join(COLUMNS) + " |", "|---|---|---:|" + "---:|" * len(COLUMNS)]
     for kind, seeds in rows.items():
@@ -114,7 +114,7 @@ def table(rows: TensorShard) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: TensorShard) -> None:
+def draw(path: Path, rows: SeedResults) -> None:
     """The probe on y over the error of an image: a curve of each layout, its controls as straight lines."""
     figure = Figure(figsize=(9.2, 5.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()

@@ -29,8 +29,8 @@ def curve(journal: Path) -> list[tuple[int, float, float]]:
     speeds = series(journal, "images_per_second")
     reached = [0, *speeds]
     seconds = np.cumsum([0.0, *(np.diff(reached) / list(speeds.values()))])
-    found = series(journal, "knn/y/online")
-    return [(images, np.interp(images, reached, seconds) / 60, value) for images, value in found.items()]
+    accuracies = series(journal, "knn/y/online")
+    return [(images, np.interp(images, reached, seconds) / 60, value) for images, value in accuracies.items()]
 
 
 def report(folder: Path) -> None:

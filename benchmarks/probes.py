@@ -3,7 +3,7 @@
 python benchmarks/probes.py                                                                        one process
 accelerate launch --config_file recipes/launch/ddp.yaml --num_processes 2 benchmarks/probes.py         two
 
-The features are drawn: ten classes, each a cloud around a centre of its own along 256 directions of unequal
+The features are drawn: ten classes, each a cloud around its centre along 256 directions of unequal
 size, seen through a random matrix and a ReLU. Every process makes its rows and writes them to a file that all
 of them map, as an evaluation's cache is.
 """
@@ -84,22 +84,22 @@ def main() -> None:
         everything = Evaluate(linear_sgd=SgdProbe(), svm=SvmProbe())
         work = jobs(*sets, CLASSES, everything, 0, context.device)
         lines: list[str] = []
-        mine = [
+        jobs_of_rank = [
             timed(job, context.rank, lines) for job in assign_jobs(work, context.world_size)[context.rank]
         ]
-        figures = run_all(mine, everything.threads, context.device)
-        found = collectives.run_on_all(lambda: (lines, figures, time.process_time() - cpu))
+        figures = run_all(jobs_of_rank, everything.threads, context.device)
+        parts = collectives.run_on_all(lambda: (lines, figures, time.process_time() - cpu))
         wall = time.perf_counter() - began
         if context.is_main:
-            for lines, _, _ in found:
+            for lines, _, _ in parts:
                 print("\n".join(lines))
-            used = sum(seconds for _, _, seconds in found)
+            used = sum(seconds for _, _, seconds in parts)
             print(
                 f"all          {context.world_size} x {context.threads} threads  "
                 f"{wall:.1f} s wall  {used:.1f} s CPU"
             )
             for name, value in sorted(
-                pair for _, part, _ in found for job in part.values() for pair in job.items()
+                pair for _, part, _ in parts for job in part.values() for pair in job.items()
             ):
                 print(f"{name:<24} {value:.4f}")
     launch.leave(0)

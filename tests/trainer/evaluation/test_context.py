@@ -70,7 +70,7 @@ def test_an_evaluator_defines_run():
     class Incomplete(Evaluator):
         pass
 
-    with pytest.raises(TypeError, match="abstract method .?run"):
+    with pytest.raises(TypeError, match=r"abstract method .?run"):
         Incomplete()
 
 

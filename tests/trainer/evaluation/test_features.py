@@ -68,7 +68,7 @@ def test_the_cache_is_removed_where_something_fails(digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_without_room_is_told_before_the_encoding(digits, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_an_error_before_the_encoding(digits, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     reader = Reader(digits, "test")
@@ -97,16 +97,18 @@ def test_samples_without_a_label_are_left_out(copied, tmp_path):
     assert ids.tolist() == list(range(490, reader.images))
     assert has_labels(reader)
 
-    # Sample 490 cannot be decoded, nor be told by the next one, which has no label.
+    # Sample 490 cannot be decoded, nor be replaced by the next one, which has no label.
     relabel(copied, "train", lambda labels: labels.__setitem__(491, -1))
     row = np.load(copied / "train" / "000000.npy", allow_pickle=False)[490]
     with open(copied / "train" / "000000.tar", "r+b") as tar:
         tar.seek(int(row["offset"]))
         tar.write(bytes(int(row["size"])))
     reader = Reader(load_dataset(copied), "train")
-    with cached(tmp_path / "features", encode, [(reader, np.arange(490, 495))], IMAGES, batch=5) as (found,):
-        assert found.ids.tolist() == [492, 493, 494]
-        assert len(found.labels) == len(found.features["y"]) == 3
+    with cached(tmp_path / "features", encode, [(reader, np.arange(490, 495))], IMAGES, batch=5) as (
+        examples,
+    ):
+        assert examples.ids.tolist() == [492, 493, 494]
+        assert len(examples.labels) == len(examples.features["y"]) == 3
 
     for shard in range(len(reader.shards)):
         path = copied / "train" / f"{shard:06d}.npy"

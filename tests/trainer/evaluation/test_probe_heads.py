@@ -91,16 +91,16 @@ def test_each_svm_equals_a_loop():
     options = SvmProbe(runs=2, epochs=3, batch=16, lr=0.7, l2=0.3)
     starts = build(options, x, 3, 5).weight.detach().clone()
     (head,) = trained(x, y, [options])
-    for run, (start, found) in enumerate(zip(starts.split(3), head.weight.split(3), strict=True)):
+    for run, (start, weights) in enumerate(zip(starts.split(3), head.weight.split(3), strict=True)):
         weight, bias = train_by_hand(x, y, start, options, options.l2, "svm", seed=5)
-        assert (found - weight).abs().max() < 1e-12
+        assert (weights - weight).abs().max() < 1e-12
         assert (head.bias[run] - bias).abs().max() < 1e-12
     assert (starts[:3] - starts[3:]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_head_alone_equals_itself_beside_the_others(dtype):
-    """The products are cut otherwise, so equal to rounding; heads of fewer epochs stop on their own."""
+    """The products are cut otherwise, so equal to rounding; heads of fewer epochs stop earlier."""
     x, y = clusters(200)
     x = x.to(dtype)
     wanted = [
@@ -120,16 +120,16 @@ def test_a_head_alone_equals_itself_beside_the_others(dtype):
 
 def test_every_head_reaches_scikit_learn_on_digits(pixels):
     train_x, train_y, test_x, test_y, _ = pixels
-    found = head_probes(*pixels, EVERY, seed=0)
+    accuracies = head_probes(*pixels, EVERY, seed=0)
     mean, scale = probes.statistics(train_x)
     x, unseen = ((features - mean) * scale for features in (train_x, test_x))
     logistic = LogisticRegression(C=0.1, max_iter=1000).fit(x, train_y).score(unseen, test_y)
     machines = LinearSVC(loss="hinge", C=0.1, max_iter=20000).fit(x, train_y).score(unseen, test_y)
-    assert found["linear_sgd"][0] > logistic - 0.02
-    assert found["mlp"][0] > logistic - 0.01
-    assert len(found["svm"]) == 5
-    assert len(set(found["svm"])) > 1
-    assert all(accuracy > machines - 0.02 for accuracy in found["svm"])
+    assert accuracies["linear_sgd"][0] > logistic - 0.02
+    assert accuracies["mlp"][0] > logistic - 0.01
+    assert len(accuracies["svm"]) == 5
+    assert len(set(accuracies["svm"])) > 1
+    assert all(accuracy > machines - 0.02 for accuracy in accuracies["svm"])
 
 
 def test_heads_of_other_mini_batches_are_trained_too(pixels):
@@ -138,10 +138,12 @@ def test_heads_of_other_mini_batches_are_trained_too(pixels):
         "linear_sgd": SgdProbe(epochs=2, batch=64),
         "mlp": MlpProbe(epochs=2),
     }
-    found = head_probes(*pixels, wanted, seed=0)
-    assert list(found) == list(wanted)
+    accuracies = head_probes(*pixels, wanted, seed=0)
+    assert list(accuracies) == list(wanted)
     for name, options in wanted.items():
-        assert found[name] == pytest.approx(head_probes(*pixels, {name: options}, seed=0)[name], abs=0.01)
+        assert accuracies[name] == pytest.approx(
+            head_probes(*pixels, {name: options}, seed=0)[name], abs=0.01
+        )
 
 
 def test_the_published_schedule_falls_at_its_milestones():

@@ -199,7 +199,7 @@ def test_empty_splits_and_wrong_shapes_are_refused(pixels, probe):
         probe(train_x.long(), train_y, test_x, test_y, classes)
 
 
-def test_too_few_images_of_a_class_are_told(pixels):
+def test_too_few_images_of_a_class_are_an_error(pixels):
     train_x, train_y, test_x, test_y, classes = pixels
     keep = torch.cat([torch.nonzero(train_y != 4).flatten(), torch.nonzero(train_y == 4).flatten()[:3]])
     with pytest.raises(UserError, match="shots=5, but class 4 has only 3 training images"):

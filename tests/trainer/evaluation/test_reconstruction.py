@@ -1,4 +1,4 @@
-"""Reconstruction: every figure against its definition on images of which all are held at once."""
+"""Reconstruction: every figure against its definition on images that are all in memory at once."""
 
 import math
 
@@ -31,7 +31,7 @@ IMAGES = ImageOptions(8, NORMALIZE, 1, torch.device("cpu"), torch.float64)
 ELEMENTS = 3 * 8 * 8
 
 
-def held(reader, images=IMAGES, ids=None):
+def pixels_of(reader, images=IMAGES, ids=None):
     """Pixels in [0, 1] of samples [N, 3, H, W], float64."""
     ids = np.arange(reader.images) if ids is None else ids
     views = torch.cat([view for view, _ in in_order(reader, images, ids, 500)]).double()
@@ -39,7 +39,7 @@ def held(reader, images=IMAGES, ids=None):
     return views * std + mean
 
 
-def given_back(codec, pixels):
+def projected(codec, pixels):
     """By the definition: the projection on the codec's directions, clamped."""
     directions = torch.cat([codec.to_y, codec.to_w], dim=1)
     flat = (pixels - 0.3).flatten(1)
@@ -58,13 +58,13 @@ def measured(codec, readers, **options):
 
 
 def test_the_figures_are_those_of_their_definitions(readers):
-    codec, pixels = Projection(8, 40, 60, NORMALIZE), held(readers[1])
+    codec, pixels = Projection(8, 40, 60, NORMALIZE), pixels_of(readers[1])
     results, linear, lines = measured(codec, readers, controls=False)
     assert linear is None
     assert len(lines) == 1
-    found = given_back(codec, pixels)
-    assert ((found == 0) | (found == 1)).any()  # the clamp has work to do
-    difference = found - pixels
+    outputs = projected(codec, pixels)
+    assert ((outputs == 0) | (outputs == 1)).any()  # the clamp has work to do
+    difference = outputs - pixels
     sse, mse = (difference**2).sum((1, 2, 3)).mean().item(), (difference**2).mean().item()
     assert mse > 1e-3
     sigma = (difference**2).mean().sqrt()
@@ -85,15 +85,15 @@ def test_the_swap_ratio_is_that_of_its_pairs(readers, monkeypatch):
     codec = Projection(8, 40, 60, NORMALIZE)
     results, *_ = measured(codec, readers, controls=False)
     ids = permutation(readers[1].images, 3, "swapped pairs")[:30]
-    pixels = held(readers[1], ids=ids)
+    pixels = pixels_of(readers[1], ids=ids)
     errors = np.zeros(2)
     for i in range(30):
-        own, other = pixels[i], pixels[(i + 1) % 30]
-        for which, (of_y, of_w) in enumerate([(other, own), (own, other)]):
+        image, other = pixels[i], pixels[(i + 1) % 30]
+        for which, (of_y, of_w) in enumerate([(other, image), (image, other)]):
             y = codec.to_y.T @ (of_y - 0.3).flatten()
             w = codec.to_w.T @ (of_w - 0.3).flatten()
-            made = (codec.to_y @ y + codec.to_w @ w + 0.3).clamp(0, 1).view_as(own)
-            errors[which] += ((made - own) ** 2).sum().item()
+            made = (codec.to_y @ y + codec.to_w @ w + 0.3).clamp(0, 1).view_as(image)
+            errors[which] += ((made - image) ** 2).sum().item()
     assert 0.5 < errors[0] / errors[1] < 1  # w has the more directions
     assert results["reconstruction/swap_ratio"] == pytest.approx(errors[0] / errors[1], rel=1e-6)
 
@@ -116,7 +116,7 @@ def test_a_codec_that_loses_nothing_has_finite_figures(readers):
 def test_the_linear_codec_is_pca_of_as_many_numbers(readers):
     codec = Projection(8, 10, 14, NORMALIZE)
     results, linear, lines = measured(codec, readers)
-    train, test = (held(reader).flatten(1).numpy() for reader in readers)
+    train, test = (pixels_of(reader).flatten(1).numpy() for reader in readers)
     pca = PCA(24, svd_solver="full").fit(train)
     made = pca.inverse_transform(pca.transform(test)).clip(0, 1)
     sse = ((made - test) ** 2).sum(1).mean()
@@ -140,13 +140,13 @@ def test_a_large_image_is_coded_tile_by_tile(readers):
         places = [(0, 0), (0, 4), (4, 0), (4, 4)]
         return np.stack([pixels[:, :, r : r + 4, c : c + 4].flatten(1) for r, c in places], axis=1)
 
-    pca = PCA(24 // 4, svd_solver="full").fit(cut(held(train)[:700]).reshape(-1, 48))
-    pixels = held(test)
+    pca = PCA(24 // 4, svd_solver="full").fit(cut(pixels_of(train)[:700]).reshape(-1, 48))
+    pixels = pixels_of(test)
     expected = pca.inverse_transform(pca.transform(cut(pixels).reshape(-1, 48))).reshape(-1, 4, 48)
     assert np.abs(cut(linear(pixels)) - expected).max() < 1e-6
 
 
-def test_a_codec_that_diverged_is_told_in_a_line(readers):
+def test_a_codec_that_diverged_is_one_line(readers):
     codec = Projection(8, 10, 14, NORMALIZE)
     codec.to_w = codec.to_w * torch.nan
     with pytest.raises(SharedError, match=r"a reconstruction is not a number.*lower optimizer\.lr"):

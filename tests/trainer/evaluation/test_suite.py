@@ -51,16 +51,16 @@ def test_what_is_null_is_left_out(sets):
     assert list(measure_probes(*sets, 10, options, 0, CPU)) == ["few_shot/5/linear/y", "knn/y"]
 
 
-def test_a_probe_that_refuses_is_told_to_every_rank(sets):
+def test_an_error_of_a_probe_is_raised_on_every_rank(sets):
     with pytest.raises(SharedError, match=r"few_shot\.shots=1000"):
         measure_probes(*sets, 10, Evaluate(linear=None, mlp=None, few_shot=FewShot(shots=1000)), 0, CPU)
 
 
-def test_jobs_are_dealt_so_that_all_ranks_end_together():
+def test_jobs_are_assigned_so_that_all_ranks_end_together():
     work = [Job(name, cost, dict) for name, cost in (("a", 1), ("b", 5), ("c", 3), ("d", 2))]
-    hands = [[job.name for job in hand] for hand in assign_jobs(work, 2)]
-    assert hands == [["b", "a"], ["c", "d"]]
-    assert [len(hand) for hand in assign_jobs(work, 6)] == [1, 1, 1, 1, 0, 0]
+    assigned = [[job.name for job in part] for part in assign_jobs(work, 2)]
+    assert assigned == [["b", "a"], ["c", "d"]]
+    assert [len(part) for part in assign_jobs(work, 6)] == [1, 1, 1, 1, 0, 0]
 
 
 def test_the_dear_jobs_are_known_to_be_dear(sets):
@@ -79,8 +79,8 @@ def test_jobs_share_the_cores_and_leave_the_threads_as_they_were():
 
     torch.set_num_threads(2)
     try:
-        found = run_all([Job("a", 2, meet), Job("b", 1, meet)], threads=1, device=CPU)
+        figures = run_all([Job("a", 2, meet), Job("b", 1, meet)], threads=1, device=CPU)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    assert found == {"a": {"threads": 1}, "b": {"threads": 1}}
+    assert figures == {"a": {"threads": 1}, "b": {"threads": 1}}

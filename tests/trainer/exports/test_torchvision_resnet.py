@@ -14,7 +14,7 @@ from trainer.exports.encoder import load_encoder
 from trainer.networks.build import build_encoder
 from trainer.recipe.loading import load
 
-# (parameters and buffers in all, without the classifier, of torchvision's own networks)
+# (parameters and buffers in all, without the classifier, of torchvision's networks)
 TORCHVISION = {18: (11_176_512, 120), 34: (21_284_672, 216), 50: (23_508_032, 318), 101: (42_500_160, 624)}
 
 
@@ -26,13 +26,13 @@ def encoder(depth: int, *overrides: str):
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
 def test_resnets_have_torchvisions_names_and_shapes(depth):
-    mine = {name: tuple(tensor.shape) for name, tensor in encoder(depth).state_dict().items()}
-    theirs = torchvision_shapes(depth)
-    parameters = {n: s for n, s in theirs.items() if "running" not in n and "num_batches" not in n}
+    shapes = {name: tuple(tensor.shape) for name, tensor in encoder(depth).state_dict().items()}
+    expected = torchvision_shapes(depth)
+    parameters = {n: s for n, s in expected.items() if "running" not in n and "num_batches" not in n}
     total, tensors = TORCHVISION[depth]
     assert sum(torch.Size(shape).numel() for shape in parameters.values()) == total
-    assert len(theirs) == tensors
-    assert mine == {name: shape for name, shape in theirs.items() if "num_batches" not in name}
+    assert len(expected) == tensors
+    assert shapes == {name: shape for name, shape in expected.items() if "num_batches" not in name}
 
 
 def checkpoint(depth: int) -> dict:

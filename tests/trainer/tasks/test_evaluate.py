@@ -73,7 +73,7 @@ def test_a_run_that_is_being_trained_is_left_alone(capsys, folder):
     journal.close()
 
 
-def test_figures_with_other_values_than_before_are_told(tmp_path, capsys):
+def test_figures_with_other_values_than_before_are_a_line(tmp_path, capsys):
     journal = Journal(tmp_path / "journal.jsonl")
     first = {"knn/y": 0.5, "probe/svm/y": 0.25}
     for results, changed in ((first, 0), (first, 0), (first | {"knn/y": 0.75, "new": 1.0}, 1)):
@@ -90,18 +90,22 @@ def test_figures_with_other_values_than_before_are_told(tmp_path, capsys):
     assert values == {"results/knn/y": 0.5, "results/probe/svm/y": 0.25, "results/new": 1.0}
 
 
-def test_figures_go_where_the_run_is_tracked_unless_told_otherwise():
-    recipe = load(["recipe=quickstart", "tracking.uri=http://server:5000", "tracking.experiment=mine"]).recipe
+def test_figures_go_where_the_run_is_tracked_unless_the_evaluation_says_otherwise():
+    recipe = load(
+        ["recipe=quickstart", "tracking.uri=http://server:5000", "tracking.experiment=first"]
+    ).recipe
 
-    def given(*words: str) -> Tracking:
+    def tracking_with(*words: str) -> Tracking:
         return tracked(load(["recipe=evaluate", "from=outputs/quickstart", *words]), recipe)
 
-    assert given() == Tracking(uri="http://server:5000", experiment="mine")
-    assert given("tracking.uri=null") == Tracking(uri=None, experiment="mine")
-    assert given("tracking.experiment=yours") == Tracking(uri="http://server:5000", experiment="yours")
+    assert tracking_with() == Tracking(uri="http://server:5000", experiment="first")
+    assert tracking_with("tracking.uri=null") == Tracking(uri=None, experiment="first")
+    assert tracking_with("tracking.experiment=second") == Tracking(
+        uri="http://server:5000", experiment="second"
+    )
 
 
-def test_told_to_stop_it_leaves_no_cache_and_lets_go(folder):
+def test_a_stopped_evaluation_leaves_neither_cache_nor_lock(folder):
     long = ["evaluate.svm={epochs: 100000, runs: 2}", "evaluate.linear=null", *CHEAP[1:3], *CHEAP[4:]]
     command = [sys.executable, MAIN, "recipe=evaluate", f"from={folder}", *long]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -175,7 +179,9 @@ def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
         check_evaluation(recipe(unlabelled), replace(dataset, classes=()))
 
 
-def test_a_disk_without_room_for_what_is_probed_is_told_before_the_training(digits, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_what_is_probed_is_an_error_before_the_training(
+    digits, tmp_path, monkeypatch
+):
     usage = shutil.disk_usage(tmp_path)
     needed = 4 * 100 * digits.splits["train"].images  # bytes, of 100 numbers an image
     for free, more in ((needed - 1, ["controls=false"]), (needed, ["controls=true"])):  # 3,072 numbers

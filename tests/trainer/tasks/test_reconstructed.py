@@ -1,4 +1,4 @@
-"""An autoencoder from the command line: its reconstruction is measured, told, drawn and kept."""
+"""An autoencoder from the command line: its reconstruction is measured, logged, drawn and kept."""
 
 import json
 from pathlib import Path
@@ -51,9 +51,9 @@ def test_a_run_ends_with_its_reconstruction(capsys, digits, tmp_path):
     assert "squared error an image, pixels in [0, 1]" in done.out
     assert "linear codec, 32 components: sse" in done.out  # of 4 x 4 x 2 numbers
     assert {"reconstructions.png", "interpolations.png"} <= {p.name for p in (folder / "figures").iterdir()}
-    told = {record["name"] for record, _ in read(folder / "journal.jsonl")}
-    assert {"figures/reconstructions.png", "figures/interpolations.png"} <= told
-    assert {f"results/{key}" for key in keys} <= told
+    logged = {record["name"] for record, _ in read(folder / "journal.jsonl")}
+    assert {"figures/reconstructions.png", "figures/interpolations.png"} <= logged
+    assert {f"results/{key}" for key in keys} <= logged
 
 
 @pytest.mark.slow

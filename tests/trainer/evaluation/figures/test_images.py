@@ -9,7 +9,7 @@ from trainer.evaluation.figures.images import OTHER, QUERY, SAME, UNKNOWN, neigh
 
 
 def solid(number, size, layout="HWC"):
-    """A plain image in a colour of its own."""
+    """An image of one colour, another for each number."""
     image = np.full((size, size, 3), (200, 30 + 3 * number, 7 * number), dtype=np.uint8)
     return image if layout == "HWC" else image.transpose(2, 0, 1) / 255
 

@@ -8,7 +8,7 @@ from trainer.evaluation.figures.reconstructions import interpolations, reconstru
 
 
 def solid(number, size=32):
-    """A plain image in a colour of its own, floats in [0, 1]."""
+    """An image of one colour, another for each number, floats in [0, 1]."""
     return np.full((size, size, 3), (200 / 255, number / 255, (250 - number) / 255), dtype=np.float32)
 
 
@@ -23,11 +23,11 @@ def test_reconstructions_stand_beside_their_image_with_their_error(tmp_path, cod
     made = {f"codec {c}": ([solid(50 * (c + 1) + i) for i in range(9)], [1.5] * 9) for c in range(codecs)}
     reconstructions(tmp_path / "r.png", originals, made)
     page = read(tmp_path / "r.png")
-    own = corners(page, originals)
-    assert own == sorted(own)
-    assert len({top for top, _ in own}) == -(-9 // across)
+    places = corners(page, originals)
+    assert places == sorted(places)
+    assert len({top for top, _ in places}) == -(-9 // across)
     for number, (images, _) in enumerate(made.values()):
-        for (top, left), (other_top, other_left) in zip(own, corners(page, images), strict=True):
+        for (top, left), (other_top, other_left) in zip(places, corners(page, images), strict=True):
             assert other_top == top
             assert other_left == left + (number + 1) * (96 + 6)
             below = page[top + 98 : top + 112, other_left : other_left + 96]
