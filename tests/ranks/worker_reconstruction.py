@@ -13,7 +13,8 @@ from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from trainer.distributed import collectives, launch
-from trainer.evaluation.reconstruction import Sample, measure, reconstruction_errors
+from trainer.evaluation.features import Sample
+from trainer.evaluation.reconstruction import measure, reconstruction_errors
 from trainer.networks.nvae import NvaeEncoder
 from trainer.objectives.autoencoder import Autoencoder
 from trainer.recipe.encoders import Nvae

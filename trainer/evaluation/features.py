@@ -1,9 +1,8 @@
 """Features of frozen encoders: encoded once by all ranks, kept in files that every rank maps.
 
-A cache is a folder of float32 matrices, written and read by one evaluation and removed at its end. What a
-killed evaluation left is neither trusted nor kept: the next one begins by removing it. The files may exceed
-the memory, as far as the disk holds them: probes then read from the disk (mini-batches in random order, an
-epoch after the other, so what fits into memory is much faster).
+A cache is a folder of float32 matrices, written and read by one evaluation and removed at its end. An
+evaluation begins by removing what a killed one has left. The files may be larger than the memory: probes then
+read mini-batches from the disk, in random order in every epoch, which is much slower.
 """
 
 import os
@@ -178,7 +177,11 @@ def _write_all(file, data: memoryview) -> None:
 
 
 def check_room(folder: Path, images: int, width: int) -> None:
-    """Raises UserError before hours of work, where a folder's disk has no room for what will come of it."""
+    """Checks that a folder's disk has room for float32 features [images, width].
+
+    Raises:
+        UserError: it has not.
+    """
     needed, free = images * width * 4, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

@@ -2,9 +2,9 @@
 
 A head is a classifier that begins with a matrix product of the standardised features: a softmax regression,
 the paper's MLP, several SVMs. All heads see the same mini-batches, so a mini-batch is read and standardised
-once and the first products of all of them are one, [batch, d] x [d, units of all heads]; beyond that they
-share nothing: each has its own loss, optimizer state, learning rate and random numbers, all of them functions
-of (seed, head). Arguments, results and errors are those of `probes`.
+once and the first products of all of them are one, [batch, d] x [d, units of all heads]. They share nothing
+else: a head's loss, optimizer state, learning rate and random numbers are functions of (seed, head).
+Arguments, results and errors are those of `probes`.
 """
 
 import math

@@ -1,11 +1,11 @@
 """Probes: how well a small classifier reads the class from frozen features. Here those fitted by L-BFGS.
 
-Every probe takes cached features, float32 or float64 tensors [N, d] on any one device, and int64 labels [N]
-in [0, classes); it returns the accuracy on the test features, in [0, 1]. Features are standardised by the
-mean and standard deviation of the training features. Results are functions of the arguments alone: torch's
-global random state is neither read nor moved.
+The arguments of a probe are cached features, float32 or float64 tensors [N, d] on any one device, and int64
+labels [N] in [0, classes); it returns the accuracy on the test features, in [0, 1]. Features are standardised
+by the mean and standard deviation of the training features. Results are functions of the arguments alone:
+torch's global random state is neither read nor moved.
 
-Raises, everywhere: UserError for an empty split or a feature that is not finite (an encoder that diverged);
+Every probe raises UserError for an empty split or a feature that is not finite (an encoder that diverged);
 ValueError for arguments of the wrong shape or type, or labels out of range.
 """
 
@@ -48,14 +48,15 @@ def few_shot_probe(
     few: FewShot,
     seed: int,
 ) -> float:
-    """Mean accuracy, over `few.draws` fixed draws, of linear probes with `few.shots` labelled images a class.
+    """The mean accuracy, over `few.draws` fixed draws, of linear probes on `few.shots` images a class.
 
     A draw is a function of (seed, draw, class, images of that class) alone, so that every encoder and control
     is judged on the same images. Features are standardised by all training features: that reads no label, and
-    was better for pixels (by half a point) than the statistics of the few. `linear.iterations` holds;
-    its l2, made for a whole training set, does not: FEW_SHOT_L2 is used.
+    was better for pixels (by half a point) than the statistics of the few. `linear` sets the iterations; its
+    l2 suits a whole training set, so FEW_SHOT_L2 replaces it.
 
-    Raises UserError if a class has fewer than `few.shots` training images.
+    Raises:
+        UserError: a class has fewer than `few.shots` training images.
     """
     check(train_x, train_y, test_x, test_y, classes)
     mean, scale = statistics(train_x)
@@ -78,6 +79,7 @@ def few_shot_probe(
 
 
 def check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> None:
+    """Checks the arguments of a probe; raises as the module says."""
     for split, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -16,14 +16,9 @@ from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from tests.helpers.linear_codecs import Projection
 from trainer.evaluation import reconstruction
-from trainer.evaluation.reconstruction import (
-    LinearCodec,
-    Sample,
-    interpolated,
-    measure,
-    summarised,
-    tile_side,
-)
+from trainer.evaluation.features import Sample
+from trainer.evaluation.linear_codec import LinearCodec, tile_side
+from trainer.evaluation.reconstruction import interpolated, measure, summarised
 from trainer.recipe.evaluation import Evaluate
 
 NORMALIZE = Normalize(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
