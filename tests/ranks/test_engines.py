@@ -1,4 +1,4 @@
-"""Every engine on real ranks: equal results, resuming to the bit, checkpoints from any engine to any other.
+"""Every engine on real ranks: equal results on any number of ranks, and resuming to the bit.
 
 Processes are started once for each number of ranks (by a launch file that makes a group of processes of one,
 too) and run the engines in turn; that each launch file starts its own is seen at the end.
@@ -35,7 +35,6 @@ HYBRID = [
     "optimizer={kind: adamw, lr: 1e-3, weight_decay: 0.1, decay_norms: false, clip: 0.5}",  # two groups
 ]
 OBJECTIVES = {"complete": COMPLETE, "moco": MOCO, "hybrid": HYBRID}  # overrides of `recipe`
-PAIRED = "hybrid"  # of which checkpoints go from every engine to every other
 TRAVELLING = [  # as the published recipes: one direction, blocks that span ranks; and the other layout of z
     "groups.norm=16",
     f"data.views=[{VIEW}, {VIEW}, {{}}]",
@@ -270,68 +269,6 @@ def test_float32_free_runs_see_the_same_samples(promise, world, engine):
 def joined(ranks: list, what: int, view: int) -> list[int]:
     """Ids (0) or positions (1) of a view, of all ranks in a row."""
     return [number for rank in ranks for number in rank[what][view]]
-
-
-# ---- checkpoints from any engine to any other ----------------------------------------------------
-
-
-READS = [  # objective, engine that saves, engine that reads: every pair of one, of the others each its own
-    (objective, source, engine)
-    for objective in OBJECTIVES
-    for source in ENGINES
-    for engine in ENGINES
-    if objective == PAIRED or engine == source
-]
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory, digits):
-    """On 2 ranks every engine saves; on 1, 2 and 4 each takes a step from what it is to read."""
-    folder = tmp_path_factory.mktemp("pairs")
-    writing = [
-        {
-            "name": f"{objective} {engine}",
-            "engine": engine,
-            "recipe": options(objective, digits.root),
-            "do": ["free"],
-            "steps": 3,
-            "keep": [2],
-        }
-        for objective in OBJECTIVES
-        for engine in ENGINES
-    ]
-    results = {"written": launch(folder, 2, writing)}
-    for world in WORLDS:
-        jobs = [
-            {
-                "name": f"{objective} to {engine}",
-                "engine": engine,
-                "recipe": options(objective, digits.root),
-                "do": ["one_step"],
-                "from": [
-                    f"{what} {source}" for what, source, to in READS if (what, to) == (objective, reader)
-                ],
-                "at": [2],
-            }
-            for objective in OBJECTIVES
-            for reader, engine in zip(ENGINES, engines(world), strict=True)
-        ]
-        results[world] = launch(folder, world, jobs, file="fsdp2")
-    return folder, results
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize(("objective", "source", "engine"), READS)
-def test_a_checkpoint_of_any_engine_is_read_by_any_other(pairs, objective, source, engine, world):
-    folder, results = pairs
-    engine = engines(world)[ENGINES.index(engine)]
-    taken, name = results[world][f"{objective} to {engine}"], f"{objective} {source}"
-    assert not [what for rank in taken["restored"] for what in rank if what.startswith(f"{name} ")]
-    written = results["written"][name]["losses"][2]
-    assert taken["one step"][f"{name} 2"] == pytest.approx(written, abs=1e-6, rel=1e-6)
-    files = [f"gradient {objective} to {to} {ranks} {name} 2" for to, ranks in ((source, 2), (engine, world))]
-    assert distance(*(load_file(folder / f"{file}.safetensors")["gradient"] for file in files)) < 1e-5
 
 
 # ---- the launch files ----------------------------------------------------------------------------

@@ -60,18 +60,6 @@ def mistake(capsys, *arguments) -> str:
 # ---- which stay ------------------------------------------------------------------------------------
 
 
-def test_the_rule():
-    every_ten = range(10, 210, 10)
-    assert retained(every_ten, keep=2) == {190, 200}
-    assert retained(every_ten, keep=2, keep_every=50) == {50, 100, 150, 190, 200}
-    assert retained([30, 60, 130, 140, 190, 330], keep=1, keep_every=100) == {
-        130,
-        330,
-    }  # none at 100, 200, 300
-    assert retained([10, 20], keep=1, keep_every=5) == {10, 20}  # an interval each
-    assert retained([], keep=1, keep_every=5) == set()
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_saves_restarts_and_prune_keep_the_same(tmp_path, capsys, seed):
     """Training, save by save and with restarts from older ones, keeps what one prune of everything keeps."""

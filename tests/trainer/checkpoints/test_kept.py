@@ -1,10 +1,21 @@
-"""What `save.keep` and `save.keep_every` leave of a training; the command prunes by the same rule."""
+"""Which checkpoints `save.keep` and `save.keep_every` retain, in training and by the command."""
 
 import pytest
 
 from tests.helpers.command_lines import script, tiny
 from trainer.checkpoints.__main__ import main
 from trainer.checkpoints.load import kept
+from trainer.checkpoints.retention import retained
+
+
+def test_the_rule():
+    every_ten = range(10, 210, 10)
+    assert retained(every_ten, keep=2) == {190, 200}
+    assert retained(every_ten, keep=2, keep_every=50) == {50, 100, 150, 190, 200}
+    none_at_multiples = [30, 60, 130, 140, 190, 330]
+    assert retained(none_at_multiples, keep=1, keep_every=100) == {130, 330}
+    assert retained([10, 20], keep=1, keep_every=5) == {10, 20}  # an interval each
+    assert retained([], keep=1, keep_every=5) == set()
 
 
 @pytest.mark.slow

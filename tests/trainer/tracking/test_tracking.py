@@ -8,9 +8,7 @@ import threading
 import time
 
 import pytest
-from pydantic import ValidationError
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.common.locks import open_locked
 from tests.helpers.tracking_runs import (
     Console,
@@ -22,47 +20,10 @@ from tests.helpers.tracking_runs import (
     mlflow_run,
     wait_until,
 )
-from trainer.recipe.schema import Tracking
 from trainer.tracking.__main__ import main
-from trainer.tracking.address import open_command, uri_for
+from trainer.tracking.address import uri_for
 from trainer.tracking.delivery import delivered
 from trainer.tracking.journal import Journal, read
-
-# ---- addresses -----------------------------------------------------------------------------------
-
-
-def test_addresses(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    database = uri_for(None, "out puts")
-    assert database == f"sqlite:///{tmp_path}/out puts/mlflow.db"
-    assert uri_for("sqlite:///my.db", "outputs") == f"sqlite:///{tmp_path}/my.db"
-    assert uri_for("http://host:5000/", "outputs") == "http://host:5000"
-    assert uri_for("none", "outputs") is None
-    assert (
-        open_command(database) == f"mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/out puts/mlflow.db'"
-    )
-    assert open_command("https://me:secret@host:5000") == "https://host:5000"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["localhost:5000", "./mlruns", "http://", "sqlite://", "file:///x", "ftp://a:b@c", "ftp://c?t=a:b", ""],
-)
-def test_what_is_no_address_is_one_line(uri):
-    with pytest.raises(UserError, match=r"tracking.uri: .* is no address") as caught:
-        uri_for(uri, "outputs")
-    assert "a:b" not in str(caught.value)
-
-
-@pytest.mark.parametrize("uri", ["http://h:5000/?token=hush", "https://h/#hush", "http://me:hush@h"])
-def test_an_address_with_what_may_be_a_secret_is_refused_and_not_repeated(uri):
-    for refuse in (lambda: uri_for(uri, "outputs"), lambda: Tracking(uri=uri)):
-        with pytest.raises((UserError, ValidationError), match="export MLFLOW_TRACKING_USERNAME") as caught:
-            refuse()
-        if isinstance(caught.value, UserError):  # pydantic's own text is never shown
-            assert "hush" not in str(caught.value)
-            assert "\n" not in str(caught.value)
-
 
 # ---- SQLite --------------------------------------------------------------------------------------
 
