@@ -5,11 +5,13 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import ROOT
+
 PACKAGES = ("trainer", "data_pipelines")
 ENGINES = ("accelerate", "deepspeed", "mlflow", "torch.distributed")
 
@@ -60,6 +62,7 @@ def within(name: str, package: str) -> bool:
 def test_the_files_are_found():
     assert {"trainer/main.py", "data_pipelines/plan.py", "tests/test_house.py"} <= {named(p) for p in PYTHON}
     assert "trainer.distributed.collectives" in imports(ROOT / "trainer/networks/batch_norm.py")
+    assert "trainer/objectives" in {room(path) for path in SOURCES}
 
 
 def test_data_pipelines_never_imports_trainer():
@@ -68,19 +71,19 @@ def test_data_pipelines_never_imports_trainer():
             assert not [name for name in imports(path) if within(name, "trainer")], named(path)
 
 
-@pytest.mark.parametrize("part", ["objectives", "networks", "diffusion.py"])
+@pytest.mark.parametrize("part", ["objectives", "networks"])
 def test_objectives_and_networks_neither_import_nor_name_engines(part):
     for path in SOURCES:
         if path.is_relative_to(ROOT / "trainer" / part):
-            found = imports(path)
+            modules = imports(path)
             text = path.read_text(encoding="utf-8").lower()
             for engine in ENGINES:
-                assert not [name for name in found if within(name, engine)], named(path)
+                assert not [name for name in modules if within(name, engine)], named(path)
                 assert engine not in text, named(path)
 
 
-def test_only_the_runtime_speaks_to_other_ranks():
-    doors = {"trainer/runtime/collectives.py", "trainer/runtime/engines_fsdp.py"}
+def test_only_collectives_and_fsdp_speak_to_other_ranks():
+    doors = {"trainer/distributed/collectives.py", "trainer/engines/fsdp.py"}
     users = {named(p) for p in SOURCES if any(within(name, "torch.distributed") for name in imports(p))}
     assert users <= doors
 
@@ -107,7 +110,7 @@ def test_docker_and_slurm_are_no_packages():
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_files_stay_small(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 310, f"{named(path)} has {lines} lines; about 300 are the limit"
+    assert lines <= 300, f"{named(path)} has {lines} lines; 300 are the limit"
 
 
 def test_every_module_says_what_it_is():
@@ -161,8 +164,172 @@ def test_no_large_file_is_kept():
     assert not large
 
 
-def test_reading_a_recipe_takes_no_torch():
+# ---- the rooms, and who may import whom -------------------------------------------------------------
+
+# From the ground floor up: a room imports rooms below it, or itself, never one above.
+FLOORS = [
+    ["data_pipelines/common"],
+    ["data_pipelines"],  # the pipeline itself: the files right under the package
+    ["data_pipelines/remote", "data_pipelines/sources"],
+    ["data_pipelines/shards"],
+    ["trainer/recipe", "trainer/distributed"],
+    ["trainer/networks", "trainer/checkpoints", "trainer/tracking"],
+    ["trainer/objectives", "trainer/exports", "trainer/runs"],
+    ["trainer/engines"],
+    ["trainer/training", "trainer/evaluation"],
+    ["trainer/tasks"],
+    ["trainer"],  # main and cli
+]
+# Doors of an older version: they answer with one line, hold no logic, and are no rooms.
+SHIMS = {"trainer/assembly.py", "trainer/networks/foreign.py"}
+
+
+def room(path: Path) -> str:
+    """The folder of a source file, without the figures' own folder."""
+    return str(path.relative_to(ROOT).parent).removesuffix("/figures")
+
+
+def target(name: str) -> Path | None:
+    """The source file of a module of ours, or of the module that a dotted name lies in."""
+    for parts in (name.split("."), name.split(".")[:-1]):
+        path = ROOT.joinpath(*parts)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if parts and file.exists() and file.is_relative_to(ROOT) and file in SOURCES:
+                return file
+    return None
+
+
+def edges(path: Path) -> set[Path]:
+    """The files of ours that a file imports, anywhere in it."""
+    files = {target(name) for name in imports(path) if name.split(".")[0] in PACKAGES}
+    return {file for file in files if file and file != path and file.name != "__init__.py"}
+
+
+def is_room(path: Path) -> bool:
+    return named(path) not in SHIMS and not path.is_relative_to(ROOT / "trainer/runtime")
+
+
+def test_every_file_is_in_a_room_of_the_house():
+    rooms = {name for floor in FLOORS for name in floor}
+    assert {room(path) for path in SOURCES if is_room(path)} == rooms
+
+
+def test_no_import_runs_up():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for path in filter(is_room, SOURCES):
+        for other in edges(path):
+            same = room(path) == room(other)
+            assert same or floor[room(other)] < floor[room(path)], f"{named(path)} imports {named(other)}"
+
+
+def test_no_file_imports_itself_in_a_circle():
+    graph, state = {path: edges(path) for path in SOURCES}, {}
+
+    def visit(path: Path, way: list[Path]) -> None:
+        state[path] = "open"
+        for other in graph[path]:
+            assert state.get(other) != "open", " -> ".join(map(named, [*way, path, other]))
+            if other not in state:
+                visit(other, [*way, path])
+        state[path] = "closed"
+
+    for path in SOURCES:
+        if path not in state:
+            visit(path, [])
+
+
+def test_shims_hold_no_logic():
+    for path in SOURCES:
+        if not is_room(path):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 25, named(path)
+
+
+def test_dali_is_imported_by_its_maker_alone():
+    users = {named(path) for path in SOURCES if any(within(name, "nvidia") for name in imports(path))}
+    assert users <= {"data_pipelines/dali_graph.py", "data_pipelines/dali_pipeline.py"}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # at the module's level
+            names = {node.module} if isinstance(node, ast.ImportFrom) else set()
+            graph = {"data_pipelines.dali_graph", "data_pipelines.dali_pipeline"}
+            assert not names & graph or path.stem in ("dali", "dali_pipeline"), named(path)
+
+
+def test_the_recipe_imports_neither_torch_nor_numpy():
     """So a mistake on the command line is answered at once, and before an engine is chosen."""
-    code = "import sys, trainer.recipe.loading; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    modules = [named(path)[:-3].replace("/", ".") for path in SOURCES if room(path) == "trainer/recipe"]
+    code = f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- contracts instead of questions -----------------------------------------------------------------
+
+# Probes of objects that are not ours: PyYAML's events, functions that a version of torch lacks.
+PROBES_OF_OTHERS = {
+    ("trainer/recipe/yaml12.py", "tag"),
+    ("trainer/distributed/collectives.py", "reduce_scatter_single"),
+}
+BUILDERS = {"trainer/training/build.py", "trainer/networks/build.py", "trainer/training/optimizers.py"}
+OPTIONS = ("objective", "objectives", "encoders", "optimizers", "evaluation", "schema")
+
+
+def nodes(kind: type) -> Iterator[tuple[Path, ast.AST]]:
+    """Every node of a kind in the sources of `trainer`, with its file."""
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "trainer"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, kind):
+                    yield path, node
+
+
+def test_no_object_of_ours_is_probed_for_an_attribute():
+    for path, call in nodes(ast.Call):
+        if room(path) == "trainer/engines" or not isinstance(call.func, ast.Name):
+            continue
+        if call.func.id in ("getattr", "hasattr") and isinstance(call.args[1], ast.Constant):
+            assert (named(path), call.args[1].value) in PROBES_OF_OTHERS, f"{named(path)}:{call.lineno}"
+
+
+def test_only_builders_ask_for_the_class_or_kind_of_options():
+    options = set()
+    for name in OPTIONS:
+        tree = ast.parse((ROOT / f"trainer/recipe/{name}.py").read_text(encoding="utf-8"))
+        options |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert {"DimObjective", "MocoObjective", "Lars", "Pretrain", "MlpProbe"} <= options
+    for path, call in nodes(ast.Call):
+        if isinstance(call.func, ast.Name) and call.func.id == "isinstance" and named(path) not in BUILDERS:
+            classes = {node.id for node in ast.walk(call.args[1]) if isinstance(node, ast.Name)}
+            assert not classes & options, f"{named(path)}:{call.lineno}"
+    for path, comparison in nodes(ast.Compare):
+        left = comparison.left
+        asks = isinstance(left, ast.Attribute) and left.attr == "kind"
+        assert not asks or named(path) in BUILDERS, f"{named(path)}:{comparison.lineno}"
+
+
+def test_no_function_is_longer_than_a_page():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 60, f"{named(path)}: {node.name} has {lines} lines; 60 are the limit"
+
+
+PRIVATE_WORDS = {"found", "told", "held", "own", "given", "tell", "heed"}
+
+
+def test_names_are_not_private_words():
+    """A name says what the thing is; these say only that somebody has it."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = None
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                name, line = node.name, node.lineno
+            elif isinstance(node, ast.arg):
+                name, line = node.arg, node.lineno
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name, line = node.id, node.lineno
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                name, line = node.attr, node.lineno
+            assert name is None or name.strip("_").lower() not in PRIVATE_WORDS, (
+                f"{named(path)}:{line}: {name}"
+            )

@@ -37,12 +37,13 @@ class GroupBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         parts, groups = [], x.split(self.group * self.rows)
-        found = torch.zeros(2, len(self.running_mean), device=x.device, dtype=self.running_mean.dtype)
-        total = torch.zeros_like(found)
+        statistics = torch.zeros(2, len(self.running_mean), device=x.device, dtype=self.running_mean.dtype)
+        total = torch.zeros_like(statistics)
         for part in groups:
             # momentum 1 writes the group's mean and unbiased variance where the running ones would be
-            parts.append(F.batch_norm(part, found[0], found[1], self.weight, self.bias, True, 1.0, self.eps))
-            total += found
+            mean, var = statistics
+            parts.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
+            total += statistics
         self.pending = total if self.pending is None else self.pending + total
         self.groups += len(groups)
         return torch.cat(parts)
@@ -87,13 +88,13 @@ def update_running_stats(module: nn.Module) -> None:
     taken = _take(module)
     if not taken:
         return
-    flat = collectives.all_reduce_mean(torch.cat([found.flatten() for _, found in taken]))
+    flat = collectives.all_reduce_mean(torch.cat([statistics.flatten() for _, statistics in taken]))
     start = 0
-    for layer, found in taken:
-        mean, var = flat[start : start + found.numel()].view(2, -1)
+    for layer, statistics in taken:
+        mean, var = flat[start : start + statistics.numel()].view(2, -1)
         layer.running_mean.lerp_(mean, layer.momentum)
         layer.running_var.lerp_(var, layer.momentum)
-        start += found.numel()
+        start += statistics.numel()
 
 
 @torch.no_grad()

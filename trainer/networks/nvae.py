@@ -86,7 +86,7 @@ class NvaeEncoder(Encoder):
         """Convolutions that halve the local map down to a few places, their mean, and `width` numbers of it.
 
         Plain ones: a residual cell hardly begins to learn in a few thousand steps. And few channels: the mean
-        of many tells classes apart before anything is learned, and no longer when it is.
+        of many separates classes before anything is learned, and no longer when it is.
         """
         layers: list[nn.Module] = []
         channels, side = self.local_channels, self.local_side
@@ -102,12 +102,12 @@ class NvaeEncoder(Encoder):
     def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], and z, w and y, each [n, width], maps flattened channel by channel."""
         local = self.layers(images)
-        made = self.to_map(local)
+        latent = self.to_map(local)
         if self.layout == "map":
-            z = made.flatten(1)
+            z = latent.flatten(1)
             y, w = z.chunk(2, dim=1)
         else:
-            y, w = self.to_vector(local), made.flatten(1)
+            y, w = self.to_vector(local), latent.flatten(1)
             z = torch.cat([y, w], dim=1)
         return {"local": local, "z": z, "w": w, "y": y}
 

@@ -127,9 +127,9 @@ class ResNet(Encoder):
     def _stage(self, number: int) -> nn.Sequential:
         """A fresh stage; number 0 is layer1."""
         planes, stride = self.width * 2**number, 2 if number else 1
-        made = stage(self.block, self._channels(number), planes, self.blocks[number], stride, self.norm)
-        _initialise(made, self.zero_init_residual)
-        return made
+        blocks = stage(self.block, self._channels(number), planes, self.blocks[number], stride, self.norm)
+        _initialise(blocks, self.zero_init_residual)
+        return blocks
 
     def forward(self, images: Tensor) -> Features:
         """Returns local [n, C, M, M], pooled [n, 512 or 2048 at width 64] and y [n, y]."""

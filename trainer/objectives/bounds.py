@@ -153,7 +153,7 @@ def check_groups(norm: str, group: int, negatives: int | None) -> None:
 
     Raises:
         ValueError: a group of one image, which has no negative; or negatives from several groups of
-            batch-norm, whose statistics would tell positives from negatives.
+            batch-norm, whose statistics would separate positives from negatives.
     """
     size = negatives or group  # where all images are negatives, an evaluation compares those of a group
     if size < 2:
@@ -200,11 +200,11 @@ def dv_loss(pairs: Pairs, log_denominator: Tensor | None = None) -> Tensor:
     `log_denominator`: the log of a less noisy mean of e^T, which takes the batch's own place in the gradient
     of the logarithm (section 3.2 there: the batch's own makes it biased). The value stays the same.
     """
-    own = log_mean(pairs)
+    batch_mean = log_mean(pairs)
     if log_denominator is None:
-        return own - pairs.positives.mean()
-    slope = torch.exp(own - log_denominator)  # its gradient is E e^T grad T / denominator
-    return own.detach() + slope - slope.detach() - pairs.positives.mean()
+        return batch_mean - pairs.positives.mean()
+    slope = torch.exp(batch_mean - log_denominator)  # its gradient is E e^T grad T / denominator
+    return batch_mean.detach() + slope - slope.detach() - pairs.positives.mean()
 
 
 def nwj_loss(pairs: Pairs) -> Tensor:
@@ -246,16 +246,18 @@ class RunningMean(nn.Module):
         self.register_buffer("started", torch.zeros(()))
         self.pending: list[Tensor] = []
 
-    def forward(self, own: Tensor) -> Tensor:
-        """The log of the denominator for a group whose log E e^T is `own`; both without gradient."""
-        own = own.detach()
+    def forward(self, log_mean: Tensor) -> Tensor:
+        """The log of the denominator for a group whose log E e^T is `log_mean`; both without gradient."""
+        log_mean = log_mean.detach()
         if self.training:
-            self.pending.append(own)
-        return self._moved(own)
+            self.pending.append(log_mean)
+        return self._moved(log_mean)
 
-    def _moved(self, own: Tensor) -> Tensor:
+    def _moved(self, log_mean: Tensor) -> Tensor:
         kept = self.log_mean + math.log(self.momentum)
-        return torch.where(self.started > 0, torch.logaddexp(kept, own + math.log(1 - self.momentum)), own)
+        return torch.where(
+            self.started > 0, torch.logaddexp(kept, log_mean + math.log(1 - self.momentum)), log_mean
+        )
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -21,7 +21,7 @@ class Dim(ContrastiveObjective):
     """Maximises alpha · I(image; y) + beta · mean over locations of I(local feature; y), in bounds of nats.
 
     Args:
-        encoder: gives `local` and `y`.
+        encoder: its `local` map and `y` are compared.
         options: the recipe's objective.
         norm: "batch" or "group", of the critics' layers.
         group: images that batch-norm statistics are taken over.
@@ -29,7 +29,7 @@ class Dim(ContrastiveObjective):
 
     Raises:
         ValueError: a group of one image, which has no negative; or negatives over all images with
-            batch-norm, whose statistics would tell positives from negatives.
+            batch-norm, whose statistics would separate positives from negatives.
     """
 
     def __init__(self, encoder: Encoder, options: DimObjective, norm: str, group: int, negatives: int | None):

@@ -19,13 +19,13 @@ from trainer.recipe.objectives import MocoObjective
 
 
 class Moco(ContrastiveObjective):
-    """InfoNCE between two views of an image, over a queue of older keys that a momentum encoder made.
+    """InfoNCE between two views of an image, over a queue of older keys of a momentum encoder.
 
     The loss is the mean over images of -log(e^(q·k/t) / (e^(q·k/t) + sum over the queue of e^(q·n/t))), with
     q and k at unit length and t the temperature; symmetric, the sum of that in both directions.
 
     Args:
-        encoder: gives `y`.
+        encoder: its `y` is projected.
         options: the recipe's objective.
         batch: global batch in images.
         dtype: of the parameters; scores are computed in it, whatever autocast says.
@@ -69,7 +69,7 @@ class Moco(ContrastiveObjective):
         first = int(batch.positions[0][0] - batch.images_seen)  # this rank's first place in the global batch
         queries = [self._query(self.encoder(first_view) if features is None else features)]
         keys = [collectives.unshuffle(self._key(key_view), batch.order, first)]
-        if self.options.symmetric:  # the rank holds whole blocks: what is shuffled is its own
+        if self.options.symmetric:  # whole blocks are this rank's: nothing travels
             second_view = collectives.unshuffle(key_view, batch.order, first)
             queries.append(self._query(self.encoder(second_view)))
             if batch.order is not None:
@@ -93,15 +93,13 @@ class Moco(ContrastiveObjective):
         temperature, directions = self.options.temperature, self.directions
         rest = self.queue.log_sum_exp(queries, temperature, self.step)
         entropy = softplus(rest - (queries * keys).sum(1) / temperature).mean()
-        m = self.queue.held(self.step) + 1
+        m = self.queue.keys_at(self.step) + 1
         values = {
             "loss": directions * entropy,
             "contrast": directions * entropy.detach(),
             "contrast/random_guess": directions * math.log(m),
         }
-        if self.queue.random_keys_left(
-            self.step
-        ):  # anything is told from random keys: that would be no estimate
+        if self.queue.random_keys_left(self.step):  # a critic separates those from anything: no estimate
             return values
         return values | {"mi_estimate/queue": math.log(m) - entropy.detach()}
 

@@ -28,7 +28,7 @@ class MomentumQueue(ShardedModule):
 
     A rank keeps a shard [T, n, width]: of each of T = keys / batch steps the n = batch / ranks keys that it
     added itself, so keys are never gathered. No pointer is stored: step s writes slot s mod T. The shard is
-    neither parameter nor buffer, since engines broadcast or cut those; it is made when it is first used, on
+    neither parameter nor buffer, since engines broadcast or cut those; it is created at its first use, on
     the device of the queries, so a model that is only evaluated holds none.
 
     Args:
@@ -66,7 +66,7 @@ class MomentumQueue(ShardedModule):
         self.storage = STORAGE[storage]
         self.shard: Tensor | None = None
 
-    def held(self, step: int) -> int:
+    def keys_at(self, step: int) -> int:
         """Keys of all ranks that optimizer step number `step` (the first is 0) compares its queries with."""
         return self.batch * (self.slots if self.random else min(step, self.slots))
 
@@ -87,7 +87,7 @@ class MomentumQueue(ShardedModule):
         shard = self._shard_on(queries.device)
         wide = torch.float64 in (queries.dtype, self.storage)
         queries = queries.to(torch.float64 if wide else torch.float32)
-        filled = self.held(step) // self.batch
+        filled = self.keys_at(step) // self.batch
         if not filled:
             return queries.sum(1) * 0 - math.inf  # its gradient is 0, as that of a loss without negatives
         with torch.autocast(queries.device.type, enabled=False):
@@ -186,7 +186,7 @@ class _LogSumExp(torch.autograd.Function):
         mean, log = attend(everyones, shard, temperature)
         top = collectives.all_reduce_max(log.clone())
         weight = (log - top).exp()[:, None]
-        sums = collectives.reduce_scatter(torch.cat([weight * mean, weight], dim=1))  # of one's own queries
+        sums = collectives.reduce_scatter(torch.cat([weight * mean, weight], dim=1))  # of this rank's queries
         mean, weight = sums[:, :-1] / sums[:, -1:], sums[:, -1]
         ctx.save_for_backward(mean)
         ctx.temperature = temperature
@@ -249,7 +249,7 @@ def chunk(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Te
 
 
 def fused(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`attend` by one call of torch's attention, which also tells the log-sum-exp.
+    """`attend` by one call of torch's attention, which also returns the log-sum-exp.
 
     A kernel works on a block of queries at a time, so a few queries against many keys would leave most of the
     processor idle: the keys are cut into parts, which stand in the place of the batch, and combined.

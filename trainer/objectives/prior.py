@@ -53,8 +53,8 @@ class PriorMatching(nn.Module):
         """Representations y [n, d] before the sigmoid and points `real` [n, d] of the prior.
 
         Returns:
-            `loss`, whose gradient moves both players, and without gradient `prior`, the encoder's own loss
-            gamma · mean softplus(-t), `prior/discriminator` and the `prior/penalty` within it.
+            `loss`, whose gradient moves encoder and discriminator. Without gradient: `prior`, the loss of the
+            encoder, gamma · mean softplus(-t), `prior/discriminator` and the `prior/penalty` within it.
         """
         with torch.autocast(y.device.type, enabled=False):
             u = torch.sigmoid(y.to(real.dtype))

@@ -96,7 +96,7 @@ def describe_model(recipe: Pretrain) -> list[str]:
 
 
 def describe_ranks(recipe: Pretrain, train: Split | None, world: int, unit: int) -> str:
-    """What each of `world` ranks takes and reads."""
+    """What each of `world` ranks computes and reads."""
     images = recipe.batch // world
     line = f"{f'{world} rank' + 's' * (world > 1):<10} {images} images a step = {images // unit} x {unit}"
     if recipe.accumulate > 1:

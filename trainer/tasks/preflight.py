@@ -190,6 +190,6 @@ def notes(
         )
     if blocks_span_ranks(recipe, world_size):
         yield (
-            f"blocks of {recipe.objective.contrast_key}shuffle={recipe.key_shuffle.groups} groups span ranks: "
-            "the key views of other ranks' samples are read and decoded a second time"
+            f"blocks of {recipe.objective.contrast_key}shuffle={recipe.key_shuffle.groups} groups span "
+            "ranks: the key views of other ranks' samples are read and decoded a second time"
         )

@@ -29,7 +29,7 @@ from trainer.training.trainer import Trainer
 
 
 def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
-    """Pretrains, evaluates and exports; the process's exit status (1: told to stop, run it again)."""
+    """Pretrains, evaluates and exports; the process's exit status (1: stopped on request, run it again)."""
     recipe = loaded.recipe
     folder = RunFolder.of(loaded)
     total = whole_batches(recipe.images, recipe.batch)
@@ -64,10 +64,12 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
         run.end("FINISHED")
         if context.is_main:
             folder.write_status("done", total)
-        with suppress(RuntimeError):  # no rank gives its signals back, and dies of one, before all is told;
+        with suppress(
+            RuntimeError
+        ):  # no rank restores its signal handlers, and dies of one, before all is reported;
             collectives.barrier()  # one that dies nevertheless changes nothing: all is done
     except BaseException as error:
-        # A rank that is told to stop in the final evaluation leaves without asking the others.
+        # A rank that is asked to stop in the final evaluation leaves without a vote.
         if isinstance(error, Stopped) or (
             collectives.peer_lost(error) and (folder.path / "stopped").exists()
         ):
@@ -88,7 +90,7 @@ def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
 
 
 def stopped(run: Run) -> int:
-    """Ends a run that was told to stop, and has saved; the process's exit status."""
+    """Ends a run that was asked to stop, and has saved; the process's exit status."""
     run.stop_request.ignore()
     why = run.stop_request.received or "another rank was told"
     if run.context.is_main:
@@ -123,14 +125,14 @@ def train(trainer: Trainer, run: Run, watchdog: Watchdog) -> None:
     """Steps until the end of the run.
 
     Raises:
-        Stopped: it was told to stop, and saved.
+        Stopped: a stop was requested, and all is saved.
     """
     recipe, clock, profiler = trainer.recipe, Clock(trainer), start_profiler(trainer, run)
     while trainer.images < trainer.total:
         before = trainer.images
         try:
             values = trainer.step()
-        except Interrupted:  # told to stop while a shard cannot be read: nothing of the step was done
+        except Interrupted:  # a stop was requested while a shard cannot be read: nothing of the step was done
             save(trainer, run)
             run.drain()
             raise Stopped from None
@@ -204,8 +206,8 @@ def evaluate_online(trainer: Trainer, run: Run) -> None:
     """The online kNN, and the information on held-out images.
 
     Raises:
-        Stopped: told to stop while a shard cannot be read. Nothing is saved, so that the same command goes on
-            from the checkpoint before and measures all of this again.
+        Stopped: a stop was requested while a shard cannot be read. Nothing is saved: the same command goes
+            on from the checkpoint before, and measures all of this again.
     """
     data = trainer.data
     try:

@@ -184,10 +184,10 @@ def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
         (
             "dim_alexnet",
             14,
-            "data.size=14: encoder.kind=dim_alexnet pools three times; at least 15 is needed",
+            "data.size=14: AlexNet pools three times; at least 15 is needed",
         ),
         ("folded_alexnet", 36, "data.size=36 cannot be folded into patches of 16 pixels, 8 apart"),
-        ("folded_alexnet", 24, "data.size=24: encoder.kind=folded_alexnet needs 3 x 3 patches"),
+        ("folded_alexnet", 24, "data.size=24: the folded AlexNet needs 3 x 3 patches"),
         ("folded_resnet", 30, "data.size=30 cannot be folded into patches of 8 pixels, 4 apart"),
         ("folded_resnet", 4, "a multiple of 4 is needed, at least 8"),
     ],

@@ -73,7 +73,7 @@ def test_the_queue_holds_the_last_keys_in_order():
     queue = MomentumQueue(batch * slots, 8, batch, "empty", "float64")
     queries = units(5, 8)
     for step in range(11):
-        assert queue.held(step) == min(step, slots) * batch
+        assert queue.keys_at(step) == min(step, slots) * batch
         last = stream[max(0, step - slots) * batch : step * batch]
         log, _ = full_logits(queries, last)
         found = queue.log_sum_exp(queries, TAU, step)

@@ -12,6 +12,7 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import script, tiny
 from tests.trainer.training.test_trainer import Waits
 from trainer.checkpoints import state
+from trainer.distributed.engine_kind import EngineKind
 from trainer.recipe.fingerprint import DEFAULTS_OF_NEW_KEYS
 from trainer.recipe.loading import load
 from trainer.training.optimizers import Lars, build_optimizer, check_engine
@@ -228,11 +229,11 @@ def test_lars_on_the_shards_of_fsdp2_takes_the_norm_of_whole_layers(tmp_path):
 def test_lars_is_refused_where_layers_are_cut_into_flat_slices():
     lars = options("kind: lars, lr: 1")
     for engine in ("single process", "ddp", "fsdp2"):
-        check_engine(lars, engine)
+        check_engine(lars, EngineKind(engine))
     for engine in ("zero1", "zero2", "zero3"):
-        check_engine(options("kind: sgd, lr: 1"), engine)
+        check_engine(options("kind: sgd, lr: 1"), EngineKind(engine))
         with pytest.raises(UserError, match=f"optimizer.kind=lars .* {engine} .*fsdp2.yaml"):
-            check_engine(lars, engine)
+            check_engine(lars, EngineKind(engine))
 
 
 # ---- the learning rate ---------------------------------------------------------------------------------
