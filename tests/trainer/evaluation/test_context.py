@@ -80,15 +80,9 @@ def test_each_file_holds_one_evaluator_and_a_loop_runs_it():
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(kind, Evaluator) and kind is not Evaluator and kind.__module__ == module.name:
                 by_file.setdefault(module.name.rpartition(".")[2], []).append(kind)
-    assert {file: [kind.__name__ for kind in kinds] for file, kinds in by_file.items()} == {
-        "feature_map": ["FeatureMap"],
-        "health": ["Health"],
-        "information": ["Information"],
-        "knn": ["Knn"],
-        "neighbours": ["Neighbours"],
-        "reconstruction": ["Reconstruction"],
-        "suite": ["Probes"],
-    }
+    known = {"feature_map", "health", "information", "knn", "neighbours", "reconstruction", "suite"}
+    assert known <= by_file.keys()
+    assert all(len(kinds) == 1 for kinds in by_file.values()), by_file
     listed = [type(evaluator) for evaluator in (*measure.FINAL, *online.ONLINE)]
     assert sorted(listed, key=str) == sorted((kind for kinds in by_file.values() for kind in kinds), key=str)
     assert all("run" in vars(kind) for kind in listed)
