@@ -1,1 +1,1 @@
-"""Data sets that lie behind a web server or a command: files are fetched into a bounded cache."""
+"""Remote data sets, behind a web server or a command: files are fetched into a bounded cache."""

@@ -1,12 +1,13 @@
-"""A folder of bounded size for the files of a data set that lies elsewhere.
+"""A folder of bounded size for the files of a remote data set.
 
 CACHE/dataset.json  indices/<digest>.npy  tars/<digest>.tar   whole, their digests were checked
-CACHE/tars/<digest>.tar.part                                  on its way, locked by who brings it
-CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
-CACHE/.lock                                                   held while room is made, or a file gets its name
+CACHE/tars/<digest>.tar.part                                  on its way, locked by the process that fetches
+it CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
+CACHE/.lock                                                   locked while room is made, or a file gets its
+name
 
 Any number of processes share it. A file has its name only once it is whole, one process fetches it while the
-others wait, and who dies leaves no lock behind. Files that are removed may still be open: they are read on.
+others wait, and a process that dies leaves no lock behind. A removed file that is open can be read on.
 """
 
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from data_pipelines.access import cache_folder
 from data_pipelines.common.errors import UserError
@@ -31,15 +32,21 @@ from data_pipelines.remote.transfer import TIMEOUT, download
 
 PART = ".part"
 _OF_A_PART = re.compile(r"(\.[0-9a-f]{32})?\.part$")
-QUIET = 2 * TIMEOUT  # seconds: who holds a lock, or has not written a byte, for so long is taken to hang
+QUIET = 2 * TIMEOUT  # seconds: a process that holds a lock, or writes no byte, for so long counts as hanging
 
 
 @dataclass(frozen=True)
 class File:
-    """name: where it lies in the cache; at: where it is fetched from, below the root; sha256 in hex."""
+    """A file of the data set.
+
+    Args:
+        name: its place in the cache.
+        remote_name: its place below the data set's root.
+        bytes, sha256: what dataset.json says of it.
+    """
 
     name: str
-    at: str
+    remote_name: str
     bytes: int
     sha256: str
 
@@ -50,19 +57,19 @@ def index_of(shard: Shard) -> File:
 
 
 def tar_of(shard: Shard) -> File:
-    """By its digest, as several shards, and data sets that split the same shards otherwise, may share it."""
+    """Its name is its digest: several shards, and data sets with other splits of them, may share it."""
     return File(f"tars/{shard.sha256}.tar", shard.path or shard.name, shard.bytes, shard.sha256)
 
 
-class Full(Exception):
-    """No room can be made without removing what is to be kept."""
+class CacheFull(Exception):
+    """No room can be made without removing files that must stay."""
 
 
 class ShardCache:
     """The cache of one data set. Methods may be called from any thread.
 
     Raises:
-        UserError: the folder cannot be made, or the data set would start a program and may not.
+        UserError: the folder cannot be made, or the data set would start a program and that is not allowed.
     """
 
     def __init__(self, dataset: Dataset):
@@ -93,35 +100,37 @@ class ShardCache:
             return False
 
     def touch(self, file: File) -> None:
-        """Marks a file as needed now: those needed longest ago are removed first."""
+        """Marks a file as used now: those used longest ago are removed first."""
         with suppress(OSError):
             os.utime(self.path(file))
 
-    def bring(self, file: File, keep: list[set[str]], stop: threading.Event) -> bool:
-        """Fetches a file, if it is not here; False where another process or thread is at it.
+    def fetch(self, file: File, keep: list[set[str]], stop: threading.Event) -> bool:
+        """Fetches a file that is not here yet; returns False where another process or thread is fetching it.
 
         Args:
-            keep: names that are not removed to make room; where that is not enough, the next set counts.
+            keep: names that are not removed to make room; where that leaves none, the next set counts.
+            stop: ends the transfer when it is set.
 
         Raises:
-            Full: there is no room.
-            Trouble, UserError, Interrupted: as `transfer.download`, or the disk refuses.
+            CacheFull: there is no room.
+            TransientError: as `transfer.download`, or the disk refuses.
+            UserError, Interrupted: as `transfer.download`.
         """
         try:
             if self.has(file):
                 return True
-            part = self._claim(file, keep, stop)
+            part = self._open_part(file, keep, stop)
             if part is None:
                 return self.has(file)
             with part:
                 try:
                     if not self.has(file):
-                        download(self.source, file.at, part, stop, file.bytes, file.sha256)
+                        download(self.source, file.remote_name, part, stop, file.bytes, file.sha256)
                         part.flush()
                         os.fsync(part.fileno())
-                        with self._alone(stop):  # who makes room counts it under one of its names
+                        with self._locked(stop):  # `_make_room` counts it under one of its two names
                             os.replace(part.name, self.path(file))
-                finally:  # nobody goes on with what is of no use, or cannot be locked
+                finally:  # a part that is of no use, or that cannot be locked, is not continued
                     if self.has(file) or Path(part.name) != self._part(file):
                         Path(part.name).unlink(missing_ok=True)
             return True
@@ -130,8 +139,8 @@ class ShardCache:
             advice = "make room there, or choose another folder with data.cache"
             raise TransientError(str(self.path(file)), what, advice) from None
 
-    def arrived(self, file: File) -> int:
-        """Bytes of a file that is on its way."""
+    def bytes_arrived(self, file: File) -> int:
+        """Bytes that are here of a file on its way."""
         try:
             return os.stat(self._part(file)).st_size
         except OSError:
@@ -140,34 +149,34 @@ class ShardCache:
     def _part(self, file: File) -> Path:
         return self.folder / (file.name + PART)
 
-    def _claim(self, file: File, keep: list[set[str]], stop: threading.Event) -> BinaryIO | None:
-        """The file's beginnings, open and locked; None where another has them, or has just finished."""
+    def _open_part(self, file: File, keep: list[set[str]], stop: threading.Event) -> BinaryIO | None:
+        """Opens and locks the part of a file; None where another process has it, or has just finished it."""
         path = self._part(file)
-        with self._alone(stop):
+        with self._locked(stop):
             if self.has(file):
                 return None
             if not path.exists():
                 self._make_room(file, keep)
             path.parent.mkdir(exist_ok=True)
-            part = _begun(path)
-            locked = _locked(part)
-            # Who holds the lock may have finished, and renamed it, in this moment.
-            if locked and _same(part, path):
+            part = _open_or_create(path)
+            locked = _try_lock(part)
+            # Its former owner may have finished and renamed it in this moment.
+            if locked and _is_at(part, path):
                 return part
         part.close()
         if locked is not None:
             return None
         path.unlink(missing_ok=True)
-        return _begun(path.with_name(f"{path.stem}.{uuid.uuid4().hex}{PART}"))
+        return _open_or_create(path.with_name(f"{path.stem}.{uuid.uuid4().hex}{PART}"))
 
     def _make_room(self, file: File, keep: list[set[str]]) -> None:
-        """Removes files until this one fits. What is on its way counts in its full length."""
-        found = sorted(self._files())
-        free = self.bound - sum(size for _, size, _ in found) - file.bytes
-        ours = [(size, name, _OF_A_PART.sub("", name)) for _, size, name in found]
-        ours = [entry for entry in ours if entry[2] in self._sizes]
+        """Removes files until this one fits; those on their way count in full. Raises CacheFull."""
+        files = sorted(self._files())
+        free = self.bound - sum(size for _, size, _ in files) - file.bytes
+        known = [(size, name, _OF_A_PART.sub("", name)) for _, size, name in files]
+        known = [entry for entry in known if entry[2] in self._sizes]
         for kept in keep:
-            spare = [(size, name) for size, name, whole in ours if whole not in kept]
+            spare = [(size, name) for size, name, whole in known if whole not in kept]
             if free + sum(size for size, _ in spare) < 0:
                 continue
             for size, name in spare:
@@ -177,10 +186,10 @@ class ShardCache:
                     free += size
             if free >= 0:
                 return
-        raise Full
+        raise CacheFull
 
     def _files(self) -> Iterable[tuple[int, int, str]]:
-        """When each file was needed last, its length in the end, and its name."""
+        """Of each file: when it was used last (ns), its length once it is whole (bytes), and its name."""
         for place, _, names in os.walk(self.folder):
             for name in names:
                 path = Path(place, name)
@@ -196,21 +205,22 @@ class ShardCache:
                 path.unlink()
                 return True
             with open(path, "r+b") as part:
-                locked = _locked(part)
+                locked = _try_lock(part)
                 if locked is None:
                     locked = time.time() - os.fstat(part.fileno()).st_mtime > QUIET
-                if locked:  # else somebody fetches it
+                if locked:  # else another process fetches it
                     path.unlink()
                 return locked
         except FileNotFoundError:  # a part: it is whole now, and takes as much room
             return False
 
     @contextmanager
-    def _alone(self, stop: threading.Event):
-        self.folder.mkdir(parents=True, exist_ok=True)  # whoever empties caches may have removed it
+    def _locked(self, stop: threading.Event):
+        """Locks the cache for all processes. Raises Interrupted, or TransientError after `QUIET` seconds."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # a user who empties caches may have removed it
         path, end = self.folder / ".lock", time.monotonic() + QUIET
         with open(path, "a") as file:
-            while _locked(file) is False:
+            while _try_lock(file) is False:
                 if stop.wait(0.01):
                     raise Interrupted
                 if time.monotonic() > end:
@@ -219,20 +229,21 @@ class ShardCache:
             yield
 
 
-def _begun(path: Path) -> BinaryIO:
-    """A file open for reading and writing, made where there is none; what it holds stays."""
+def _open_or_create(path: Path) -> BinaryIO:
+    """Opens a file for reading and writing; its contents stay. It is made where there is none."""
     return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
 
 
-def _locked(file: BinaryIO) -> bool | None:
-    """Whether the file could be locked, not waiting for it; None where there are no locks."""
+def _try_lock(file: IO) -> bool | None:
+    """Whether the file could be locked, without waiting; None where the file system has no locks."""
     try:
         return lock(file)
     except NoLocks:
         return None
 
 
-def _same(file: BinaryIO, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file still has this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Fetches a file by a program that writes it to its standard output. No shell takes part."""
+"""Fetches a file by a program that writes it to its standard output. No shell is involved."""
 
 import errno
 import os
@@ -17,12 +17,12 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Interrupted, TransientError
 from data_pipelines.remote.transfer import CHUNK, TIMEOUT, Stream
 
-LAST_WORDS = 4096  # bytes of standard error that are kept
-MAY_PASS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what hinders a program's start
-# Becomes the program, after it has asked Linux to be killed when the thread that started it ends (1 is
-# PR_SET_PDEATHSIG): no program outlives a trainer that was killed. A preexec_fn, which could ask as well,
-# must not be used beside other threads.
-_BOUND = """
+STDERR_BYTES = 4096  # of the end of standard error, which are kept
+TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors of a program's start
+# A wrapper that lets Linux kill it when the thread that started it ends (1 is PR_SET_PDEATHSIG), and then
+# becomes the program: no program outlives a trainer that was killed. A preexec_fn could do the same, but must
+# not be used beside other threads.
+_ENDS_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -36,10 +36,10 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Command:
-    """The files that a command gives.
+    """The files that a command writes to its standard output.
 
     Args:
-        root: as the user wrote it; messages have its kind alone, as they reach logs and MLflow.
+        root: as the user wrote it; messages, which reach logs and MLflow, name its kind alone.
         words: the program and its arguments; `{}` in them stands for a file's name.
     """
 
@@ -49,28 +49,31 @@ class Command:
         self.root, self.words = root, words
 
     def address(self, name: str) -> str:
-        """A file and what gives it, for messages: the command's other words may be nobody's business."""
+        """A file and the program that writes it, for messages; the command's other words may be private."""
         return f"{name} (by `{self.words[0]}`)"
 
     @contextmanager
     def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
-        """The whole file, whatever `start` is: a command cannot begin in the middle."""
+        """Starts the program: it writes the whole file, as a command cannot begin at `start`.
+
+        Raises TransientError, or UserError where the program cannot be started.
+        """
         words = [word.replace("{}", name) for word in self.words]
         try:
             if shutil.which(words[0]) is None:
                 raise FileNotFoundError(errno.ENOENT, "no such program, or it may not be run")
-            bound = [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid())]
+            wrapper = [sys.executable, "-I", "-S", "-c", _ENDS_WITH_PARENT, str(os.getpid())]
             process = subprocess.Popen(
-                [*bound, *words] if sys.platform == "linux" else words,
+                [*wrapper, *words] if sys.platform == "linux" else words,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                start_new_session=True,  # so that whatever it starts ends with it
+                start_new_session=True,  # so that the programs that it starts end with it
             )
-        except (OSError, ValueError) as error:  # ValueError: of a word that holds a zero byte
+        except (OSError, ValueError) as error:  # ValueError: a word with a zero byte
             why = f"cannot be started ({getattr(error, 'strerror', None) or error})"
-            if getattr(error, "errno", None) in MAY_PASS:
+            if getattr(error, "errno", None) in TRANSIENT:
                 raise TransientError(
                     self.address(name), f" {why}", "free memory, processes or files"
                 ) from None
@@ -88,52 +91,54 @@ class Command:
 
 
 class _Output:
-    """Reads what a process writes, and keeps its last words."""
+    """Reads what a process writes, and keeps the end of its standard error."""
 
     def __init__(self, process: subprocess.Popen, address: str, stop: threading.Event):
         self.process, self.address, self.stop = process, address, stop
-        self.said = b""
-        self.waiting = selectors.DefaultSelector()
+        self.stderr_tail = b""
+        self.selector = selectors.DefaultSelector()
         for pipe in (process.stdout, process.stderr):
-            self.waiting.register(pipe, selectors.EVENT_READ)
+            self.selector.register(pipe, selectors.EVENT_READ)
 
     def __enter__(self) -> "_Output":
         return self
 
     def __exit__(self, *_) -> None:
-        self.waiting.close()
+        self.selector.close()
 
     def read(self) -> bytes:
-        """The next bytes, none where it has ended well. Raises Trouble or Interrupted."""
+        """The next bytes; none where it has ended with status 0. Raises TransientError or Interrupted."""
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             if self.stop.is_set():
                 raise Interrupted
-            for key, _ in self.waiting.select(0.1):
+            for key, _ in self.selector.select(0.1):
                 block = os.read(key.fd, CHUNK)
                 if not block:
-                    self.waiting.unregister(key.fileobj)
+                    self.selector.unregister(key.fileobj)
                 elif key.fileobj is self.process.stderr:
-                    self.said = (self.said + block)[-LAST_WORDS:]
+                    self.stderr_tail = (self.stderr_tail + block)[-STDERR_BYTES:]
                 else:
                     return block
-            # Its standard error may stay open: ssh leaves it to the connection that it keeps for the next.
-            reading = [key.fileobj for key in self.waiting.get_map().values()]
-            if self.process.stdout not in reading and (status := self.process.poll()) is not None:
-                if self.process.stderr in reading:
-                    self._hear_out()
+            # Standard error may stay open: ssh leaves it to the connection that it shares with later calls.
+            open_pipes = [key.fileobj for key in self.selector.get_map().values()]
+            if self.process.stdout not in open_pipes and (status := self.process.poll()) is not None:
+                if self.process.stderr in open_pipes:
+                    self._drain_stderr()
                 if status:
-                    raise self._trouble(f"failed with status {status}")
+                    raise self._failure(f"failed with status {status}")
                 return b""
-        raise self._trouble(f"wrote nothing for {TIMEOUT:g} s")
+        raise self._failure(f"wrote nothing for {TIMEOUT:g} s")
 
-    def _hear_out(self) -> None:
-        """The last words of a process that has ended: more than a pipe holds is read at once."""
+    def _drain_stderr(self) -> None:
+        """Reads the rest of the standard error of a process that has ended, without waiting."""
         os.set_blocking(self.process.stderr.fileno(), False)
         with suppress(BlockingIOError):
-            self.said = (self.said + os.read(self.process.stderr.fileno(), CHUNK))[-LAST_WORDS:]
+            self.stderr_tail = (self.stderr_tail + os.read(self.process.stderr.fileno(), CHUNK))[
+                -STDERR_BYTES:
+            ]
 
-    def _trouble(self, what: str) -> TransientError:
-        lines = self.said.decode("utf-8", "replace").strip().splitlines()
+    def _failure(self, what: str) -> TransientError:
+        lines = self.stderr_tail.decode("utf-8", "replace").strip().splitlines()
         last = f": {scrubbed(lines[-1])}" if lines else ""
         return TransientError(self.address, f" {what}{last}", Command.advice)

@@ -1,4 +1,4 @@
-"""Which way leads to a data set that lies elsewhere."""
+"""Chooses what fetches the files of a remote data set."""
 
 from data_pipelines.access import Access, command_of
 from data_pipelines.common.errors import UserError
@@ -7,7 +7,7 @@ from data_pipelines.remote.web import Web
 
 
 def source_of(root: str, access: Access) -> Web | Command:
-    """What fetches the files below a root that is no folder.
+    """The object that fetches the files below a remote root.
 
     Raises:
         UserError: it would start a program, and the user has not allowed that.

@@ -1,4 +1,4 @@
-"""The files of a data set that a web server has."""
+"""The files of a data set on a web server."""
 
 import http.client
 import ipaddress
@@ -17,12 +17,14 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import TransientError
 from data_pipelines.remote.transfer import CHUNK, TIMEOUT, Stream
 
-AGAIN = (408, 425, 429)  # of the statuses 4xx those that pass: too slow, too early, too many requests
+TRANSIENT = (408, 425, 429)  # of the statuses 4xx: request timeout, too early, too many requests
 
 
 class Web:
-    """The files below a web address. Certificates are verified; ~/.netrc and the proxies of the environment
-    are obeyed."""
+    """The files below a web address.
+
+    Certificates are verified; ~/.netrc and the proxies of the environment are used.
+    """
 
     advice = "see that the server is up and serves the folder whole"
 
@@ -46,9 +48,12 @@ class Web:
 
     @contextmanager
     def open(self, name: str, start: int, stop: threading.Event) -> Iterator[Stream]:
-        """A file's bytes from `start` on, or from its beginning where the server knows no ranges."""
+        """Opens a file from byte `start` on, or from its beginning where the server has no ranges.
+
+        Raises TransientError, or UserError where the server refuses for good.
+        """
         address = self.address(name)
-        with self._asked(address, start, first=name == "dataset.json") as response:
+        with self._response(address, start, first=name == "dataset.json") as response:
             begins, total = 0, None
             if response.status == 206:
                 begins, total = _range(response)
@@ -64,8 +69,8 @@ class Web:
                 length = total - begins
             yield Stream(begins, length, lambda: self._read(address, response))
 
-    def _asked(self, address: str, start: int, first: bool) -> http.client.HTTPResponse:
-        """The answer. A refusal of the first file is the user's mistake; later it may be the server's."""
+    def _response(self, address: str, start: int, first: bool) -> http.client.HTTPResponse:
+        """The server's response. A refusal of the first file is a UserError; later ones may be transient."""
         request = _request(address, self.root)
         if start:
             request.add_header("Range", f"bytes={start}-")
@@ -75,14 +80,14 @@ class Web:
             error.close()
             status = error.code
             what = f" cannot be fetched ({status} {http.client.responses.get(status, 'unknown')})"
-            if status == 416 and start:  # nothing lies there: what is here does not fit
-                return self._asked(address, 0, first)
-            if status >= 500 or status in AGAIN:
+            if status == 416 and start:  # the file is shorter: the bytes here are not its
+                return self._response(address, 0, first)
+            if status >= 500 or status in TRANSIENT:
                 raise TransientError(address, what, self.advice) from None
             raise _refused(first, address, what, self._refusal(status)) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(address, getattr(error, "reason", error)) from None
-        except ValueError as error:  # no host can have such a name, or it redirects to what is no address
+        except ValueError as error:  # a malformed host, in the address or in a redirect
             what = f" cannot be fetched ({scrubbed(str(error))})"
             advice = "check data.root, and where the server redirects to"
             raise _refused(first, address, what, advice) from None
@@ -90,7 +95,7 @@ class Web:
     def _read(self, address: str, response: http.client.HTTPResponse) -> bytes:
         try:
             return response.read1(CHUNK)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a torn chunk
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a torn chunk
             raise self._failed(address, error) from None
 
     def _failed(self, address: str, why) -> TransientError | UserError:
@@ -105,7 +110,7 @@ class Web:
         return TransientError(address, f" cannot be fetched ({text})", self.advice)
 
     def _refusal(self, status: int) -> str:
-        """What to do about it."""
+        """What the user can do about a status that refuses."""
         if status in (401, 403):
             if not _private(self.root):
                 return "the password of ~/.netrc is never sent over http: give data.root as https://"
@@ -118,7 +123,7 @@ class Web:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https, never from https to http; credentials go to the root's server alone."""
+    """Follows redirects, but never from https to http; credentials go to the root's server alone."""
 
     def __init__(self, root: str):
         self.root = root
@@ -137,20 +142,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _request(address: str, root: str) -> urllib.request.Request:
-    """With the user's credentials, where it goes to the server of `root`, and nobody can listen."""
+    """A request; with the user's credentials where it goes to the server of `root` and is private."""
     request = urllib.request.Request(address, headers={"Accept-Encoding": "identity"})
     if _server(address) != _server(root) or not _private(root):
         return request
     try:
-        held = netrc.netrc().hosts.get(urlsplit(address).hostname)  # not `default`, which means any host
+        login = netrc.netrc().hosts.get(urlsplit(address).hostname)  # not `default`, which means any host
     except FileNotFoundError:
-        held = None
-    except (OSError, ValueError, netrc.NetrcParseError) as error:  # whose own words may hold a password
+        login = None
+    except (OSError, ValueError, netrc.NetrcParseError) as error:  # its text may hold a password
         line = getattr(error, "lineno", None)
         where = f"line {line}" if line else "is it yours, and chmod 600?"
         raise UserError(f"~/.netrc cannot be read ({where}); mend or remove it") from None
-    if held:
-        token = b64encode(f"{held[0]}:{held[2]}".encode()).decode()
+    if login:
+        token = b64encode(f"{login[0]}:{login[2]}".encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     return request
 
@@ -165,7 +170,7 @@ def _server(address: str) -> tuple[str, str | None, int]:
 
 
 def _private(address: str) -> bool:
-    """Whether what is sent there is encrypted, or stays on this machine."""
+    """Whether a request to this address is encrypted, or stays on this machine."""
     parts = urlsplit(address)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True

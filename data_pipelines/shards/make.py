@@ -1,4 +1,4 @@
-"""Makes a data set: shards, their indices and dataset.json, or what is missing of them."""
+"""Makes a data set, or its missing parts: shards, their indices and dataset.json."""
 
 import json
 import os
@@ -24,15 +24,24 @@ LOCK = ".lock"
 
 
 def make(source, to, from_=None, images_per_shard=None, workers=None, progress=True, **options) -> Dataset:
-    """Makes the data set `to` from a source, or continues, or finds it already there; returns it loaded.
+    """Makes the data set `to` from a source, or continues it; returns it loaded. A finished one is kept.
 
-    Processes that do this at the same time take turns, and the second finds it there. A killed one leaves
-    nothing that looks like a data set, and the next one continues. images_per_shard: None for what was
-    begun with, else the source's own. workers: None for one in 5,000 images, up to the cores. progress: a
-    bar, where there is a terminal. options: test_percent and label, see `sources.open_source`.
+    Processes that do this at the same time take turns, and the second finds it finished. A killed process
+    leaves nothing that looks like a data set, and the next one continues.
 
-    Raises UserError: unknown source, wrong `from_` or options, a folder that holds something else or cannot
-    be written.
+    Args:
+        source: its name in `sources.catalog`.
+        to: the data set's folder.
+        from_: the archive or folder of the source, where it has one.
+        images_per_shard: None for that of the unfinished data set, else the source's default.
+        workers: processes; None for one for each 5,000 images, up to the cores.
+        progress: a bar, where there is a terminal.
+        options: test_percent and label, as in `catalog.open_source`.
+
+    Raises:
+        UserError: an unknown source, wrong `from_` or options, or a folder that holds something else or
+        cannot
+            be written.
     """
     to = Path(to)
     options = {key: value for key, value in options.items() if value is not None}
@@ -43,12 +52,11 @@ def make(source, to, from_=None, images_per_shard=None, workers=None, progress=T
         begun = _refuse_another(to, wanted)
         if is_made(to):
             return load_dataset(to)
-        # What was begun goes on with its own options where none are given.
+        # An unfinished data set continues with the options that it was begun with.
         from_ = begun.pop("from", from_)
         options = {key: value for key, value in begun.items() if key not in ("source", "shard")} | options
-        opened = open_source(
-            source, from_, progress, **options
-        )  # before anything is written, as all mistakes
+        # All mistakes are reported before anything is written.
+        opened = open_source(source, from_, progress, **options)
         per_shard = images_per_shard or opened.images_per_shard
         if per_shard and not opened.images_per_shard:
             raise UserError(
@@ -56,7 +64,7 @@ def make(source, to, from_=None, images_per_shard=None, workers=None, progress=T
             )
         if source == "folder" and to.resolve().is_relative_to(Path(from_).resolve()):
             raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
-        with _alone_in(to):
+        with _locked(to):
             begun = _refuse_another(to, wanted)
             if not _is_whole(to):
                 _write(opened, to, begun.get("shard", per_shard), workers, progress)
@@ -68,10 +76,14 @@ def make(source, to, from_=None, images_per_shard=None, workers=None, progress=T
 
 
 def _refuse_another(to: Path, wanted: dict) -> dict:
-    """What `to` was begun with, such as {"source", "shard"}, or {}; UserError if with something else."""
+    """The options that `to` was begun with, such as {"source", "shard"}, or {}.
+
+    Raises UserError where they differ from those `wanted`, or the folder holds something else.
+    """
     if to.exists() and not to.is_dir():
         raise UserError(f"to={to} is a file; choose a folder")
-    # In this order, because another process may be making it: it has a plan until it has a dataset.json.
+    # Listed before plan.json is read: another process may be finishing it, and plan.json goes after
+    # dataset.json has come.
     others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
     try:
         plan = json.loads((to / UNFINISHED / "plan.json").read_bytes())
@@ -86,7 +98,7 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
             return {}
     begun = {"source": plan["source"], "shard": plan["images_per_shard"], **plan.get("made_with", {})}
     for key, value in wanted.items():
-        # Where an archive was is of no matter, and not kept, where a source has one content.
+        # A source with one possible content does not keep where its archive was.
         if value is None or value == begun.get(key) or (key == "from" and key not in begun):
             continue
         was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
@@ -95,27 +107,27 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
 
 
 def is_made(to: Path) -> bool:
-    """Whether `make` would find the data set `to` finished, and would not look at its source."""
+    """Whether the data set `to` is finished, so that `make` does not read its source."""
     return _is_whole(to) and not (to / UNFINISHED).exists()
 
 
 def _is_whole(to: Path) -> bool:
-    """Whether the data set is there with all of its shards; where some are lost, it is written again."""
+    """Whether the data set is there with all of its shards."""
     with suppress(UserError):
         return bool(load_dataset(to))
     return False
 
 
 @contextmanager
-def _alone_in(to: Path) -> Iterator[None]:
-    """Holds the folder, so that of several processes one makes the data set and the others find it made."""
+def _locked(to: Path) -> Iterator[None]:
+    """Locks the folder: of several processes one makes the data set, and the others find it finished."""
     to.mkdir(parents=True, exist_ok=True)
     with open(to / LOCK, "w") as file:  # the system unlocks it, whatever ends this process
         if not lock(file):
             print(f"waiting for another process that is making {to}", file=sys.stderr)
             lock(file, wait=True)
         try:
-            _remove_parts(to)  # a killed process's
+            _remove_parts(to)  # of a killed process
             yield
         finally:
             _remove_parts(to)
@@ -127,7 +139,7 @@ def _remove_parts(to: Path) -> None:
 
 
 def _write(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> None:
-    """All shards, then dataset.json, after which the folder is a data set."""
+    """Writes all shards, then dataset.json, after which the folder is a data set."""
     (to / UNFINISHED).mkdir(exist_ok=True)
     plan = {"source": source.name, "images_per_shard": per_shard, "made_with": source.made_with}
     replace_bytes(to / UNFINISHED / "plan.json", json.dumps(plan).encode(), to / UNFINISHED / "plan.part")
@@ -150,13 +162,13 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
             raise UserError(f"source={source.name}: no image of {split} can be used{first}")
     mean, std = sums.mean_and_std()
     classes = tuple(map(str, range(numbers)) if source.classes is None else source.classes)
-    said = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
-    made = Dataset(to, *said, fingerprint(splits), source.made_with)
-    replace_bytes(to / "dataset.json", describe(made).encode(), to / UNFINISHED / "dataset.part")
+    described = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
+    dataset = Dataset(to, *described, fingerprint(splits), source.made_with)
+    replace_bytes(to / "dataset.json", describe(dataset).encode(), to / UNFINISHED / "dataset.part")
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
-    """{split: [entry]} of every shard, as `write_shard` gives them."""
+    """{split: [entry]} of every shard, as `write_shard` returns them."""
     jobs = [
         (split, chunk, to, f"{split}/{number:06d}.tar", len(source.classes or ()))
         for split, pixels in source.splits.items()
@@ -172,7 +184,7 @@ def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None,
 
 
 def _remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
-    """Shards of an earlier attempt from another archive, which dataset.json does not name."""
+    """Removes shards of an earlier attempt from another archive, which dataset.json does not name."""
     known = {Path(shard.name).stem for shard in shards}
     for path in [*folder.glob("[0-9]*.tar"), *folder.glob("[0-9]*.npy")]:
         if path.stem not in known:

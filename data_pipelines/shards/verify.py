@@ -1,4 +1,4 @@
-"""Reads a data set again, every byte, and says what is wrong with it."""
+"""Reads every byte of a data set again and reports what is wrong with it."""
 
 import io
 import os
@@ -18,10 +18,10 @@ from data_pipelines.sources.wds import samples
 
 
 def verify(root, workers: int | None = None, progress: bool = True) -> list[str]:
-    """Reads every byte again and returns what is wrong, a line each; nothing wrong, an empty list.
+    """Reads every byte again and returns the problems, a line each; an empty list where there are none.
 
-    Digests, lengths, the tar's structure, the index against the tar and against each fully decoded image,
-    labels, counts, mean and std. Raises UserError where there is no data set.
+    Checked are digests, lengths, the tar's structure, the index against the tar and against each fully
+    decoded image, labels, counts, mean and std. Raises UserError where there is no data set.
     """
     root = Path(root)
     try:
@@ -35,12 +35,12 @@ def verify(root, workers: int | None = None, progress: bool = True) -> list[str]
     problems, sums = [[] for _ in shards], Sums()
     with tqdm(desc=f"{root}", total=images, unit="image", disable=None if progress else True) as bar:
         jobs = [(dataset, shard) for _, shard in shards]
-        for job, (found, counted) in in_processes(verify_shard, jobs, images, workers):
-            problems[job] = found
+        for job, (lines, counted) in in_processes(verify_shard, jobs, images, workers):
+            problems[job] = lines
             if shards[job][0] == "train":
                 sums.add(counted)
             bar.update(shards[job][1].images)
-    lines = [line for found in problems for line in found]
+    lines = [line for of_shard in problems for line in of_shard]
     if not lines and sums.mean_and_std() != (dataset.mean, dataset.std):
         lines.append(f"{root / 'dataset.json'}: mean and std are not those of the train images")
     known = {shard.name for _, shard in shards}
@@ -58,20 +58,21 @@ def verify_shard(dataset: Dataset, shard: Shard) -> tuple[list[str], Sums]:
     try:
         if path.stat().st_size == shard.bytes and file_digest(path) != shard.sha256:
             problems.append(f"{path} was changed: its digest is not dataset.json's")
-        found = index_shard(path) if shard.path is None else _indexed(dataset, path, index)
+        expected = index_shard(path) if shard.path is None else _expected_in_place(dataset, path, index)
     except UserError as error:
         if str(error) not in problems:  # a compressed tar is named by its length as well
             problems.append(str(error))
         return problems, sums
     except OSError:
-        return problems, sums  # missing, and named so
-    if len(found) != shard.images:
-        problems.append(f"{path} has {len(found):,} images where dataset.json says {shard.images:,}")
-    if index is not None and len(index) != len(found):
-        problems.append(f"{root / index_name(shard.name)} has {len(index):,} rows for {len(found):,} images")
+        return problems, sums  # missing, which `missing_parts` has reported
+    if len(expected) != shard.images:
+        problems.append(f"{path} has {len(expected):,} images where dataset.json says {shard.images:,}")
+    if index is not None and len(index) != len(expected):
+        rows, images = len(index), len(expected)
+        problems.append(f"{root / index_name(shard.name)} has {rows:,} rows for {images:,} images")
         index = None
     with open(path, "rb") as file:
-        for row, entry in enumerate(found):
+        for row, entry in enumerate(expected):
             offset = int(entry["offset"])
             member = f"{path}: member {_name(os.pread(file.fileno(), 512, offset - 512))!r}"
             try:
@@ -82,22 +83,22 @@ def verify_shard(dataset: Dataset, shard: Shard) -> tuple[list[str], Sums]:
             entry["height"], entry["width"] = values.shape[:2]
             sums.count(values)
             if not -1 <= entry["label"] < len(dataset.classes):
-                expected = f"0..{len(dataset.classes) - 1}, or -1 for none"
-                problems.append(f"{member} has label {entry['label']}, expected {expected}")
+                allowed = f"0..{len(dataset.classes) - 1}, or -1 for none"
+                problems.append(f"{member} has label {entry['label']}, expected {allowed}")
             if index is not None and index[row] != entry:
                 problems.append(f"{member}: its index row is {index[row]}, expected {entry}")
     return problems, sums
 
 
-def _indexed(dataset: Dataset, path: Path, index: np.ndarray | None) -> np.ndarray:
-    """What an index over another's tar should hold, sizes still 0: of its samples, those that the index has.
+def _expected_in_place(dataset: Dataset, path: Path, index: np.ndarray | None) -> np.ndarray:
+    """The expected index over an existing tar, image sizes still 0: rows for the samples that the index has.
 
-    Which of them it has was decided when it was made; its digest says whether it is still that.
+    Which samples it has was decided when it was made; its digest shows whether it was changed.
     """
     names = dataset.classes
     numbers = names == tuple(map(str, range(len(names))))
-    found, _ = samples(path, dataset.made_with.get("label"), None if numbers else names)
-    places = {sample.image.offset: sample for sample in found if not sample.why}
+    listed, _ = samples(path, dataset.made_with.get("label"), None if numbers else names)
+    places = {sample.image.offset: sample for sample in listed if not sample.why}
     kept = [] if index is None else [places[row] for row in index["offset"].tolist() if row in places]
     return np.array([(s.image.offset, s.image.size, 0, 0, s.label) for s in kept], dtype=INDEX)
 
@@ -113,12 +114,12 @@ def _read_index(root: Path, shard: Shard, problems: list[str]) -> np.ndarray | N
             return index
         problems.append(f"{path} is no index: it holds {index.dtype} {index.shape}")
     except FileNotFoundError:
-        pass  # named so by missing_parts
-    except Exception as error:  # a damaged header is read as Python's text and raises nearly anything
+        pass  # `missing_parts` has reported it
+    except Exception as error:  # numpy parses a damaged header as Python, which raises nearly anything
         problems.append(f"{path} cannot be read as an index ({' '.join(str(error).split())})")
     return None
 
 
 def _name(header: bytes) -> str:
-    """A member's name, out of the tar header that precedes its data."""
+    """A member's name, from the tar header that precedes its data."""
     return header[:100].split(b"\0")[0].decode("utf-8", "replace")

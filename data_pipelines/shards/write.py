@@ -1,4 +1,4 @@
-"""Writes one shard with its index, so that it is there as a whole or not at all."""
+"""Writes one shard with its index, whole or not at all."""
 
 import hashlib
 import io
@@ -20,18 +20,24 @@ UNFINISHED = ".making"  # folder inside the data set's, for as long as it is bei
 
 
 def write_shard(chunk, root: Path, name: str, classes: int) -> dict:
-    """Writes a chunk's images to root/name, its index beside it, and returns what is to be known of them.
+    """Writes a chunk's images to root/name and its index beside it.
 
-    chunk: has digest() and samples(), as `sources.Pixels`; or is a `wds.Tars`, which is indexed where it
-    lies. classes: how many, a label lies in 0..classes-1. A sample that cannot be decoded or has another
-    label is left out and named. What was written before, from equal input, and still has its digests is
-    kept as it is.
+    A sample that cannot be decoded or has a wrong label is left out and named. A shard that was written
+    before, from equal input, and still has its digests is kept.
 
-    Returns the shard's entry of dataset.json with "left_out" and "sums" and "classes", the number of
-    classes up to its highest label, beside it. Raises UserError when the disk refuses.
+    Args:
+        chunk: has digest() and samples(), as `pixels.Pixels`; or is a `wds.Tars`, which is indexed in place.
+        classes: their number; a label lies in 0..classes-1.
+
+    Returns:
+        The shard's entry of dataset.json, and beside it "left_out", "sums" and "classes": the number of
+        classes up to its highest label.
+
+    Raises:
+        UserError: the disk refuses.
     """
     note = root / UNFINISHED / (name.replace("/", "-") + ".json")
-    # Until it is whole it has a name of its own process: a killed run's worker may be at its last write.
+    # Until it is whole, its name has the process id: the worker of a killed run may still be writing.
     part = root / UNFINISHED / f"{name.replace('/', '-')}.{os.getpid()}.part"
     try:
         wanted = chunk.digest()
@@ -76,7 +82,7 @@ def write_shard(chunk, root: Path, name: str, classes: int) -> dict:
 
 
 def _reference(tar: str, root: Path) -> str:
-    """Where a tar lies, seen from root if both are in one folder, which may then be moved; else absolute."""
+    """The path of a tar: relative to root if both are in one folder, which may be moved; else absolute."""
     above = os.path.realpath(root.parent)
     if os.path.realpath(tar).startswith(os.path.join(above, "")):
         return os.path.relpath(os.path.realpath(tar), os.path.realpath(root))
@@ -84,23 +90,24 @@ def _reference(tar: str, root: Path) -> str:
 
 
 def _finished(note: Path, root: Path, name: str, wanted: str) -> dict | None:
+    """The entry of a shard that was written before from the same input; None: it is to be written."""
     try:
-        found = json.loads(note.read_bytes())
-        entry = found["entry"]
+        noted = json.loads(note.read_bytes())
+        entry = noted["entry"]
         if (
-            found["input"] == wanted
+            noted["input"] == wanted
             and file_digest(root / entry.get("path", name)) == entry["sha256"]
             and file_digest(root / index_name(name)) == entry["index_sha256"]
         ):
             return entry
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not finished, or torn: it is written again
+        pass  # not finished, or damaged: it is written again
     return None
 
 
 def _write_tar(chunk, path: Path, classes: int) -> tuple[np.ndarray, list[dict], Sums]:
-    """Writes all that can be used; its index, what is left out, and sums over pixels."""
-    # Here, because it imports torch, which verifying has no need of. It is what its ShardWriter writes with.
+    """Writes all usable samples; returns the index, what is left out, and sums over pixels."""
+    # Imported here, because it imports torch, which `verify` does not need.
     from webdataset import TarWriter
 
     sizes, left_out, sums = [], [], Sums()

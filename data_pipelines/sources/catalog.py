@@ -1,11 +1,11 @@
-"""Images as their publishers give them -> samples, ready to be written as shards.
+"""The sources by name: images as their publishers distribute them -> samples, ready to be written as shards.
 
-A source is opened whole, so that a wrong or broken archive is told before anything is written, and is cut
-into chunks of a shard's length. A chunk goes to a worker process, which does the decoding and encoding.
+A source is opened whole, so that a wrong or broken archive is reported before anything is written, and is cut
+into chunks of a shard's length. A worker process decodes and encodes the images of a chunk.
 
-Order: the publishers' own where images come mixed over their classes. Folders of classes are sorted by class,
-so their images are put in the order of a hash of their names before they are cut: shards are read a few at a
-time, and a shard of one class makes batches of one class.
+Order: that of the publishers where images come mixed over their classes. Folders of classes are sorted by
+class, so their images are put in the order of a hash of their names before they are cut: shards are read a
+few at a time, and a shard of one class makes batches of one class.
 """
 
 import os
@@ -14,25 +14,30 @@ from pathlib import Path
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.sources import cifar, folder, stl10, wds
-from data_pipelines.sources.digits import _digits
+from data_pipelines.sources.digits import open_digits
 from data_pipelines.sources.pixels import Pixels
 from data_pipelines.sources.source import Source
 
 
 def open_source(name: str, from_: str | Path | None = None, progress: bool = True, **options) -> Source:
-    """Opens a source by its name; `from_` is the archive or folder it is read from, where it has one.
+    """Opens a source by its name.
 
-    options: test_percent and label, None where not given. Raises UserError for an unknown name, for an option
-    that the source does not take, and for whatever is wrong with `from_`.
+    Args:
+        from_: the archive or folder that it is read from, where it has one.
+        progress: a bar for a download, where there is a terminal.
+        options: test_percent and label; None stands for the default.
+
+    Raises:
+        UserError: an unknown name, an option that the source does not have, or a mistake in `from_`.
     """
     if name not in SOURCES:
         hint = did_you_mean(closest(name, SOURCES)) or ";"
         raise UserError(f"source={name}: unknown source{hint} known: {', '.join(SOURCES)}")
-    function, takes = SOURCES[name]
+    opener, keys = SOURCES[name]
     for key, value in options.items():
-        if value is not None and key not in takes:
+        if value is not None and key not in keys:
             raise UserError(f"{key}={value}: source={name} has no use for it; leave {key}= out")
-    return function(from_, progress, **{key: options.get(key) for key in takes})
+    return opener(from_, progress, **{key: options.get(key) for key in keys})
 
 
 def _cifar10(from_, progress) -> Source:
@@ -65,7 +70,7 @@ def _folder(from_, progress, test_percent) -> Source:
     if from_ is None:
         raise UserError("from= is missing; source=folder takes a folder of images, or of folders of them")
     classes, splits, left_out = folder.read(Path(from_), test_percent)
-    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent)
+    made_with = _not_none(**{"from": os.path.abspath(from_)}, test_percent=test_percent)
     return Source("folder", classes, splits, 1000, left_out, made_with)
 
 
@@ -76,17 +81,17 @@ def _wds(from_, progress, test_percent, label) -> Source:
             "from= is missing; source=wds takes a folder of tars or a pattern such as 'DIR/*.tar'"
         )
     classes, splits = wds.read(str(from_), test_percent, label)
-    made_with = _given(**{"from": os.path.abspath(from_)}, test_percent=test_percent, label=label)
+    made_with = _not_none(**{"from": os.path.abspath(from_)}, test_percent=test_percent, label=label)
     return Source("wds", classes, splits, images_per_shard=0, made_with=made_with)
 
 
-def _given(**options) -> dict:
+def _not_none(**options) -> dict:
     return {key: value for key, value in options.items() if value is not None}
 
 
-# Each with the options that it takes.
+# Each name with the function that opens it, and its options.
 SOURCES = {
-    "digits": (_digits, ()),
+    "digits": (open_digits, ()),
     "cifar10": (_cifar10, ()),
     "cifar100": (_cifar100, ()),
     "stl10": (_stl10, ()),

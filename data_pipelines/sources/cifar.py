@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 and CIFAR-100 in their official python layout, never running what their pickles might say.
+"""Reads CIFAR-10 and CIFAR-100 in their official python layout, without running code from their pickles.
 
 The archives (https://www.cs.toronto.edu/~kriz/cifar.html) hold cifar-10-batches-py/ with data_batch_1..5,
 test_batch and batches.meta, and cifar-100-python/ with train, test and meta: pickled dicts written by
@@ -27,7 +27,7 @@ from data_pipelines.remote.web import Web
 
 @dataclass(frozen=True)
 class Layout:
-    """What an archive holds; names and labels are keys of the pickled dicts."""
+    """The contents of an archive; names and labels are keys of the pickled dicts."""
 
     title: str
     url: str
@@ -77,7 +77,7 @@ def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool =
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-infomax"
     path = Path(folder) / url.rsplit("/", 1)[-1]
     by_hand = f"download {url} by hand and give it as from=PATH/{path.name}"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # its own: two processes may fetch at once
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # by process: two may fetch at once
     try:
         if path.is_file() and file_digest(path, "md5") == md5:
             return path
@@ -108,7 +108,7 @@ def _download(url: str, part: Path, name: str, progress: bool) -> None:
 
 
 def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """A whole data set from the folder of its layout, a folder that holds it, or the archive.
+    """Reads a whole data set from the folder of its layout, the folder above it, or the archive.
 
     Returns the class names and {"train": (images, labels), "test": ...}: uint8 [n, 32, 32, 3], int64 [n].
     Raises UserError when a file is missing or cannot be read, or when its shapes or counts do not agree.
@@ -118,7 +118,7 @@ def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tup
     meta = _unpickle(files[layout.meta], f"{path}: {layout.meta}", layout)
     classes, count = meta.get(layout.names), meta.get(b"num_cases_per_batch")
     named = isinstance(classes, list) and all(isinstance(name, bytes) for name in classes)
-    counted = type(count) is int or layout is CIFAR100  # which does not say it
+    counted = type(count) is int or layout is CIFAR100  # which has no such key
     if not named or not counted:
         wanted = layout.names.decode() + " and num_cases_per_batch" * (layout is CIFAR10)
         raise UserError(f"{path}: {layout.meta} holds no {wanted}; is this {layout.title}?")
@@ -162,21 +162,21 @@ def _read_archive(path: Path, names, layout: Layout) -> dict[str, bytes]:
 
 
 def _batch(data: bytes, where: str, count: int | None, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [count, 3072], int64 [count]) out of one file; a count of None is as many as it has labels."""
+    """The pixels and labels of one file, uint8 [count, 3072], int64 [count]; None: one image a label."""
     batch = _unpickle(data, where, layout)
     pixels, labels = batch.get(b"data"), batch.get(layout.labels)
-    asked = f"; is this {layout.title}?"
+    hint = f"; is this {layout.title}?"
     whole = isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
     if not whole or len(labels) != (count or len(labels)):
         name = layout.labels.decode()
-        raise UserError(f"{where}: {name} are not {count or 'all'} whole numbers, one an image{asked}")
+        raise UserError(f"{where}: {name} are not {count or 'all'} whole numbers, one an image{hint}")
     if isinstance(pixels, _Array):
         pixels = pixels.array()
     elif isinstance(pixels, bytes) and len(pixels) == len(labels) * 3072:  # rewritten without numpy
         pixels = np.frombuffer(pixels, np.uint8).reshape(-1, 3072)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise UserError(f"{where}: data is {found}, expected uint8 ({len(labels)}, 3072){asked}")
+        kind = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise UserError(f"{where}: data is {kind}, expected uint8 ({len(labels)}, 3072){hint}")
     return pixels, np.array(labels, dtype=np.int64)
 
 
@@ -195,7 +195,7 @@ class _Array:
             if dtype.code in (b"u1", "u1"):
                 return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
         except (TypeError, ValueError, AttributeError):
-            pass  # a state of another form is no array of ours
+            pass  # a state of another form is not such an array
         return None
 
 
@@ -215,10 +215,9 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits containers, numbers, text, bytes and uint8 arrays. No name of a pickle is ever imported.
+    """Admits containers, numbers, text, bytes and uint8 arrays. No name in a pickle is ever imported.
 
-    Even numpy's own reconstruction stays out: a crafted dtype state can make it read memory that is not its
-    own.
+    Even numpy's reconstruction is not admitted: a crafted dtype state can make it read foreign memory.
     """
 
     admitted = {
@@ -231,8 +230,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.admitted:
-            asked = f"{module}.{name}"
-            raise pickle.UnpicklingError(f"it asks for {asked!r}, which no CIFAR file needs")
+            wanted = f"{module}.{name}"
+            raise pickle.UnpicklingError(f"it asks for {wanted!r}, which no CIFAR file needs")
         return self.admitted[module, name]
 
 

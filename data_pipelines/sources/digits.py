@@ -7,14 +7,14 @@ from data_pipelines.sources.pixels import Pixels
 from data_pipelines.sources.source import Source
 
 
-def _digits(from_, progress) -> Source:
+def open_digits(from_, progress) -> Source:
     """scikit-learn's digits: 1,797 real handwritten digits of 8x8 pixels in 17 greys (UCI optdigits, 1998).
 
     Every fifth image of each class, counted in the published order, is the test split: 1,438 and 359 images.
     """
     if from_ is not None:
         raise UserError(f"from={from_}: source=digits comes with scikit-learn; leave from= out")
-    # Here, because it takes a second that other sources need not pay.
+    # Imported here, because it takes a second, which other sources do not need.
     from sklearn.datasets import load_digits
 
     digits = load_digits()

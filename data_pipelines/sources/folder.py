@@ -1,4 +1,4 @@
-"""Folders of image files -> (file, label): ImageNet, Tiny ImageNet, one's own.
+"""Folders of image files -> (file, label): ImageNet, Tiny ImageNet, or any other folder.
 
 DIR/train/CLASS/**/x.jpg, DIR/val/CLASS/...   split folders; a class is a folder of train with images anywhere
                                               below. A split without class folders (ImageNet's test) is
@@ -7,7 +7,7 @@ DIR/train/CLASS/**/x.jpg, DIR/val/CLASS/...   split folders; a class is a folder
 DIR/CLASS/**/x.jpg                            class folders; the splits by a hash of each file's path in DIR
 DIR/x.jpg                                     no class folders: unlabelled
 
-Files keep their bytes. Only names are looked at here; opening and decoding is the worker processes' part.
+Files keep their bytes. This module reads names alone; worker processes open and decode the files.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Files:
         ]
 
     def digest(self) -> str:
-        """sha256 (hex) over names, labels, lengths and times of change, to know a finished shard again."""
+        """sha256 (hex) over names, labels, lengths and times of change, to recognise a finished shard."""
         digest = hashlib.sha256(f"{self.prefix} {self.first}\n".encode())
         for path, label in zip(self.paths, self.labels, strict=True):
             try:
@@ -137,14 +137,14 @@ def _split_folders(root: Path, left_out: list[dict]) -> dict[str, str]:
             f"from={root} has {', '.join(splits.values())} but no train; give the folder above them"
         )
     if "train" not in splits or (len(splits) == 1 and others):
-        return {"train": ""}  # one of the classes may be of trains
+        return {"train": ""}  # the folder "train" may be a class, of trains
     left_out += [{"member": printable(name), "why": "a folder that is no split"} for name in others]
     return dict(sorted(splits.items(), key=lambda item: item[0] != "train"))
 
 
 def _images(root: Path, folder: str, left_out: list[dict]) -> list[str]:
     """Paths below root/folder of all files that are named as images are; the others are left out."""
-    found = []
+    images = []
     start = os.path.join(root, folder)
     below = [(start, "", (os.path.realpath(start),))]
     while below:
@@ -165,10 +165,10 @@ def _images(root: Path, folder: str, left_out: list[dict]) -> list[str]:
                 elif not entry.is_file():
                     why = "no regular file"
                 else:
-                    found.append(path)
+                    images.append(path)
                 if why:
                     left_out.append({"member": printable(os.path.join(folder, path)), "why": why})
-    return found
+    return images
 
 
 def _labels(folder: Path, split: str, paths: list[str], classes: dict[str, int]) -> list[str | None]:

@@ -1,8 +1,8 @@
 """Encoded images of unknown origin -> images that the loader decodes to the pixels that they hold.
 
-Two decoders look at each: pillow, which says what is wrong with a damaged image and stays alive, and then
-DALI, which is what training decodes with. Where both agree the bytes are kept; where only pillow knows the
-format, the pixels are encoded again as PNG.
+Two decoders try each image: pillow, which names what is wrong with a damaged image and survives it, and then
+DALI, which decodes in training. Where both agree the bytes are kept; where only pillow knows the format, the
+pixels are encoded again as PNG.
 
 Measured (pillow 13.0, DALI 2.4, CPU): equal for JPEG (grey, CMYK, progressive, every EXIF orientation), PNG
 (grey, palette, alpha, 1 bit), WebP (alpha, animated: the first picture), BMP, PPM, JPEG 2000; within 1 of 255
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# Formats by pillow's names, and what their members in a shard are called. No other format is ever opened:
+# Formats by pillow's names, and the extensions of their members in a shard. No other format is ever opened:
 # some would start another program (EPS).
 EXTENSIONS = {
     "JPEG": "jpg",
@@ -34,7 +34,7 @@ EXTENSIONS = {
 }
 REWRITTEN = ("GIF", "TIFF", "AVIF")
 
-# What the names of image files end in; members of a tar are looked for in this order.
+# Extensions of image files; members of a tar are looked for in this order.
 _SUFFIXES = "jpg jpeg png webp bmp ppm pgm pbm pnm jp2 jpe jfif j2k dib gif tif tiff avif"
 SUFFIXES = tuple(_SUFFIXES.split())
 
@@ -58,7 +58,13 @@ _TURNS = {
 
 
 class Picture(NamedTuple):
-    """kind: the member's extension, such as "jpg"; values: the decoded pixels, uint8 [height, width, 3]."""
+    """An image as a shard stores it.
+
+    Args:
+        kind: the member's extension, such as "jpg".
+        encoded: the member's bytes.
+        values: the decoded pixels, uint8 [height, width, 3].
+    """
 
     kind: str
     encoded: bytes
@@ -66,7 +72,14 @@ class Picture(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """name: what to call it where it is left out; label: None where it is unlabelled; load: decodes it."""
+    """An image to write.
+
+    Args:
+        name: for messages, where it is left out.
+        key: of its members in the shard.
+        label: None where it is unlabelled.
+        load: decodes it; raises nearly anything where it cannot be decoded.
+    """
 
     name: str
     key: str
@@ -76,7 +89,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Sums:
-    """Over pixels, per channel, of values 0..255: whole numbers, so that their order does not matter."""
+    """Sums over pixels, per channel, of values 0..255: whole numbers, so that their order does not matter."""
 
     pixels: int = 0
     total: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -87,7 +100,7 @@ class Sums:
         for top in range(0, len(values), 4096):  # rows; so many squares still fit into 32 bits
             rows = values[top : top + 4096].reshape(-1, 3 * values.shape[1])
             wide = rows.astype(np.uint16)
-            # Row upon row, which is twenty times as fast as pixel upon pixel.
+            # Rows are added to each other, twenty times as fast as pixels to each other.
             sums = [part.sum(0, dtype=np.uint32).reshape(-1, 3) for part in (rows, wide * wide)]
             total, squares = (part.sum(0, dtype=np.int64).tolist() for part in sums)
             self.add(Sums(rows.size // 3, total, squares))
@@ -98,7 +111,7 @@ class Sums:
         self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of pixels in [0, 1], over all of them alike."""
+        """Mean and standard deviation per channel, of pixels in [0, 1], over all pixels."""
         mean = tuple(total / self.pixels / 255 for total in self.total)
         # n·Σx² − (Σx)² in whole numbers loses nothing to cancellation.
         pairs = zip(self.total, self.squares, strict=True)
@@ -114,11 +127,11 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def picture(encoded: bytes, rewrite: bool = True) -> Picture:
-    """An image of any format, as the shards are to hold it: its own bytes, or the same pixels as PNG.
+    """An image of any format as the shards store it: its bytes, or the same pixels as PNG.
 
-    rewrite: whether the latter may be; else such an image is refused.
+    rewrite: whether the latter is allowed; else such an image is refused.
 
-    Raises ValueError, or whatever pillow raises, for an image that is none, is cut short or is too large.
+    Raises ValueError, or whatever pillow raises, for bytes that are no image, are cut short or are too large.
     """
     if len(encoded) > LARGEST:
         raise ValueError(f"{len(encoded):,} bytes, more than {LARGEST:,}")
@@ -131,10 +144,10 @@ def picture(encoded: bytes, rewrite: bool = True) -> Picture:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """The whole image as RGB once its EXIF orientation is obeyed, uint8 [height, width, 3]; alpha is dropped.
+    """The whole image as RGB, its EXIF orientation applied and alpha dropped, uint8 [height, width, 3].
 
-    Raises whatever pillow raises for an image that is none, is cut short, or has more pixels than pillow's
-    limit of 178,956,970.
+    Raises whatever pillow raises for bytes that are no image, are cut short, or have more pixels than
+    pillow's limit of 178,956,970.
     """
     return _decode(encoded)[1]
 
@@ -182,23 +195,23 @@ def _loader_agrees(encoded: bytes, values: np.ndarray) -> bool:
     pipeline = _loader()
     pipeline.feed_input("encoded", [np.frombuffer(encoded, np.uint8)])
     try:
-        found, header = pipeline.run()
+        decoded, header = pipeline.run()
     except RuntimeError:
         _loader.cache_clear()  # a pipeline is dead after a failure
         return False
-    found, header = np.asarray(found.at(0)), np.asarray(header.at(0))
-    if found.shape != values.shape or (header[:2] != values.shape[:2]).any():
+    decoded, header = np.asarray(decoded.at(0)), np.asarray(header.at(0))
+    if decoded.shape != values.shape or (header[:2] != values.shape[:2]).any():
         return False
-    if np.array_equal(found, values):  # nearly always, and quick
+    if np.array_equal(decoded, values):  # nearly always, and quick
         return True
-    return int(np.abs(np.subtract(found, values, dtype=np.int16)).max()) <= TOLERANCE
+    return int(np.abs(np.subtract(decoded, values, dtype=np.int16)).max()) <= TOLERANCE
 
 
 @cache
 def _loader():
-    """A graph of one image at a time: among several, one with a broken header makes DALI 2.4 write over its
-    own memory (see `dali.py`)."""
-    # Here, because only those who write shards of others' images need it.
+    """A pipeline of one image at a time: among several, a broken header makes DALI 2.4 write over its own
+    memory (`dali_pipeline._headers_agree`)."""
+    # Imported here, because only shards of existing image files need it.
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 

@@ -1,4 +1,4 @@
-"""Decoded images of one split, as a source hands them to the writer of shards."""
+"""Decoded images of one split, as a source passes them to the writer of shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Pixels:
         ]
 
     def digest(self) -> str:
-        """sha256 (hex) of all that decides what is written, to know an already finished shard again."""
+        """sha256 (hex) of all that decides what is written, to recognise a finished shard."""
         digest = hashlib.sha256(f"{self.prefix} {self.first} {self.images.shape} {PNG_LEVEL}\n".encode())
         digest.update(np.ascontiguousarray(self.images))
         digest.update(np.ascontiguousarray(self.labels))

@@ -1,17 +1,20 @@
-"""What a source of images is: its classes and its splits, ready to be written as shards."""
+"""The contract of a source of images: its classes and its splits, ready to be written as shards."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to write.
+    """An opened source.
 
-    classes: their names by label, empty where nothing is labelled; None for the numbers that turn up.
-    splits: {split: part}, a part having a length, chunks(images) and what `shards_write.write_shard` asks
-    of a chunk. images_per_shard: unless the user says; 0 where the source is shards. left_out: {"member",
-    "why"} of what is none of the images. made_with: the user's options that decide what becomes of the
-    images.
+    Args:
+        name: in `catalog.SOURCES`. classes: their names by label, empty where nothing is labelled; None where
+        the labels are numbers alone. splits: {split: part}. A part has a length and chunks(images); a chunk
+        has digest() and samples(), which
+            `shards.write.write_shard` writes (`pixels.Pixels` is an example).
+        images_per_shard: the default; 0 where the source consists of shards.
+        left_out: {"member", "why"} of files that are no images.
+        made_with: the user's options that decide what becomes of the images.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which split an image belongs to: by the name that its folder or tar has, else by a hash of its own name."""
+"""The split of an image: by the name of its folder or tar, else by a hash of the image's name."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import re
 
 from data_pipelines.common.errors import UserError
 
-# Names of splits as folders and tars bear them -> as a data set has them.
+# Names of splits in folders and tars -> names in a data set.
 NAMES = {
     "train": "train",
     "training": "train",
@@ -35,10 +35,10 @@ def printable(path: str) -> str:
 
 
 def by_hash(parts: dict[str, list], percent: int | None, where: str, name) -> dict[str, list]:
-    """{split: items}: as they are if there are several, else cut in train and test by the name(item) of each.
+    """{split: items}: unchanged where there are several, else cut into train and test by each name(item).
 
-    percent: how many in 100 become the test split; None: TEST_PERCENT. Raises UserError where one is given to
-    a set that has splits, naming `where` it is from.
+    percent: how many in 100 become the test split; None: TEST_PERCENT. Raises UserError where there is a
+    percentage for a set that has splits; `where` says where it is from.
     """
     if len(parts) > 1:
         if percent is not None:
@@ -55,7 +55,7 @@ def by_hash(parts: dict[str, list], percent: int | None, where: str, name) -> di
 def in_test(name: str, percent: int) -> bool:
     """Whether an image of this name is one of the `percent` in 100 that are the test split.
 
-    It stays there whatever else is added or removed.
+    The answer depends on the name alone, whatever else is added or removed.
     """
     return _number(name, b"split") * 100 < percent << 64
 

@@ -45,7 +45,7 @@ class Slice:
         ]
 
     def digest(self) -> str:
-        """sha256 (hex) of all that decides what is written, to know an already finished shard again."""
+        """sha256 (hex) of all that decides what is written, to recognise a finished shard."""
         digest = hashlib.sha256(f"{self.prefix} {self.first} {self.labels}\n".encode())
         with open(self.path, "rb") as file:
             file.seek(self.first * IMAGE)
@@ -67,7 +67,7 @@ def _load(pixels: np.ndarray) -> Picture:
 
 
 def read(path: Path) -> tuple[list[str], dict[str, Slice]]:
-    """The class names and the slice that is all of train, test and unlabelled; no pixel is read yet.
+    """The class names and the slices train, test and unlabelled; no pixel is read yet.
 
     Raises UserError when a file is missing or has another length than its images take.
     """
@@ -90,7 +90,7 @@ def read(path: Path) -> tuple[list[str], dict[str, Slice]]:
 
 
 def _labels(path: Path, count: int) -> list[int]:
-    """The file's labels, which count from 1, counted from 0."""
+    """The labels of a file, which count from 1, counted from 0."""
     if path.stat().st_size != count:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, expected {count:,}, one a label")
     return [label - 1 for label in path.read_bytes()]

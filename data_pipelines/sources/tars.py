@@ -1,4 +1,4 @@
-"""Looks through tar files without unpacking them."""
+"""Reads the headers of tar files without unpacking them."""
 
 import os
 import tarfile
@@ -12,7 +12,7 @@ from data_pipelines.sources.images import EXTENSIONS
 
 
 class Member(NamedTuple):
-    """offset and size: of its data in the tar, bytes; plain: a file of its own, no link, folder or device."""
+    """A member of a tar; offset and size of its data, bytes; plain: no link, folder or device."""
 
     name: str
     offset: int
@@ -21,27 +21,27 @@ class Member(NamedTuple):
 
 
 def members(path) -> tuple[list[Member], str | None]:
-    """All members that lie in a tar whole, in order, and what is wrong with the tar, or None.
+    """All complete members of a tar, in order, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
     """
     if why := compressed(path):
         raise UserError(f"{path} {why}")
-    found, end, size = [], 0, os.stat(path).st_size
+    listed, end, size = [], 0, os.stat(path).st_size
     try:
         with tarfile.open(path, "r:", errorlevel=2) as tar:
             for member in tar:
                 if member.offset_data + member.size * member.isreg() > size:
-                    return found, f"is cut short at byte {size:,}, within {member.name!r}"
-                found.append(Member(member.name, member.offset_data, member.size, _is_plain(member)))
-            # tarfile takes a tar that is cut between two members, or a damaged header, for its end.
+                    return listed, f"is cut short at byte {size:,}, within {member.name!r}"
+                listed.append(Member(member.name, member.offset_data, member.size, _is_plain(member)))
+            # tarfile mistakes a damaged header, or a cut between two members, for the end of the tar.
             end = tar.offset
             tar.fileobj.seek(end)
             if tar.fileobj.read(1024) != bytes(1024):
-                return found, f"is damaged or cut short at byte {end:,} of {size:,}"
+                return listed, f"is damaged or cut short at byte {end:,} of {size:,}"
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        return found, f"is not a whole tar file ({error})"
-    return found, None
+        return listed, f"is not a whole tar file ({error})"
+    return listed, None
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
@@ -49,17 +49,17 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 
 
 def index_shard(path) -> np.ndarray:
-    """Walks the headers of one of our own shards and gives its index, INDEX [images], sizes still 0.
+    """The index of a shard that this package wrote, from its headers: INDEX [images], image sizes still 0.
 
     Raises UserError when the tar is compressed, cut short or damaged, or when its members are not pairs of an
     image and <key>.cls with a whole number in the latter.
     """
-    found, damage = members(path)
+    listed, damage = members(path)
     if damage:
         raise UserError(f"{path} {damage}")
     images, labels = {}, {}
     with open(path, "rb") as file:
-        for member in found:
+        for member in listed:
             key, _, kind = member.name.rpartition(".")
             known = labels if kind == "cls" else images if kind in EXTENSIONS.values() else None
             if known is None or key in known or not member.plain:

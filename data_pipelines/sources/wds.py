@@ -1,8 +1,8 @@
 """Existing WebDataset tars -> indices over them; the tars stay as and where they are.
 
-A sample is what has one key, and a key ends at the first dot of a member's base name, as webdataset reads
-it: 000123.jpg, 000123.txt and 000123.json are the sample 000123. Its image is the first member of a known
-extension; its label is the member cls, or the value of a key in the member json, or none.
+A sample is the members with one key, and a key ends at the first dot of a member's base name, as webdataset
+reads it: 000123.jpg, 000123.txt and 000123.json are the sample 000123. Its image is the first member with a
+known extension; its label is the member cls, or the value of a key in the member json, or none.
 """
 
 import glob
@@ -23,13 +23,13 @@ from data_pipelines.sources import splits
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Sums, picture
 from data_pipelines.sources.tars import Member, members
 
-MOST_CLASSES = 1_000_000  # a larger label is no number of a class
+MOST_CLASSES = 1_000_000  # a larger label is not the number of a class
 LARGEST_TEXT = 1 << 24  # bytes of a json member
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-class TarSplit(NamedTuple):
-    """A sample with an image, or, where `why` says so, one without use. label: -1 where it is unlabelled."""
+class TarSample(NamedTuple):
+    """A sample with an image; one that cannot be used has the reason in `why`. label: -1: unlabelled."""
 
     key: str
     image: Member
@@ -52,7 +52,7 @@ class Tars:
     classes: tuple[str, ...] | None
 
     def __len__(self) -> int:
-        """For the number of processes: each tar is worth one, however many images it turns out to hold."""
+        """An estimate of the images, for the number of processes: one process a tar."""
         return len(self.paths) * IMAGES_PER_WORKER
 
     def chunks(self, _size: int) -> "list[Tars]":
@@ -60,7 +60,7 @@ class Tars:
         return [Tars([path], self.split, self.percent, self.label, self.classes) for path in self.paths]
 
     def digest(self) -> str:
-        """sha256 (hex) of all that decides what the index of the first tar is."""
+        """sha256 (hex) of all that decides the index of the first tar."""
         status = os.stat(self.paths[0])
         state = (self, status.st_size, status.st_mtime_ns)
         return hashlib.sha256(repr(state).encode("utf-8", "surrogateescape")).hexdigest()
@@ -68,13 +68,13 @@ class Tars:
     def index(self) -> tuple[np.ndarray, list[dict], Sums]:
         """Decodes the first tar's images: its rows of INDEX, what is left out, and sums over pixels."""
         path, rows, left_out, sums = self.paths[0], [], [], Sums()
-        found, damage = samples(path, self.label, self.classes)
+        listed, damage = samples(path, self.label, self.classes)
         if damage and self.split == "train":  # once, where two splits share a tar
             left_out.append(
                 {"member": splits.printable(path), "why": f"it {damage}; nothing from there on is used"}
             )
         with open(path, "rb") as file:
-            for sample in found:
+            for sample in listed:
                 if not self._has(sample.key):
                     continue
                 try:
@@ -97,8 +97,8 @@ class Tars:
         return self.percent is None or splits.in_test(key, self.percent) == (self.split == "test")
 
 
-def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[list[TarSplit], str | None]:
-    """All samples of a tar, in order, with those that are of no use, and what is wrong with the tar, or None.
+def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[list[TarSample], str | None]:
+    """All samples of a tar, in order, also unusable ones, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
     """
@@ -111,22 +111,22 @@ def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[l
             groups.setdefault(folder + slash + stem, []).append((suffix.lower(), member))
     if damage and groups:
         groups.popitem()  # its label may be what was cut off
-    found = []
+    in_order = []
     with open(path, "rb") as file:
         for key, group in groups.items():
-            found += _sample(file.fileno(), key, group, label, classes)
-    return found, damage
+            in_order += _sample(file.fileno(), key, group, label, classes)
+    return in_order, damage
 
 
-def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[TarSplit]:
-    """The sample itself, and a Found without use for each further image in it."""
+def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[TarSample]:
+    """Yields the sample itself, and one that cannot be used for each further image in it."""
     # In the order of SUFFIXES, x.jpg before x.left.jpg; Python's sort keeps the tar's order among equals.
     images = [
         (suffix.count("."), _rank(suffix), member) for suffix, member in group if _rank(suffix) is not None
     ]
     images = [member for *_, member in sorted(images, key=lambda entry: entry[:2])]
     if not images:
-        yield TarSplit(key, group[0][1], why="its sample has no image")
+        yield TarSample(key, group[0][1], why="its sample has no image")
         return
     first, others = images[0], images[1:]
     texts = {suffix: member for suffix, member in reversed(group) if member.plain}
@@ -135,11 +135,11 @@ def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[Ta
             raise ValueError("a hidden file")
         if not first.plain:
             raise ValueError("a link, or no file")
-        yield TarSplit(key, first, _label(fd, texts, label, classes))
+        yield TarSample(key, first, _label(fd, texts, label, classes))
     except ValueError as error:
-        yield TarSplit(key, first, why=str(error))
+        yield TarSample(key, first, why=str(error))
     for other in others:
-        yield TarSplit(
+        yield TarSample(
             key, other, why=f"{first.name} is the image of its sample: a key ends at the first dot"
         )
 
@@ -150,7 +150,7 @@ def _rank(suffix: str) -> int | None:
 
 
 def _label(fd: int, texts: dict[str, Member], label: str | None, classes) -> int:
-    """Raises ValueError where the label is none of a class."""
+    """The label of a sample; -1: none. Raises ValueError where it is not the number or name of a class."""
     if label is not None:
         value = _json(fd, texts["json"]).get(label, -1) if "json" in texts else -1
     elif "cls" in texts:
@@ -182,7 +182,7 @@ def _json(fd: int, member: Member) -> dict:
 
 
 def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[str] | None, dict[str, Tars]]:
-    """The class names, None for the numbers found, and {split: tars}, of a folder or a glob pattern.
+    """The class names, None where labels are numbers alone, and {split: tars}, of a folder or a glob pattern.
 
     Raises UserError when there is no tar, one is compressed, some name a split and others none, or `label` is
     no key of the first json member.
@@ -232,9 +232,11 @@ def _find(from_: str) -> tuple[str, list[str]]:
         fixed = from_.split("*")[0].split("?")[0].split("[")[0]
         base = os.path.dirname(fixed)
         pattern = os.path.relpath(from_, base or ".")
-    found = glob.glob(pattern, root_dir=base or None, recursive=True)
+    matches = glob.glob(pattern, root_dir=base or None, recursive=True)
     names = sorted(
-        name for name in found if name.lower().endswith(ENDINGS) and os.path.isfile(os.path.join(base, name))
+        name
+        for name in matches
+        if name.lower().endswith(ENDINGS) and os.path.isfile(os.path.join(base, name))
     )
     if not names:
         raise UserError(

@@ -276,12 +276,12 @@ def test_whoever_hangs_with_the_cache_locked_is_told_of(data, server, tmp_path, 
     with open(cache.folder / ".lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(TransientError, match=r"\.lock has been locked for 0\.3 s"):
-            cache.bring(tar_of(shard), [set()], threading.Event())
+            cache.fetch(tar_of(shard), [set()], threading.Event())
         stop = threading.Event()
         stop.set()
         with pytest.raises(Interrupted):
-            cache.bring(index_of(shard), [set()], stop)
-    assert cache.bring(tar_of(shard), [set()], threading.Event())
+            cache.fetch(index_of(shard), [set()], stop)
+    assert cache.fetch(tar_of(shard), [set()], threading.Event())
 
 
 def test_what_another_has_just_finished_leaves_no_beginning_behind(data, server, tmp_path, monkeypatch):
@@ -290,11 +290,11 @@ def test_what_another_has_just_finished_leaves_no_beginning_behind(data, server,
 
     def finished_meanwhile(file, keep) -> None:
         cache.path(file).parent.mkdir()
-        shutil.copy(data.root / file.at, cache.path(file))
+        shutil.copy(data.root / file.remote_name, cache.path(file))
         make_room(file, keep)
 
     monkeypatch.setattr(cache, "_make_room", finished_meanwhile)
-    assert cache.bring(file, [set()], threading.Event())
+    assert cache.fetch(file, [set()], threading.Event())
     assert server.names(".tar") == []
     assert not list(tmp_path.rglob("*.part"))
 
@@ -304,22 +304,22 @@ def test_what_others_push_out_is_not_fetched_ahead_again_at_once(data, server, t
     fetcher = fetcher_module.Fetcher(ShardCache(opened(server.address, tmp_path)))
     files = [tar_of(shard) for shard in data.splits["train"].shards[:2]]
     fetcher.ahead(files[:1], [])
-    wait_until(lambda: fetcher._had == set(files[:1]))
+    wait_until(lambda: fetcher._fetched == set(files[:1]))
     fetcher.cache.path(files[0]).unlink()
     assert fetcher._next(time.monotonic()) is None
     fetcher.get(files[0], Retry())  # but when somebody waits for it
     fetcher.cache.path(files[0]).unlink()
     fetcher.ahead(files, [])  # or with the next announcement
-    wait_until(lambda: fetcher._had == set(files))
+    wait_until(lambda: fetcher._fetched == set(files))
     asked = [asked.name for asked in server.asked if asked.name.endswith(".tar")]
-    assert asked == [files[0].at, files[0].at, files[0].at, files[1].at]
+    assert asked == [files[0].remote_name, files[0].remote_name, files[0].remote_name, files[1].remote_name]
     fetcher.close()
 
 
 def test_nobody_waits_without_limit_for_a_file_that_rests(data, server, tmp_path):
     fetcher = fetcher_module.Fetcher(ShardCache(opened(server.address, tmp_path)))
     file = tar_of(data.splits["train"].shards[0])
-    fetcher._asked[file], fetcher._resting[file] = Future(), 100.0
+    fetcher._requested[file], fetcher._paused[file] = Future(), 100.0
     assert fetcher._next(99.9) is None
     assert fetcher._pause(99.9) == pytest.approx(0.1)  # whatever the clock says by now
     assert fetcher._next(100.0) == file
@@ -338,18 +338,18 @@ def fetch_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name in ("fetch", "prefetch")]
 
 
-@pytest.mark.parametrize("trouble", ["down", "silent", "slow"])
-def test_a_run_ends_at_once_whatever_the_server_does(data, server, tmp_path, trouble):
+@pytest.mark.parametrize("fault", ["down", "silent", "slow"])
+def test_a_run_ends_at_once_whatever_the_server_does(data, server, tmp_path, fault):
     dataset, lines = opened(server.address, tmp_path, retry_seconds=1000.0), []
-    if trouble == "down":
+    if fault == "down":
         server.down()
-    elif trouble == "silent":
+    elif fault == "silent":
         for shard in data.splits["train"].shards:
             server.spoil(shard.name, "silent")
     else:
         server.pause = 1.0
     with training(dataset, warn=lines.append) as loader:
-        if trouble == "down":
+        if fault == "down":
             wait_until(lambda: lines)
         else:
             wait_until(lambda: len(server.asked) > 1)
@@ -358,7 +358,7 @@ def test_a_run_ends_at_once_whatever_the_server_does(data, server, tmp_path, tro
         loader.close()
         assert time.monotonic() - began < 5
     assert time.monotonic() - began < 8  # with the reader
-    if trouble == "down":
+    if fault == "down":
         server.up()
         assert not fetch_threads()
     server.released.set()

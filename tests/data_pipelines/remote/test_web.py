@@ -64,7 +64,7 @@ def test_the_same_bytes_as_from_the_folder(data, server, tmp_path, capsys):
     for split in data.splits.values():
         for shard in split.shards:
             for file in (index_of(shard), tar_of(shard)):
-                assert (remote.root / file.name).read_bytes() == (data.root / file.at).read_bytes()
+                assert (remote.root / file.name).read_bytes() == (data.root / file.remote_name).read_bytes()
     assert not leftovers(tmp_path)
     assert capsys.readouterr().err == ""
     assert contents(load_dataset(f"file:{data.root}")) == contents(load_dataset(f"file://{data.root}"))
@@ -130,7 +130,7 @@ def test_a_server_that_never_answers_does_not_hold_up_a_run(data, server, tmp_pa
     assert f"{server.address}/{SHARD} sent nothing for 0.3 s" in capsys.readouterr().err
 
 
-def test_trouble_that_lasts_ends_with_one_line(server, tmp_path):
+def test_a_failure_that_lasts_ends_with_one_line(server, tmp_path):
     server.spoil(SHARD, "status", 500, times=1000)
     began = time.monotonic()
     said = refusal(server.address, tmp_path, retry_seconds=0.8)
