@@ -55,16 +55,16 @@ def links(root: Path, shards: int, images_per_shard: int) -> None:
     np.save(root / "index.npy", index, allow_pickle=False)
     (root / "shard.tar").write_bytes(bytes(512))
     digests = [hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("shard.tar", "index.npy")]
-    length, held = (root / "index.npy").stat().st_size, []
+    length, entries = (root / "index.npy").stat().st_size, []
     for number in range(shards):
         name = f"train/{number:06d}.tar"
         os.link(root / "shard.tar", root / name)
         os.link(root / "index.npy", root / index_name(name))
-        held.append(Shard(name, images_per_shard, 512, digests[0], length, digests[1]))
-    splits = {"train": Split(shards * images_per_shard, tuple(held))}
+        entries.append(Shard(name, images_per_shard, 512, digests[0], length, digests[1]))
+    splits = {"train": Split(shards * images_per_shard, tuple(entries))}
     half = (0.5, 0.5, 0.5)
-    made = Dataset(root, "folder", ("one",), half, half, images_per_shard, splits, (), fingerprint(splits))
-    (root / "dataset.json").write_text(describe(made))
+    dataset = Dataset(root, "folder", ("one",), half, half, images_per_shard, splits, (), fingerprint(splits))
+    (root / "dataset.json").write_text(describe(dataset))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ def decode_graph():
     return fn.decoders.image(fn.external_source(name="encoded"), device=_decoder(), output_type=types.RGB)
 
 
+@pipeline_def
+def decode_and_header_graph():
+    encoded = fn.external_source(name="encoded")
+    return fn.decoders.image(encoded, device=_decoder(), output_type=types.RGB), fn.peek_image_shape(encoded)
+
+
 def _decoder() -> str:
     return "cpu" if Pipeline.current().device_id is None else "mixed"
 

@@ -5,7 +5,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Interrupted, TransientError
@@ -68,13 +68,7 @@ def download(
         Interrupted: `stop` was set.
         OSError: the file cannot be written.
     """
-    address, digest, have = source.address(name), hashlib.sha256(), 0
-    while (size is None or have < size) and (
-        block := part.read(CHUNK if size is None else min(CHUNK, size - have))
-    ):
-        digest.update(block)  # of a transfer that broke off
-        have += len(block)
-    part.truncate(have)
+    address, (digest, have) = source.address(name), _resume(part, size)
     try:
         if size is None or have < size:
             with source.open(name, have, stop) as stream:
@@ -105,6 +99,16 @@ def download(
         raise TransientError(
             address, " is not what dataset.json says: its digest differs", source.advice, have
         )
+
+
+def _resume(part: BinaryIO, size: int | None) -> tuple[Any, int]:
+    """The digest and the number of the bytes that a transfer left in `part`; more than `size` are cut off."""
+    digest, have = hashlib.sha256(), 0
+    while block := part.read(CHUNK if size is None else min(CHUNK, size - have)):
+        digest.update(block)
+        have += len(block)
+    part.truncate(have)
+    return digest, have
 
 
 def _next(stream: Stream, stop: threading.Event) -> bytes:

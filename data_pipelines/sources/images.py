@@ -212,14 +212,9 @@ def _loader():
     """A pipeline of one image at a time: among several, a broken header makes DALI 2.4 write over its own
     memory (`dali_pipeline._headers_agree`)."""
     # Imported here, because only shards of existing image files need it.
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import pipeline_def
+    from data_pipelines.dali_graph import decode_and_header_graph
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    def graph():
-        encoded = fn.external_source(name="encoded")
-        return fn.decoders.image(encoded, output_type=types.RGB), fn.peek_image_shape(encoded)
-
-    pipeline = graph(exec_async=False, exec_pipelined=False)
+    one_image = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
+    pipeline = decode_and_header_graph(**one_image, exec_async=False, exec_pipelined=False)
     pipeline.build()
     return pipeline

@@ -58,9 +58,9 @@ def per_image(values: np.ndarray) -> np.ndarray:
     return values[:, None, None, None]
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, mean: float, largest: float) -> None:
+def assert_close(actual: np.ndarray, expected: np.ndarray, mean: float, largest: float) -> None:
     """Of pixel values; DALI's rounding to whole values between two operators costs up to a half."""
-    error = np.abs(found - np.clip(expected, 0, 255))
+    error = np.abs(actual - np.clip(expected, 0, 255))
     assert error.mean() <= mean
     assert error.max() <= largest
 
@@ -75,10 +75,10 @@ def test_decoding_is_exact():
 def test_normalisation_is_exact():
     images, mean, std = encoded(PIXELS), [0.1, 0.5, 0.7], [0.2, 0.25, 0.9]
     for normalize in (Normalize(), Normalize(mean=mean, std=std)):
-        (found,) = ImagePipeline([View()], [0], SIDE, normalize, N, 2, CPU)([images], [SIZES], [fixed()])
+        (actual,) = ImagePipeline([View()], [0], SIDE, normalize, N, 2, CPU)([images], [SIZES], [fixed()])
         expected = (PIXELS / 255 - normalize.mean) / normalize.std
-        np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, rtol=0, atol=2e-6)
-    assert found.dtype == torch.float32
+        np.testing.assert_allclose(actual.permute(0, 2, 3, 1), expected, rtol=0, atol=2e-6)
+    assert actual.dtype == torch.float32
 
 
 def test_flip_is_exact():
@@ -95,14 +95,14 @@ FACTORS = np.random.default_rng(1).uniform(0.6, 1.4, N)
 
 
 def test_brightness():
-    found = run(JITTER, encoded(PIXELS), fixed(brightness=FACTORS))
-    assert_close(found, per_image(FACTORS) * PIXELS, 0.36, 0.6)
+    actual = run(JITTER, encoded(PIXELS), fixed(brightness=FACTORS))
+    assert_close(actual, per_image(FACTORS) * PIXELS, 0.36, 0.6)
 
 
 def test_contrast_turns_about_the_images_mean_grey():
-    found = run(JITTER, encoded(PIXELS), fixed(contrast=FACTORS))
+    actual = run(JITTER, encoded(PIXELS), fixed(contrast=FACTORS))
     centre = per_image((PIXELS @ LUMA).mean(axis=(1, 2)))
-    assert_close(found, centre + per_image(FACTORS) * (PIXELS - centre), 0.27, 1)
+    assert_close(actual, centre + per_image(FACTORS) * (PIXELS - centre), 0.27, 1)
 
 
 def test_contrast_is_the_same_on_a_gpu_but_for_rounding():
@@ -124,16 +124,16 @@ def test_contrast_is_the_same_on_a_gpu_but_for_rounding():
 
 
 def test_saturation():
-    found = run(JITTER, encoded(PIXELS), fixed(saturation=FACTORS))
+    actual = run(JITTER, encoded(PIXELS), fixed(saturation=FACTORS))
     grey = (PIXELS @ LUMA)[..., None]
-    assert_close(found, grey + per_image(FACTORS) * (PIXELS - grey), 0.36, 1)
+    assert_close(actual, grey + per_image(FACTORS) * (PIXELS - grey), 0.36, 1)
 
 
 @pytest.mark.parametrize("view", [JITTER, View(grayscale=0.5), MOCO])
 def test_grayscale(view):
-    found = run(view, encoded(PIXELS), fixed(saturation=np.zeros(N)))
-    assert_close(found, (PIXELS @ LUMA)[..., None], 0.36, 1.5)
-    assert np.ptp(found, axis=-1).max() <= 1
+    actual = run(view, encoded(PIXELS), fixed(saturation=np.zeros(N)))
+    assert_close(actual, (PIXELS @ LUMA)[..., None], 0.36, 1.5)
+    assert np.ptp(actual, axis=-1).max() <= 1
 
 
 def test_hue_rotates_in_yiq():
@@ -176,10 +176,10 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 def test_windows_are_cut_off_after_three_sigma():
     sigma = np.array([0, 0.1, 0.5, 1.9, 2.0], np.float32)
-    found = windows(sigma, 2.0)
-    assert np.array_equal(found[0], np.arange(-6, 7) == 0)
-    assert [np.count_nonzero(window) for window in found[2:]] == [5, 13, 13]
-    for window, s in zip(found[1:], sigma[1:], strict=True):
+    actual = windows(sigma, 2.0)
+    assert np.array_equal(actual[0], np.arange(-6, 7) == 0)
+    assert [np.count_nonzero(window) for window in actual[2:]] == [5, 13, 13]
+    for window, s in zip(actual[1:], sigma[1:], strict=True):
         line = np.zeros((1, 27, 1))
         line[0, 13] = 1
         np.testing.assert_allclose(window, gaussian_blur(line, s)[0, 7:20, 0], rtol=0, atol=1e-7)
@@ -228,8 +228,8 @@ def test_equal_bytes_with_any_threads_slots_and_batches():
         (np.arange(N), 64, 2, [1, 7, 40]),
         (shuffled, 16, 4, [16, 16, 16]),
     ):
-        found = views_of(order, batch, threads, sizes)
-        assert all(torch.equal(a, b) for a, b in zip(found, reference, strict=True))
+        actual = views_of(order, batch, threads, sizes)
+        assert all(torch.equal(a, b) for a, b in zip(actual, reference, strict=True))
 
 
 def test_views_are_channels_last_and_own_their_memory():
@@ -247,8 +247,8 @@ def test_views_are_channels_last_and_own_their_memory():
 def test_a_view_is_made_from_its_source():
     pipeline = ImagePipeline([View(), View(), View()], [1, 0, 1], SIDE, VALUES, N, 2, CPU)
     images = encoded(PIXELS)
-    found = pipeline([images, images[::-1]], [SIZES, SIZES], [fixed()] * 3)
-    for view, expected in zip(found, (PIXELS[::-1], PIXELS, PIXELS[::-1]), strict=True):
+    actual = pipeline([images, images[::-1]], [SIZES, SIZES], [fixed()] * 3)
+    for view, expected in zip(actual, (PIXELS[::-1], PIXELS, PIXELS[::-1]), strict=True):
         assert np.array_equal(view.permute(0, 2, 3, 1), expected)
 
 

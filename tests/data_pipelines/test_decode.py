@@ -55,8 +55,8 @@ for subsampling in (0, 2):
 
 def test_jpeg_decodes_as_pillow_does():
     images = [jpeg(Image.fromarray(pixels)) for pixels in pictures(48)]
-    (found,) = made([View()], images, 32, False)
-    error = np.abs(found - np.stack([upright(image) for image in images]))
+    (decoded,) = made([View()], images, 32, False)
+    error = np.abs(decoded - np.stack([upright(image) for image in images]))
     assert error.mean() <= 0.01
     assert error.max() <= 2
 
@@ -64,10 +64,10 @@ def test_jpeg_decodes_as_pillow_does():
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_other_png_kinds_become_three_channels(mode):
     images = [png(Image.fromarray(pixels).convert(mode)) for pixels in pictures(4)]
-    (found,) = made([View()], images, 32, False)
-    assert np.array_equal(found, np.stack([upright(image) for image in images]))
+    (decoded,) = made([View()], images, 32, False)
+    assert np.array_equal(decoded, np.stack([upright(image) for image in images]))
     if mode in ("L", "LA"):
-        assert np.array_equal(found[..., :1].repeat(3, axis=-1), found)
+        assert np.array_equal(decoded[..., :1].repeat(3, axis=-1), decoded)
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -76,8 +76,10 @@ def test_crops_of_every_orientation_are_pillows(view, fast):
     for n in (0, 100, 200):
         sizes = np.array([upright(image).shape[:2] for image in ROTATED])
         drawn = draw(view, 3, np.arange(len(ROTATED)) + n, 0, sizes)
-        (found,) = made([view], ROTATED, 64, fast, n)
-        for values, image, (top, left), (h, w) in zip(found, ROTATED, drawn.anchor, drawn.shape, strict=True):
+        (decoded,) = made([view], ROTATED, 64, fast, n)
+        for values, image, (top, left), (h, w) in zip(
+            decoded, ROTATED, drawn.anchor, drawn.shape, strict=True
+        ):
             box = Image.fromarray(upright(image)).crop((left, top, left + w, top + h))
             expected = np.asarray(box.resize((64, 64), Image.Resampling.BILINEAR)).astype(float)
             assert np.abs(values - expected).mean() < 0.4

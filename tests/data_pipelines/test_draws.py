@@ -140,11 +140,11 @@ def test_rates_and_ranges():
         "hue": (d.hue[jittered], -36, 36),
         "sigma": (d.sigma[on["blur"][0]], 0.1, 2.0),
     }
-    for name, (found, low, high) in values.items():
-        assert low - 1e-6 <= found.min() < low + 0.001 * (high - low), name
-        assert high - 0.001 * (high - low) < found.max() <= high + 1e-6, name
-        error = abs(found.mean() - (low + high) / 2)
-        assert error < 4 * (high - low) / math.sqrt(12 * len(found)), name
+    for name, (actual, low, high) in values.items():
+        assert low - 1e-6 <= actual.min() < low + 0.001 * (high - low), name
+        assert high - 0.001 * (high - low) < actual.max() <= high + 1e-6, name
+        error = abs(actual.mean() - (low + high) / 2)
+        assert error < 4 * (high - low) / math.sqrt(12 * len(actual)), name
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
@@ -224,8 +224,8 @@ def test_areas_and_ratios_of_crops_follow_their_distributions():
         assert low - 0.01 < values.min()
         assert values.max() < high + 0.01
         expected = low + (high - low) * np.arange(1, 10) / 10
-        found = np.quantile(values, np.arange(1, 10) / 10)
-        assert np.abs(found - expected).max() < 4 * (high - low) * 0.5 / math.sqrt(n) + 2e-3
+        actual = np.quantile(values, np.arange(1, 10) / 10)
+        assert np.abs(actual - expected).max() < 4 * (high - low) * 0.5 / math.sqrt(n) + 2e-3
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,10 @@ def load(
     return batches
 
 
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+def assert_equal(actual: list[Batch], expected: list[Batch]) -> None:
     """Bit for bit."""
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert len(a.views) == len(b.views)
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
         assert np.array_equal(a.ids, b.ids)
@@ -151,7 +151,9 @@ def test_ranks_and_micro_batches_make_the_same_global_batches(digits, world, acc
 
 
 @pytest.mark.parametrize(
-    ("world", "accumulate"), [(2, 1), (2, 2), (4, 1), (8, 1)], ids=["own", "own, micro", "own, one", "spans"]
+    ("world", "accumulate"),
+    [(2, 1), (2, 2), (4, 1), (8, 1)],
+    ids=["local", "local, micro", "local, one", "spans"],
 )
 def test_key_views_do_not_depend_on_who_holds_their_block(digits, world, accumulate):
     shuffle = Shuffle(views=(1,), group=4, groups=4)  # blocks of 16: on 8 ranks of 8 images, one spans two

@@ -28,10 +28,10 @@ def test_ranks_share_the_same_global_batches(world, accumulate):
         ]
         assert [s.start for s in slices] == [0] + [s.stop for s in slices[:-1]]
         assert slices[-1].stop == batch
-        mine = [plan.ids(start + s.start, s.stop - s.start) for s in slices]
-        assert {len(ids) for ids in mine} == {batch // world // accumulate}
-        np.testing.assert_array_equal(np.concatenate(mine), reference.ids(start, batch))
-        seen.append(np.concatenate(mine))
+        of_rank = [plan.ids(start + s.start, s.stop - s.start) for s in slices]
+        assert {len(ids) for ids in of_rank} == {batch // world // accumulate}
+        np.testing.assert_array_equal(np.concatenate(of_rank), reference.ids(start, batch))
+        seen.append(np.concatenate(of_rank))
     seen = np.concatenate(seen)
     for epoch in range(2):  # though no epoch is a whole number of batches
         assert np.array_equal(np.sort(seen[epoch * IMAGES : (epoch + 1) * IMAGES]), np.arange(IMAGES))
@@ -86,12 +86,12 @@ def test_a_window_mixes_whole_shards_and_no_others(window):
     shards = [100] * 22
     ids = Plan(3, shards, window).ids(0, 2200)
     for start in range(0, 22, window):
-        held = ids[start * 100 : (start + window) * 100]
-        names, counts = np.unique(held // 100, return_counts=True)
+        members = ids[start * 100 : (start + window) * 100]
+        names, counts = np.unique(members // 100, return_counts=True)
         assert len(names) == min(window, 22 - start)
         assert set(counts) == {100}
         if len(names) > 1:  # mixed: the first quarter of a window already holds every one of its shards
-            assert len(np.unique(held[: len(held) // 4] // 100)) == len(names)
+            assert len(np.unique(members[: len(members) // 4] // 100)) == len(names)
 
 
 def test_a_billion_samples_cost_one_window():
@@ -127,24 +127,26 @@ def test_long_shards_are_cut_into_even_pieces(monkeypatch):
     ("images", "count"), [(10, 20), (10, 10), (10, 5), (11, 5), (1000, 3), (10**12, 500)]
 )
 def test_a_sample_is_a_choice_of_distinct_ids(images, count):
-    found = sample(0, "probe", images, count)
-    assert len(found) == min(images, count)
-    assert found.dtype == np.int64
-    assert (np.diff(found) > 0).all()
-    assert 0 <= found.min() <= found.max() < images
-    assert np.array_equal(found, sample(0, "probe", images, count))
+    actual = sample(0, "probe", images, count)
+    assert len(actual) == min(images, count)
+    assert actual.dtype == np.int64
+    assert (np.diff(actual) > 0).all()
+    assert 0 <= actual.min() <= actual.max() < images
+    assert np.array_equal(actual, sample(0, "probe", images, count))
     if count < images and images > 100:
-        assert not np.array_equal(found, sample(1, "probe", images, count))
-        assert not np.array_equal(found, sample(0, "other", images, count))
+        assert not np.array_equal(actual, sample(1, "probe", images, count))
+        assert not np.array_equal(actual, sample(0, "other", images, count))
     assert len(sample(0, "probe", images, 0)) == 0
 
 
 @pytest.mark.parametrize("count", [3, 7])  # by drawing, and by a permutation
 def test_a_sample_takes_every_id_equally_often(count):
     n = 4000
-    held = np.concatenate([sample(seed, "probe", 12, count) for seed in range(n)])
+    members = np.concatenate([sample(seed, "probe", 12, count) for seed in range(n)])
     share = count / 12
-    assert (np.abs(np.bincount(held, minlength=12) / n - share) < 4 * np.sqrt(share * (1 - share) / n)).all()
+    assert (
+        np.abs(np.bincount(members, minlength=12) / n - share) < 4 * np.sqrt(share * (1 - share) / n)
+    ).all()
 
 
 # ---- what divides ------------------------------------------------------------------------------------
@@ -152,8 +154,8 @@ def test_a_sample_takes_every_id_equally_often(count):
 
 def named(message: str, key: str) -> list[int]:
     """The numbers that a message names for a key."""
-    found = re.search(rf"--{key} ([\d, ]+)", message)
-    return [int(word) for word in found[1].split(",")] if found else []
+    actual = re.search(rf"--{key} ([\d, ]+)", message)
+    return [int(word) for word in actual[1].split(",")] if actual else []
 
 
 def divides(batch: int, world: int, accumulate: int, unit: int) -> bool:
@@ -204,9 +206,9 @@ def test_key_groups_take_equally_of_every_query_group(group, groups):
     for seen in (0, batch, 10**9):
         places = shuffled(7, seen, batch, group, groups)
         for start in range(0, batch, block):
-            held = places[start : start + block]
-            assert np.array_equal(np.sort(held), np.arange(start, start + block))
-            query = (held - start) // group
+            members = places[start : start + block]
+            assert np.array_equal(np.sort(members), np.arange(start, start + block))
+            query = (members - start) // group
             taken = np.stack(
                 [np.bincount(query[k : k + group], minlength=groups) for k in range(0, block, group)]
             )

@@ -28,9 +28,9 @@ def members(dataset, split: str) -> list[tuple[str, bytes, int]]:
     samples = []
     for shard in dataset.splits[split].shards:
         with tarfile.open(dataset.root / shard.name) as tar:
-            held = {member.name: tar.extractfile(member).read() for member in tar}
-        keys = [name[:-4] for name in held if name.endswith(".png")]
-        samples += [(key, held[key + ".png"], int(held[key + ".cls"])) for key in keys]
+            files = {member.name: tar.extractfile(member).read() for member in tar}
+        keys = [name[:-4] for name in files if name.endswith(".png")]
+        samples += [(key, files[key + ".png"], int(files[key + ".cls"])) for key in keys]
     return samples
 
 

@@ -222,7 +222,7 @@ def test_a_run_over_a_bad_network_is_the_same_run(shards, tmp_path, world):
         assert ranks.wait(PATIENCE) == [0] * world, ranks.text()
         ended.set()
         measuring.join()
-        assert {asked.status for asked in server.asked} >= {200, 206, 500}
+        assert {request.status for request in server.requests} >= {200, 206, 500}
     assert "trying again for 60 s" in ranks.text()
     assert "can be read again, after" in ranks.text()
     assert 0 < largest[0] <= bound
@@ -261,5 +261,5 @@ def test_a_plan_over_http_writes_nothing(shards, tmp_path):
         ranks = shards.forker.start(shards.new_outputs(), 1, [*words, "--plan"])
         assert ranks.wait(PATIENCE) == [0]
         assert f"{server.address}/digits (digits): 1,438 training images in 72 shards" in ranks.text()
-        assert [asked.name for asked in server.asked] == ["digits/dataset.json"]
+        assert [request.name for request in server.requests] == ["digits/dataset.json"]
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A real web server of a folder, with ranges, that can be told to behave as badly as servers do."""
+"""A web server of a folder, with ranges, and with the faults that real servers have on request."""
 
 import socketserver
 import threading
@@ -18,8 +18,8 @@ from data_pipelines.dataset_loading import load_dataset
 PIECE = 4096  # bytes sent at a time
 
 
-class Asked(NamedTuple):
-    """A request: the file's name, the first byte asked for, the status, what Authorization said."""
+class Request(NamedTuple):
+    """A request: the file's name, its first byte, the status of the answer, the header Authorization."""
 
     name: str
     start: int
@@ -30,17 +30,17 @@ class Asked(NamedTuple):
 class RangedServer:
     """Serves the files of `root` on 127.0.0.1 at `address`.
 
-    ranges: whether it knows them. pause: seconds between two pieces. asked: all requests so far. secret: the
-    Authorization that it wants. moved: an address that it redirects to.
+    ranges: whether it supports them. pause: seconds between two pieces. requests: all so far. secret: the
+    Authorization that it requires. moved: an address that it redirects to.
 
-    `spoil(name, kind, value)` has effect on the next request for that file, and may be called several times:
-    "status" (answers value), "break" (ends after value bytes), "longer" and "shorter" (says, and sends, value
-    bytes more or less), "wrong" (other bytes), "endless" (says no length and sends on), "silent" (no answer).
+    `spoil(name, kind, value)` affects the next request for that file, and may be called several times:
+    "status" (answers value), "break" (ends after value bytes), "longer" and "shorter" (announces, and sends,
+    value bytes more or less), "wrong" (other bytes), "endless" (never ends, without a length), "silent".
     """
 
     def __init__(self, root: Path, ranges: bool = True, context=None):
         self.root, self.ranges, self.pause, self.secret, self.moved = root, ranges, 0.0, None, None
-        self.asked: list[Asked] = []
+        self.requests: list[Request] = []
         self._spoilt: dict[str, list[tuple[str, int]]] = {}
         self._context, self._port, self._server = context, 0, None
         self.released = threading.Event()
@@ -51,8 +51,8 @@ class RangedServer:
         self._spoilt.setdefault(name, []).extend([(kind, value)] * times)
 
     def next_fault(self, name: str) -> tuple[str, int]:
-        held = self._spoilt.get(name)
-        return held.pop(0) if held else ("", 0)
+        faults = self._spoilt.get(name)
+        return faults.pop(0) if faults else ("", 0)
 
     def up(self) -> None:
         self._server = _Server(("127.0.0.1", self._port), partial(_Handler, self), self._context)
@@ -66,9 +66,9 @@ class RangedServer:
         self._server.cut()
 
     def names(self, *endings: str) -> list[str]:
-        """The files that were asked for and sent, in their order, once each."""
-        told = [asked.name for asked in self.asked if asked.status in (200, 206)]
-        return [name for name in dict.fromkeys(told) if name.endswith(endings or "")]
+        """The files that were requested and sent, in their order, once each."""
+        sent = [request.name for request in self.requests if request.status in (200, 206)]
+        return [name for name in dict.fromkeys(sent) if name.endswith(endings or "")]
 
     def close(self) -> None:
         self.released.set()
@@ -109,7 +109,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request, address):
-        """A client that goes away is no news."""
+        """A client that goes away is not printed."""
 
     def cut(self) -> None:
         for request in list(self.connections):
@@ -118,23 +118,23 @@ class _Server(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def __init__(self, server: RangedServer, *arguments):
-        self.told = server
+        self.owner = server
         super().__init__(*arguments)
 
     def log_message(self, *_):
-        """The test knows what it asked for."""
+        """Requests are recorded, not printed."""
 
     def do_GET(self):
         name = unquote(self.path.partition("?")[0]).lstrip("/")
-        kind, value = self.told.next_fault(name)
+        kind, value = self.owner.next_fault(name)
         start = self.first_byte()
         if kind == "silent":
-            self.told.released.wait()
+            self.owner.released.wait()
             return
-        path = self.told.root / name
-        if self.told.moved:
-            self.answer(name, start, 302, Location=f"{self.told.moved}/{name}?token=hush")
-        elif self.told.secret and self.headers.get("Authorization") != self.told.secret:
+        path = self.owner.root / name
+        if self.owner.moved:
+            self.answer(name, start, 302, Location=f"{self.owner.moved}/{name}?token=hush")
+        elif self.owner.secret and self.headers.get("Authorization") != self.owner.secret:
             self.answer(name, start, 401)
         elif kind == "status":
             self.answer(name, start, value)
@@ -144,11 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(name, path.read_bytes(), start, kind, value)
 
     def first_byte(self) -> int:
-        asked = self.headers.get("Range", "")
-        return int(asked[6:].partition("-")[0]) if self.told.ranges and asked else 0
+        wanted = self.headers.get("Range", "")
+        return int(wanted[6:].partition("-")[0]) if self.owner.ranges and wanted else 0
 
     def answer(self, name: str, start: int, status: int, **headers: str) -> None:
-        self.told.asked.append(Asked(name, start, status, self.headers.get("Authorization")))
+        self.owner.requests.append(Request(name, start, status, self.headers.get("Authorization")))
         self.send_response(status)
         for key, text in headers.items():
             self.send_header(key.replace("_", "-"), text)
@@ -176,4 +176,4 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[:value]
         for place in range(0, len(body), PIECE):
             self.wfile.write(body[place : place + PIECE])
-            time.sleep(self.told.pause)
+            time.sleep(self.owner.pause)

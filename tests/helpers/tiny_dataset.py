@@ -40,20 +40,20 @@ def write_dataset(root: Path, images: np.ndarray, per_shard: int) -> Dataset:
 
 
 def samples(n: int) -> list[tuple[bytes, int, int, int]]:
-    """Small ones for `write_samples`; each has a label of its own, so no two indices are equal."""
+    """Small ones for `write_samples`; each has another label, so no two indices are equal."""
     return [(png(image), 8, 8, i) for i, image in enumerate(pictures(n, 8, 8))]
 
 
 def write_samples(root: Path, samples: dict[str, list], per_shard: int) -> Dataset:
     """A data set of any splits; a sample is its encoded image, the height and width to expect, its label."""
     splits = {}
-    for split, held in samples.items():
-        starts = range(0, len(held), per_shard)
+    for split, part in samples.items():
+        starts = range(0, len(part), per_shard)
         shards = [
-            write_shard(root, f"{split}/{start // per_shard:06d}.tar", start, held[start : start + per_shard])
+            write_shard(root, f"{split}/{start // per_shard:06d}.tar", start, part[start : start + per_shard])
             for start in starts
         ]
-        splits[split] = Split(len(held), tuple(shards))
+        splits[split] = Split(len(part), tuple(shards))
     classes, half = tuple("0123456789"), (0.5, 0.5, 0.5)
     dataset = Dataset(root, "tiny", classes, half, half, per_shard, splits, (), fingerprint(splits))
     (root / "dataset.json").write_text(describe(dataset))

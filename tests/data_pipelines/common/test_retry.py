@@ -157,9 +157,9 @@ def drain(loader: Loader) -> None:
 
 def test_whoever_is_told_to_stop_leaves_before_a_step_but_not_within(root):
     lines: list[str] = []
-    told = threading.Event()
-    loader, reader = loader_in_trouble(root, lines, told.is_set)
-    threading.Timer(0.3, told.set).start()
+    stop = threading.Event()
+    loader, reader = loader_in_trouble(root, lines, stop.is_set)
+    threading.Timer(0.3, stop.set).start()
     began = time.monotonic()
     with pytest.raises(Interrupted):
         drain(loader)
@@ -169,24 +169,24 @@ def test_whoever_is_told_to_stop_leaves_before_a_step_but_not_within(root):
 
 
 def test_an_evaluation_is_left_at_any_time(root):
-    told, lines = threading.Event(), []
-    reader = Reader(load_dataset(root, access=Access(retry_seconds=1000)), "train", told.is_set)
-    found = in_order(reader, IMAGES, np.arange(48), 4, lines.append)
-    next(found)
+    stop, lines = threading.Event(), []
+    reader = Reader(load_dataset(root, access=Access(retry_seconds=1000)), "train", stop.is_set)
+    batches = in_order(reader, IMAGES, np.arange(48), 4, lines.append)
+    next(batches)
     for path in root.glob("train/*.tar"):
         path.unlink()
-    threading.Timer(0.5, told.set).start()
+    threading.Timer(0.5, stop.set).start()
     with pytest.raises(Interrupted):
-        list(found)
+        list(batches)
     assert len(lines) == 1
     reader.close()
 
 
 def test_a_step_of_several_micro_batches_is_not_left_within(root):
     lines: list[str] = []
-    told = threading.Event()
-    loader, reader = loader_in_trouble(root, lines, told.is_set, accumulate=2)
-    told.set()
+    stop = threading.Event()
+    loader, reader = loader_in_trouble(root, lines, stop.is_set, accumulate=2)
+    stop.set()
     with pytest.raises(Interrupted):
         drain(loader)
     assert loader.batches_given % 2 == 0

@@ -97,7 +97,7 @@ def test_a_run_is_the_same_in_any_cache_that_holds_a_window(data, server, tmp_pa
         assert batches(opened(server.address, tmp_path, cache_bytes=bound)) == batches(data)
     assert 0.5 * bound < largest[0] <= bound
     if windows >= 3:  # nothing is removed that is still needed, also where two windows meet: once an epoch
-        assert max(Counter(asked.name for asked in server.asked).values()) <= EPOCHS
+        assert max(Counter(request.name for request in server.requests).values()) <= EPOCHS
 
 
 def test_a_cache_that_holds_no_window_is_refused(data, server, tmp_path):
@@ -139,17 +139,19 @@ def test_shards_come_in_the_plans_order_two_windows_at_a_time(data, server, tmp_
         for _ in loader:
             pass
     assert server.names(".tar") == shards_in_order(data, 4)
-    assert {asked.status for asked in server.asked} == {200}
+    assert {request.status for request in server.requests} == {200}
 
 
 def test_an_evaluation_fetches_ahead_as_well(data, server, tmp_path):
     server.pause, ids = 0.005, np.arange(84)
-    found = []
+    results = []
     for dataset in (data, opened(server.address, tmp_path, cache_bytes=needed(data, 4))):
         reader = Reader(dataset, "train")
-        found.append([(view.numpy().tobytes(), *y.tolist()) for view, y in in_order(reader, IMAGES, ids, 7)])
+        results.append(
+            [(view.numpy().tobytes(), *y.tolist()) for view, y in in_order(reader, IMAGES, ids, 7)]
+        )
         reader.close()
-    assert found[0] == found[1]
+    assert results[0] == results[1]
     assert server.names(".tar") == [shard.name for shard in data.splits["train"].shards]
 
 
@@ -163,11 +165,11 @@ from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
 
 _, local, address, cache, bound, seed = sys.argv
-expected, found = (
+expected, actual = (
     Reader(load_dataset(root, access=Access(20.0, cache, int(bound))), "train") for root in (local, address)
 )
 for ids in np.array_split(np.random.default_rng(int(seed)).permutation(expected.images), 20):
-    assert [i.tobytes() for i in expected.read(ids)] == [i.tobytes() for i in found.read(ids)]
+    assert [i.tobytes() for i in expected.read(ids)] == [i.tobytes() for i in actual.read(ids)]
 """
 
 
@@ -184,7 +186,7 @@ def test_processes_share_a_cache(data, server, tmp_path, windows):
         assert [reader.communicate(timeout=120)[1] for reader in readers] == [""] * 3
     assert largest[0] <= bound
     if windows == 100:
-        counts = Counter(asked.name for asked in server.asked if asked.name != "dataset.json")
+        counts = Counter(request.name for request in server.requests if request.name != "dataset.json")
         assert set(counts.values()) == {1}
         assert len(counts) == 2 * 12
 
@@ -197,7 +199,7 @@ def test_what_a_killed_process_had_fetched_is_gone_on_with(data, server, tmp_pat
     killed.communicate()
     server.pause = 0.0
     assert process(data, server.address, tmp_path, 10**9, 0).communicate(timeout=60)[1] == ""
-    assert [asked.start for asked in server.asked if asked.start] > [4000]
+    assert [request.start for request in server.requests if request.start] > [4000]
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -207,8 +209,8 @@ def test_a_process_that_hangs_at_a_file_is_told_of(data, server, tmp_path, monke
     reader, first = Reader(dataset, "train"), data.splits["train"].shards[0]
     part = dataset.root / f"{tar_of(first).name}.part"
     part.parent.mkdir()
-    with open(part, "wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with open(part, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(
             UserError, match=r"000000\.tar is being fetched by another process, .* tried again"
         ):
@@ -273,8 +275,8 @@ def test_a_cache_on_a_file_system_without_locks(data, server, tmp_path, monkeypa
 def test_whoever_hangs_with_the_cache_locked_is_told_of(data, server, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "QUIET", 0.3)
     cache, shard = ShardCache(opened(server.address, tmp_path)), data.splits["train"].shards[0]
-    with open(cache.folder / ".lock", "a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with open(cache.folder / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(TransientError, match=r"\.lock has been locked for 0\.3 s"):
             cache.fetch(tar_of(shard), [set()], threading.Event())
         stop = threading.Event()
@@ -311,8 +313,13 @@ def test_what_others_push_out_is_not_fetched_ahead_again_at_once(data, server, t
     fetcher.cache.path(files[0]).unlink()
     fetcher.ahead(files, [])  # or with the next announcement
     wait_until(lambda: fetcher._fetched == set(files))
-    asked = [asked.name for asked in server.asked if asked.name.endswith(".tar")]
-    assert asked == [files[0].remote_name, files[0].remote_name, files[0].remote_name, files[1].remote_name]
+    requested = [request.name for request in server.requests if request.name.endswith(".tar")]
+    assert requested == [
+        files[0].remote_name,
+        files[0].remote_name,
+        files[0].remote_name,
+        files[1].remote_name,
+    ]
     fetcher.close()
 
 
@@ -352,7 +359,7 @@ def test_a_run_ends_at_once_whatever_the_server_does(data, server, tmp_path, fau
         if fault == "down":
             wait_until(lambda: lines)
         else:
-            wait_until(lambda: len(server.asked) > 1)
+            wait_until(lambda: len(server.requests) > 1)
         time.sleep(0.2)
         began = time.monotonic()
         loader.close()

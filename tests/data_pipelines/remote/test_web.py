@@ -56,10 +56,10 @@ def leftovers(cache: Path) -> list[Path]:
 def test_the_same_bytes_as_from_the_folder(data, server, tmp_path, capsys):
     remote = opened(server.address, tmp_path)
     assert (remote.where, remote.fingerprint) == (server.address, data.fingerprint)
-    assert [asked.name for asked in server.asked] == ["dataset.json"]  # the rest is when it is needed
+    assert [request.name for request in server.requests] == ["dataset.json"]  # the rest is when it is needed
     for _ in range(2):
         assert contents(remote) == contents(data)
-    names = [asked.name for asked in server.asked]
+    names = [request.name for request in server.requests]
     assert len(names) == len(set(names)) == 1 + 2 * 8  # once each, the second time from the cache
     for split in data.splits.values():
         for shard in split.shards:
@@ -90,7 +90,7 @@ def test_a_server_that_fails_delays_and_changes_nothing(data, tmp_path, capsys, 
         for name in (SHARD, "train/000003.npy"):
             server.spoil(name, kind, value, times=2)
         assert contents(opened(server.address, tmp_path)) == contents(data)
-        tries = [asked for asked in server.asked if asked.name == SHARD]
+        tries = [request for request in server.requests if request.name == SHARD]
     assert len(tries) >= 3
     assert not leftovers(tmp_path)
     lines = capsys.readouterr().err.splitlines()
@@ -102,13 +102,13 @@ def test_a_server_that_fails_delays_and_changes_nothing(data, tmp_path, capsys, 
         assert over.startswith(began.split()[0] + " " + began.split()[1].rstrip(":"))
         assert " can be read again, after 0." in over
     if whole:
-        assert [asked.start for asked in tries[1:]] == ([5000, 10000] if ranges else [0, 0])
+        assert [request.start for request in tries[1:]] == ([5000, 10000] if ranges else [0, 0])
 
 
 def test_a_server_that_is_slow_and_down_for_a_while(data, server, tmp_path, capsys):
     server.pause = 0.01
-    remote, found = opened(server.address, tmp_path), []
-    reading = threading.Thread(target=lambda: found.append(contents(remote)))
+    remote, actual = opened(server.address, tmp_path), []
+    reading = threading.Thread(target=lambda: actual.append(contents(remote)))
     reading.start()
     while not server.names(".tar"):
         time.sleep(0.01)
@@ -116,7 +116,7 @@ def test_a_server_that_is_slow_and_down_for_a_while(data, server, tmp_path, caps
     time.sleep(0.7)
     server.up()
     reading.join(20)
-    assert found == [contents(data)]
+    assert actual == [contents(data)]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, lines
     assert "trying again for 20 s" in lines[0]
@@ -199,9 +199,9 @@ def test_credentials_of_netrc_go_to_their_own_host_alone(data, tmp_path, monkeyp
         assert contents(opened(near.address, tmp_path / "moved")) == contents(data)
         near.moved = far.address  # another server of the same machine
         assert contents(opened(near.address, tmp_path / "beside")) == contents(data)
-        assert {asked.authorization for asked in near.asked} == {near.secret}
-        assert {asked.authorization for asked in far.asked} == {None}
-        assert len(far.asked) == 2 * 17
+        assert {request.authorization for request in near.requests} == {near.secret}
+        assert {request.authorization for request in far.requests} == {None}
+        assert len(far.requests) == 2 * 17
         near.secret, near.moved = "Basic other", None
         said = refusal(near.address, tmp_path / "refused")
     assert "401 Unauthorized" in said
@@ -372,7 +372,7 @@ def test_a_description_leads_nowhere_else(data, tmp_path, key, value):
     with described(root, change) as server:
         said = refusal(server.address, cache)
         assert said.startswith(f"{server.address}/dataset.json")
-        assert [asked.name for asked in server.asked] == ["dataset.json"]
+        assert [request.name for request in server.requests] == ["dataset.json"]
     assert not cache.exists()
 
 
@@ -413,8 +413,8 @@ def test_tars_beside_the_folder_are_found_from_there(data, tmp_path):
 
 def test_data_sets_that_split_the_same_shards_otherwise_share_a_cache(tmp_path):
     """Their fingerprints are equal, and so are the lengths of files that differ."""
-    held = samples(8)
-    first = write_samples(tmp_path / "a", {"train": held[:4], "test": held[4:]}, 2)
+    parts = samples(8)
+    first = write_samples(tmp_path / "a", {"train": parts[:4], "test": parts[4:]}, 2)
     shards = [shard for split in first.splits.values() for shard in split.shards]
     moved = [replace(shard, name=f"test/{number:06d}.tar") for number, shard in enumerate(shards[1:])]
     for split in ("train", "test"):
@@ -429,8 +429,8 @@ def test_data_sets_that_split_the_same_shards_otherwise_share_a_cache(tmp_path):
     (tmp_path / "b/dataset.json").write_text(describe(replace(first, splits=regrouped)))
     with serving(tmp_path) as server:
         for name in ("a", "b"):
-            found = opened(f"{server.address}/{name}", tmp_path / "cache")
-            reader, expected = Reader(found, "test"), Reader(load_dataset(tmp_path / name), "test")
+            actual = opened(f"{server.address}/{name}", tmp_path / "cache")
+            reader, expected = Reader(actual, "test"), Reader(load_dataset(tmp_path / name), "test")
             ids = np.arange(expected.images)
             assert [i.tobytes() for i in reader.read(ids)] == [i.tobytes() for i in expected.read(ids)]
             reader.close()
