@@ -103,7 +103,7 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
             "--plans: unknown; expected --list, --print, --plan, --folder, --allow-commands or key",
         ),
         (["--plan", "--list"], "expected at most one of"),
-        (["recipe=evaluate", "--plan"], "only pretraining is planned"),
+        (["recipe=evaluate", "--plan"], "of task evaluate; only training is planned"),
         ([], "no recipe given; expected recipe=NAME, one of"),
     ],
 )
