@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from data_pipelines.common.arguments import Parser
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer import main as trainer_main
-from trainer.arguments import Parser
 from trainer.distributed import launch
 from trainer.recipe.loading import RECIPES
 from trainer.recipe.messages import either

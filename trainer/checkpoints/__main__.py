@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.common.arguments import Parser
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.locks import close_locked, open_locked
-from trainer.arguments import Parser
 from trainer.checkpoints.format import MANIFEST, Damaged, verify
 from trainer.checkpoints.load import NAME, newest, visible
 from trainer.checkpoints.retention import clean, expired, leftovers, remove

@@ -118,10 +118,10 @@ def _default_from_above(key: str) -> tuple[str, Any] | None:
 def _resized_lists(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys of lists of sections whose lengths differ."""
     lengths: list[dict[str, set[str]]] = [{}, {}]
-    for side, found in zip((old, new), lengths, strict=True):
+    for side, indices in zip((old, new), lengths, strict=True):
         for key in side:
             for match in re.finditer(r"\.(\d+)\.", key):
-                found.setdefault(key[: match.start()], set()).add(match[1])
+                indices.setdefault(key[: match.start()], set()).add(match[1])
     return [at for at, indices in lengths[0].items() if at in lengths[1] and lengths[1][at] != indices]
 
 

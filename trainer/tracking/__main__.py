@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from data_pipelines.common.arguments import Parser
 from data_pipelines.common.errors import UserError
-from trainer.arguments import Parser
 from trainer.recipe.schema import NO_SECRETS, Tracking
 from trainer.tracking import mlflow_store
 from trainer.tracking.address import uri_for
