@@ -117,8 +117,8 @@ def _default_from_above(key: str) -> tuple[str, Any] | None:
 
 def _resized_lists(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys of lists of sections whose lengths differ."""
-    lengths: list[dict[str, set[str]]] = [{}, {}]
-    for side, indices in zip((old, new), lengths, strict=True):
+    indices_of: list[dict[str, set[str]]] = [{}, {}]
+    for side, indices in zip((old, new), indices_of, strict=True):
         for key in side:
             for match in re.finditer(r"\.(\d+)\.", key):
                 indices.setdefault(key[: match.start()], set()).add(match[1])
