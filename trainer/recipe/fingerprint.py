@@ -122,7 +122,8 @@ def _resized_lists(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in side:
             for match in re.finditer(r"\.(\d+)\.", key):
                 indices.setdefault(key[: match.start()], set()).add(match[1])
-    return [at for at, indices in lengths[0].items() if at in lengths[1] and lengths[1][at] != indices]
+    before, after = indices_of
+    return [at for at in before if at in after and before[at] != after[at]]
 
 
 def _section(values: dict[str, Any], at: str) -> Any:
