@@ -111,7 +111,8 @@ SURVIVED = [
     ),
     (
         "shards that stay away",
-        "one line after `data.retry_seconds`; one rank that is in a step saves first, several go on from the last "
+        "one line after `data.retry_seconds`; one rank that is in a step saves first, several go on from the "
+        "last "
         "checkpoint; bit for bit",
         ["test_shard_faults.py::test_shards_that_stay_away_end_the_run_and_are_gone_on_with"],
     ),
