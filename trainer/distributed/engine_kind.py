@@ -1,9 +1,9 @@
 """The engines by name."""
 
-from enum import StrEnum
+from enum import Enum
 
 
-class EngineKind(StrEnum):
+class EngineKind(str, Enum):
     """What averages gradients and runs the optimizer on the ranks; one launch file each.
 
     The values are printed, and stored in world.json, manifest.json and MLflow: they never change.
@@ -15,6 +15,8 @@ class EngineKind(StrEnum):
     ZERO2 = "zero2"
     ZERO3 = "zero3"
     FSDP2 = "fsdp2"
+
+    __str__ = str.__str__  # as `enum.StrEnum` of Python 3.11 has it
 
     @property
     def stage(self) -> int:
