@@ -1,6 +1,6 @@
 """The typed recipe: every key that a recipe file may hold, with its type, unit and default.
 
-A recipe is data. `recipe_loading` reads one from YAML, the tasks receive it validated and frozen.
+A recipe is data. `trainer.recipe.loading` reads one from YAML, the tasks receive it validated and frozen.
 Intervals and lengths of training are in images (global count), never in steps or epochs.
 """
 
@@ -162,6 +162,9 @@ class TrainingRecipe(Protocol):
     @property
     def key_shuffle(self) -> Shuffle | None: ...
 
+    @property
+    def stage_timeout(self) -> float: ...
+
     def folder(self, name: str) -> Path: ...
 
 
@@ -201,6 +204,11 @@ class Pretrain(Section):
     def launch_precision(self) -> str:
         """What the ranks are prepared to compute in."""
         return self.precision
+
+    @property
+    def stage_timeout(self) -> float:
+        """Seconds that a stage of a step may take, also to wait for its data; 0: any time."""
+        return self.step_timeout and self.step_timeout + self.data.retry_seconds
 
     @property
     def key_shuffle(self) -> Shuffle | None:

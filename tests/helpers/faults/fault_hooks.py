@@ -115,7 +115,7 @@ def dying(phase: str, number: int) -> Callable[[str], None]:
 def note_stages(path: Path) -> None:
     """Keeps the stage and the images seen in a file: start, step, evaluation, save or finish."""
     from trainer.runs import run
-    from trainer.tasks import pretrain
+    from trainer.tasks import pretrain, training_run
     from trainer.training.trainer import Trainer
 
     file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
@@ -148,17 +148,18 @@ def note_stages(path: Path) -> None:
 
     during(Trainer, "step", "step")
     during(pretrain, "evaluate_online", "evaluation")
-    during(pretrain, "save", "save")
+    during(training_run, "save", "save")
     during(pretrain, "finish", "finish")
     inner_write, run.write = run.write, write
 
 
 def before(name: str, images: int | None, act: Callable) -> None:
-    """Calls `act` with the trainer before a step or a function of pretrain, after `images`; None: always."""
-    from trainer.tasks import pretrain
+    """Calls `act` with the trainer before a step, a log, a save, an evaluation or the end; None: always."""
+    from trainer.tasks import pretrain, training_run
     from trainer.training.trainer import Trainer
 
-    owner = Trainer if name == "step" else pretrain
+    owners = {"step": Trainer, "log": training_run, "save": training_run}
+    owner = owners.get(name, pretrain)
     inner = getattr(owner, name)
 
     def acting(trainer, *arguments):
