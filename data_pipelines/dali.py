@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from data_pipelines.common.errors import UserError
+from data_pipelines.common.errors import Undecodable, UserError
 from data_pipelines.common.retry import Retry, to_stderr
-from data_pipelines.dali_pipeline import ImagePipeline, Undecodable
 from data_pipelines.draws import draw
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Made, Maker, Prefetch
@@ -46,6 +45,8 @@ class ImageViews(Maker):
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
         self.retry = Retry(reader.dataset.access.retry_seconds, warn)
         self.dtype = options.dtype
+        from data_pipelines.dali_pipeline import ImagePipeline  # importable where DALI is not installed
+
         self.pipeline = ImagePipeline(
             views,
             sources,

@@ -11,17 +11,10 @@ import torch
 from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
+from data_pipelines.common.errors import Undecodable
 from data_pipelines.dali_graph import decode_graph, header_graph, inputs, view_graph
 from data_pipelines.draws import Draws
 from data_pipelines.views import Normalize, View
-
-
-class Undecodable(Exception):
-    """Some images of a batch cannot be decoded; `slots[i]` lists them for the i-th list of images."""
-
-    def __init__(self, slots: list[list[int]]):
-        super().__init__(slots)
-        self.slots = slots
 
 
 class ImagePipeline:

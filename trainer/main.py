@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 # The folder of a script comes first on the path, where a module of ours might hide one of Python's.
-if (
-    __name__ == "__main__" and __spec__ is None
-):  # `-m trainer.main` has a spec, and the working directory there
+# `-m trainer.main` has a spec, and the working directory comes first there.
+if __name__ == "__main__" and __spec__ is None:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.common.errors import SharedError, UserError

@@ -10,3 +10,11 @@ class UserError(Exception):
 
 class SharedError(UserError):
     """A mistake that every rank knows of and raises; the first rank alone prints it."""
+
+
+class Undecodable(Exception):
+    """Some images of a batch cannot be decoded; `slots[i]` lists them for the i-th list of images."""
+
+    def __init__(self, slots: list[list[int]]):
+        super().__init__(slots)
+        self.slots = slots

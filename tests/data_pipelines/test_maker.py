@@ -125,6 +125,7 @@ import sys
 sys.modules["nvidia.dali"] = None  # an import of it raises
 import torch
 import data_pipelines.dataset_loading, data_pipelines.image_options, data_pipelines.reader
+import trainer.cli, trainer.tasks.pretrain, trainer.tasks.evaluate, trainer.tasks.plan
 from data_pipelines.views import Shuffle
 from tests.data_pipelines.test_maker import BATCH, load, rows
 

@@ -1,4 +1,4 @@
-"""The sharded momentum queue: the negatives of InfoNCE, of which every rank keeps its share.
+"""The sharded momentum queue: the negatives of InfoNCE, sharded over the ranks.
 
 The part of the loss that the negatives n_j make is attention. With queries q and temperature t,
 
@@ -57,7 +57,7 @@ class MomentumQueue(ShardedModule):
             below = keys // batch * batch
             numbers = f"{below} or {below + batch}" if below else f"{batch}"
             raise ValueError(
-                f"objective.queue.keys={keys} is no multiple of the {batch} keys that a step adds; "
+                f"keys={keys} is no multiple of the {batch} keys that a step adds; "
                 f"use {numbers}, or change batch"
             )
         self.keys, self.width, self.batch, self.seed = keys, width, batch, seed
@@ -82,7 +82,7 @@ class MomentumQueue(ShardedModule):
             step: number of the optimizer step, 0 for the run's first.
 
         Computed in float32, in float64 where queries or keys are, whatever autocast says. Differentiable in
-        the queries, once; the backward pass speaks to no other rank.
+        the queries, once; the backward pass does not communicate.
         """
         shard = self._shard_on(queries.device)
         wide = torch.float64 in (queries.dtype, self.storage)
@@ -221,8 +221,8 @@ def attend(
     Args:
         queries: [B, D] in float32 or float64.
         shard: keys [N, D], N at least 1: with none, torch's kernel on CPU ends the process, and that of CUDA
-            says plus infinity.
-        way: `path`'s answer, or the other.
+            returns plus infinity.
+        way: the name that `path` returned, or the other.
 
     Keys in another type than the queries' are converted a piece at a time: torch's kernel for bf16 would
     round queries and weights too (measured on CPU: the mean loss off by 0.06, in place of 0.00003).

@@ -47,6 +47,10 @@ class Objective(nn.Module, ABC):
         """The parameters whose gradients are clipped by one common norm, a list a group; all that learn."""
         return [[parameter for parameter in self.parameters() if parameter.requires_grad]]
 
+    def sizes(self) -> dict[str, int]:
+        """Numbers of parameters that a run is described by, before any engine shards them."""
+        return {"parameters": size(self), "encoder parameters": size(self.encoder)}
+
     def features(self, images: Tensor) -> Features:
         """What evaluation reads, from images [n, 3, H, W]: each feature of `encoder.widths` as [n, width]."""
         features = self.encoder(images)
@@ -56,6 +60,11 @@ class Objective(nn.Module, ABC):
     def codec(self) -> Codec | None:
         """Images to latents and back, where the objective has a decoder."""
         return None
+
+
+def size(module: nn.Module) -> int:
+    """The number of parameters of a module that is not sharded."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class ContrastiveObjective(Objective):

@@ -5,6 +5,7 @@ Intervals and lengths of training are in images (global count), never in steps o
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -71,8 +72,6 @@ class Constant(Section):
     kind: Literal["constant"]
     warmup: Count = 0
 
-    follows_length: ClassVar[bool] = False  # whether another length of the run changes its rates
-
     def factor(self, images_seen: int, images: int) -> float:
         """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
         return 1.0
@@ -84,8 +83,6 @@ class Cosine(Section):
     kind: Literal["cosine"]
     warmup: Count = 0
     final: Fraction = 0.0
-
-    follows_length: ClassVar[bool] = True
 
     def factor(self, images_seen: int, images: int) -> float:
         """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
@@ -165,6 +162,8 @@ class TrainingRecipe(Protocol):
     @property
     def stage_timeout(self) -> float: ...
 
+    def advice(self, images: int | None) -> Iterator[str]: ...
+
     def folder(self, name: str) -> Path: ...
 
 
@@ -219,6 +218,10 @@ class Pretrain(Section):
     def labelled_split(self) -> str:
         """The split that probes learn from."""
         return self.data.labelled or self.data.train
+
+    def advice(self, images: int | None) -> Iterator[str]:
+        """What the keys mean together, for a training split of so many images (None: not known)."""
+        return self.objective.advice(self.encoder.norm, images)
 
     def encoder_options(self) -> dict:
         """All that an encoder is built from, as plain values: exported with its weights."""

@@ -30,9 +30,7 @@ class RunFolder:
     @classmethod
     def of(cls, loaded: loading.ResolvedRecipe) -> "RunFolder":
         """The folder that a recipe writes to: outputs/<run>, by default the recipe's name; or `from`."""
-        if loaded.recipe.task == "evaluate":
-            return cls(Path(loaded.recipe.from_))
-        return cls(Path(loaded.recipe.outputs) / (loaded.recipe.run or loaded.name))
+        return cls(loaded.recipe.folder(loaded.name))
 
     def take_over(self, loaded: loading.ResolvedRecipe, world: dict) -> None:
         """Makes the folder that of this recipe, after all checks at the start. Rank 0."""

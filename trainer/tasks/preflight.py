@@ -86,8 +86,7 @@ def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> No
             f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
             f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
         )
-    check_batch_division(recipe, context.world_size)
-    check_engine(recipe.optimizer, context.engine)
+    check_training(recipe, context)
     with torch.device("meta"):
         widths = build_objective(recipe).encoder.widths
     for split in (recipe.data.train, recipe.data.test):
@@ -101,6 +100,17 @@ def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> No
             f"{recipe.objective.contrast_key}supervised.classes={classes}, but {dataset.where} has "
             f"{len(dataset.classes)} classes; give that number"
         )
+
+
+def check_training(recipe: TrainingRecipe, context: DistributedContext) -> None:
+    """Checks what every recipe that trains requires of its ranks.
+
+    Raises:
+        UserError: ranks and groups do not divide the batch, the engine cannot run the optimizer, or
+            `tracking.uri` is no address.
+    """
+    check_batch_division(recipe, context.world_size)
+    check_engine(recipe.optimizer, context.engine)
     uri_for(recipe.tracking.uri, Path(recipe.outputs))
 
 
@@ -159,7 +169,7 @@ def queue_bytes(recipe: TrainingRecipe) -> int:
 
 
 def notes(
-    recipe: Pretrain,
+    recipe: TrainingRecipe,
     images: int | None,
     world_size: int,
     device: torch.device,
@@ -180,7 +190,7 @@ def notes(
             f"warning: profile={recipe.profile} writes nothing: it needs ten steps before, and the run has "
             f"{steps} in all"
         )
-    yield from recipe.objective.advice(recipe.encoder.norm, images)
+    yield from recipe.advice(images)
     if queue := queue_bytes(recipe):
         keys = recipe.objective.momentum_queue.keys
         kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)

@@ -13,7 +13,7 @@ from trainer.evaluation.figures import charts, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
 from trainer.objectives.objective import Objective
-from trainer.recipe.schema import Pretrain
+from trainer.recipe.schema import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tracking.address import open_command, uri_for
 from trainer.tracking.journal import read
@@ -85,7 +85,7 @@ def draw_accuracies(folder: RunFolder) -> None:
 # ---- the last lines ------------------------------------------------------------------------------
 
 
-def summary(folder: RunFolder, recipe: Pretrain) -> str:
+def summary(folder: RunFolder, recipe: TrainingRecipe) -> str:
     """The last lines of a run: what was learned, where it is, how to look at it."""
     results, lines = folder.results(), []
     for table in (charts.table(results), reconstructions.table(results)) if results else ():

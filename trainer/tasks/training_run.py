@@ -137,10 +137,11 @@ def stopped(run: Run) -> int:
     """Ends a run that was asked to stop, and has saved; the process's exit status."""
     run.stop_request.ignore()
     why = run.stop_request.received or "another rank was told"
+    images = run.saved or 0  # where the same command goes on
     if run.context.is_main:
-        run.folder.write_status("stopped", run.images, why)
+        run.folder.write_status("stopped", images, why)
     elif run.stop_request.received:
-        run.folder.write_status_once("stopped", run.images, why)
+        run.folder.write_status_once("stopped", images, why)
     run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
     run.progress.say("the same command continues it")
     run.end("KILLED")

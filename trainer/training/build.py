@@ -1,7 +1,8 @@
 """From a recipe to what is trained: objective, data, trainer. One table of builders, a row a kind."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,8 +32,6 @@ from trainer.training.data import DTYPES, ImageData
 from trainer.training.trainer import Trainer
 
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
-# Where in a recipe an argument stands whose value does not fit; what is not here is the encoder's.
-SECTIONS = {"size": "data.", "norm": "groups.", "negatives": "groups."}
 
 
 def build_trainer(
@@ -58,14 +57,27 @@ def build_objective(recipe: Pretrain) -> Objective:
     """
     check_parts(recipe)
     torch.manual_seed(recipe.seed)
-    try:
+    with named({"size": "data."}):
         encoder = build_encoder(recipe.encoder_options())
+    queue = f"{recipe.objective.contrast_key}queue."
+    with named({"norm": "groups.", "negatives": "groups.", "keys": queue}):
         objective = build_part(recipe, recipe.objective, encoder)
-    except ValueError as error:
-        sections = SECTIONS | {"keys": f"{recipe.objective.contrast_key}queue."}
-        argument = re.match(r"\w+", str(error))[0]
-        raise UserError(f"{sections.get(argument, 'encoder.')}{error}") from None
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
+
+
+@contextmanager
+def named(sections: dict[str, str]) -> Iterator[None]:
+    """Puts the recipe's section in front of an argument that does not fit; the encoder's where none is named.
+
+    Raises:
+        UserError: for a ValueError whose text begins with an argument, "size=33 …" or "halvings: …".
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not (argument := re.match(r"(\w+)(?=[=:])", str(error))):
+            raise
+        raise UserError(f"{sections.get(argument[0], 'encoder.')}{error}") from None
 
 
 # ---- the builders ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from data_pipelines.common.retry import to_stderr
+from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import Dataset
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Loader
@@ -60,8 +61,6 @@ class ImageData(TrainingData):
         self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
 
     def loader(self, share: BatchShare, start: int, stop: int) -> Loader:
-        from data_pipelines.dali import ImageViews  # a run on other data works where DALI is not installed
-
         views = self.recipe.data.views
         sources = share.sources(len(views))
         maker = ImageViews(

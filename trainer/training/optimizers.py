@@ -40,8 +40,8 @@ def _sgd(options: SgdOptions, groups: list[dict], shared: dict) -> torch.optim.S
 
 
 def _lars(options: LarsOptions, groups: list[dict], shared: dict) -> "Lars":
-    for group in groups:
-        group["adapt"] = "weight_decay" not in group
+    for group in groups:  # those without decay have no trust ratio either
+        group["adapt"] = group.get("weight_decay") != 0.0
     return Lars(groups, **shared, momentum=options.momentum, trust=options.trust)
 
 

@@ -1,9 +1,9 @@
 """Schedules as functions of images seen."""
 
-from trainer.recipe.schema import Pretrain
+from trainer.recipe.schema import TrainingRecipe
 
 
-def learning_rate(recipe: Pretrain, images_seen: int) -> float:
+def learning_rate(recipe: TrainingRecipe, images_seen: int) -> float:
     """The learning rate of the step that begins when `images_seen` images have been seen."""
     schedule = recipe.schedule
     if images_seen < schedule.warmup:  # the first step already learns

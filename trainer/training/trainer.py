@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipelines.plan import BatchShare
 from trainer.checkpoints.state import StateValue
@@ -50,7 +50,7 @@ class Trainer:
     ):
         self.recipe, self.context, self.data, self.images = recipe, context, data, images
         self.total = whole_batches(recipe.images, recipe.batch)
-        self.sizes = {"parameters": size(objective), "encoder parameters": size(objective.encoder)}
+        self.sizes = objective.sizes()
         self.engine = open_engine(
             context,
             objective,
@@ -127,11 +127,6 @@ class Trainer:
     def close(self) -> None:
         self.loader.close()
         self.data.close()
-
-
-def size(module: nn.Module) -> int:
-    """The number of parameters of a module that is not sharded."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def detached(value: Tensor | float) -> Tensor | float:

@@ -8,6 +8,7 @@ from tests.trainer.training.test_trainer import Waits, losses
 from trainer.evaluation.measure import re_estimate
 from trainer.recipe.loading import load
 from trainer.tasks.preflight import notes
+from trainer.training.build import build_objective
 from trainer.training.groups import blocks_span_ranks, check_batch_division
 
 VIEW = "{crop: {scale: {low: 0.5, high: 1.0}}, flip: 0.5, grayscale: 0.5}"
@@ -35,41 +36,41 @@ HYBRID_DIM = [*SMALL, f"objective={{kind: hybrid, omega: 0.1, contrast: {DIM}}}"
 
 @pytest.mark.parametrize("overrides", [MOCO, SYMMETRIC, HYBRID, CLEAN, HYBRID_DIM])
 def test_accumulation_changes_neither_losses_nor_state(train, overrides):
-    found = []
+    results = []
     for accumulate in (1, 2, 4):
-        training = train("quickstart", *overrides, "precision=float64", f"accumulate={accumulate}")
-        found.append((losses(training, 6), training.state()))
-    (wanted, state), *others = found
+        trainer = train("quickstart", *overrides, "precision=float64", f"accumulate={accumulate}")
+        results.append((losses(trainer, 6), trainer.state()))
+    (wanted, state), *others = results
     assert len(set(wanted)) == 6
     for values, other in others:
         assert values == pytest.approx(wanted, abs=1e-9)
         assert state.keys() == other.keys()
         for name, tensor in state.items():
-            mine, theirs = (getattr(x, "rows", x) for x in (tensor, other[name]))
-            assert (mine - theirs).abs().max() < 1e-9, name
+            ours, theirs = (getattr(x, "rows", x) for x in (tensor, other[name]))
+            assert (ours - theirs).abs().max() < 1e-9, name
 
 
 @pytest.mark.parametrize(
     "overrides", [MOCO, SYMMETRIC, HYBRID, CLEAN, HYBRID_DIM, [*HYBRID, "precision=bf16"]]
 )
 def test_a_plain_step_never_waits_for_the_device(train, overrides):
-    training, waits = train("quickstart", *overrides), Waits()
-    training.step()
+    trainer, waits = train("quickstart", *overrides), Waits()
+    trainer.step()
     with waits:
-        training.step()
+        trainer.step()
     assert waits.operations > 100
     assert waits.count == 0
 
 
 def test_what_the_loss_does_not_need_decays_too(train):
-    """As under the engines of several ranks, which have gradients of zero there: tests/distributed."""
+    """As under the engines of several ranks, which have gradients of zero there: tests/ranks."""
     contrastive = [*MOCO, POOLED]
-    training = train("quickstart", *contrastive, "optimizer={kind: adamw, lr: 0.1, weight_decay: 0.5}")
-    w = training.objective.encoder.to_map.weight
+    trainer = train("quickstart", *contrastive, "optimizer={kind: adamw, lr: 0.1, weight_decay: 0.5}")
+    w = trainer.objective.encoder.to_map.weight
     before = w.detach().clone()
-    training.step()
+    trainer.step()
     assert torch.allclose(w, 0.95 * before, atol=1e-6)
-    assert "optimizer/exp_avg/encoder.to_map.weight" in training.state()
+    assert "optimizer/exp_avg/encoder.to_map.weight" in trainer.state()
 
 
 def test_a_clean_view_is_decoded_from_its_own_pass_and_a_detached_y_stays_the_contrasts(train):
@@ -77,16 +78,16 @@ def test_a_clean_view_is_decoded_from_its_own_pass_and_a_detached_y_stays_the_co
     after = {}
     for omega in (0.001, 0.1):
         sgd = ["optimizer={kind: sgd, lr: 1e-3, momentum: 0, clip: 0}", f"objective.omega={omega}"]
-        training = train("quickstart", *CLEAN, *sgd, "precision=float64")
-        loader, batch = training.loader, next(training.loader)
+        trainer = train("quickstart", *CLEAN, *sgd, "precision=float64")
+        loader, batch = trainer.loader, next(trainer.loader)
         with torch.no_grad():
-            found = training.objective.features(batch.views[2])
-            made = training.objective.decoder(found["y"], found["w"])
-        wanted = (made - training.objective.codec.pixels(batch.views[2])).square().sum() / len(made)
-        training.loader = iter([batch])
-        assert training.step()["sse"].item() == pytest.approx(wanted.item(), rel=1e-12)
-        training.loader = loader
-        after[omega] = training.objective.encoder.state_dict()
+            features = trainer.objective.features(batch.views[2])
+            decoded = trainer.objective.decoder(features["y"], features["w"])
+        wanted = (decoded - trainer.objective.codec.pixels(batch.views[2])).square().sum() / len(decoded)
+        trainer.loader = iter([batch])
+        assert trainer.step()["sse"].item() == pytest.approx(wanted.item(), rel=1e-12)
+        trainer.loader = loader
+        after[omega] = trainer.objective.encoder.state_dict()
     little, much = after.values()
     for name in ("to_vector.0.weight", "to_vector.1.bias", "to_vector.5.weight"):
         assert torch.equal(little[name], much[name]), name
@@ -94,14 +95,30 @@ def test_a_clean_view_is_decoded_from_its_own_pass_and_a_detached_y_stays_the_co
 
 
 def test_the_decoder_sees_pixels_whatever_the_precision(train):
-    found = {}
+    errors = {}
     for precision in ("float64", "float32", "bf16"):
-        found[precision] = train("quickstart", *HYBRID, f"precision={precision}").step()["sse"].item()
-    assert found["float32"] == pytest.approx(found["float64"], rel=1e-4)
-    assert found["bf16"] == pytest.approx(found["float64"], rel=2e-2)
+        errors[precision] = train("quickstart", *HYBRID, f"precision={precision}").step()["sse"].item()
+    assert errors["float32"] == pytest.approx(errors["float64"], rel=1e-4)
+    assert errors["bf16"] == pytest.approx(errors["float64"], rel=2e-2)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ([*MOCO, "objective.queue.keys=100"], "objective.queue.keys=100 is"),
+        ([*HYBRID, "objective.contrast.queue.keys=100"], "objective.contrast.queue.keys=100 is"),
+        (["encoder.channels=[8, 16, 32]", "data.size=20"], "data.size=20 cannot be halved"),
+        (["groups.norm=1", "encoder.norm=group"], "groups.norm=1: a group needs"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_named_by_its_key(words, key):
+    words = words if words[0].startswith("recipe=") else ["recipe=quickstart", *words]
+    with pytest.raises(UserError) as error:
+        build_objective(load(words).recipe)
+    assert str(error.value).startswith(key)
 
 
 @pytest.mark.parametrize(
@@ -174,21 +191,21 @@ def test_ranks_share_out_whole_blocks_where_they_must():
 
 
 def test_a_run_tells_what_its_keys_come_to():
-    def told(*overrides: str, world: int = 1) -> str:
+    def notes_of(*overrides: str, world: int = 1) -> str:
         recipe = load(["recipe=quickstart", *overrides]).recipe
         return "\n".join(notes(recipe, 200, world, torch.device("cpu")))
 
-    lines = told(*HYBRID)
+    lines = notes_of(*HYBRID)
     assert "0.1 x squared error" in lines
     assert "alpha 0.166667 at sigma 1" in lines
     assert "queue of 256 keys, 256 a rank" in lines
     assert "fused attention" in lines
     assert "not below the 200 training images" in lines
-    assert "not below" not in told(*HYBRID, "objective.contrast.queue.keys=128")
-    assert "span ranks" in told(*MOCO, "objective.shuffle=8", world=2)
-    assert "queue" not in told(*HYBRID_DIM)
-    assert "profile=5 writes nothing" in told("batch=128", f"images={14 * 128}", "profile=5")
-    assert "profile" not in told("batch=128", f"images={15 * 128}", "profile=5")
+    assert "not below" not in notes_of(*HYBRID, "objective.contrast.queue.keys=128")
+    assert "span ranks" in notes_of(*MOCO, "objective.shuffle=8", world=2)
+    assert "queue" not in notes_of(*HYBRID_DIM)
+    assert "profile=5 writes nothing" in notes_of("batch=128", f"images={14 * 128}", "profile=5")
+    assert "profile" not in notes_of("batch=128", f"images={15 * 128}", "profile=5")
 
 
 def test_supervision_inside_a_hybrid_is_checked_too(train):
@@ -206,9 +223,9 @@ def test_batch_norm_of_the_decoder_is_estimated_anew_with_the_encoders(train):
     moved = {name for name, tensor in objective.named_buffers() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in moved} == {"contrast", "decoder"}
     assert not [name for name in moved if "key_" in name]
-    found = []
+    deviations = []
     with torch.no_grad():
         for mode in (True, False):
             objective.train(mode)
-            found.append(objective.codec.decode(*objective.codec.encode(images)).std().item())
-    assert found[0] == pytest.approx(found[1], rel=0.1)
+            deviations.append(objective.codec.decode(*objective.codec.encode(images)).std().item())
+    assert deviations[0] == pytest.approx(deviations[1], rel=0.1)
