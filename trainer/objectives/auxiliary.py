@@ -76,8 +76,8 @@ class Classifier(nn.Module):
         hidden = self.first(x)
         if self.training:
             rows = len(x) // len(generators)
-            drawn = [torch.rand(rows, hidden.shape[1], generator=g, device=x.device) for g in generators]
-            hidden = hidden * (torch.cat(drawn) >= self.dropout) / (1 - self.dropout)
+            samples = [torch.rand(rows, hidden.shape[1], generator=g, device=x.device) for g in generators]
+            hidden = hidden * (torch.cat(samples) >= self.dropout) / (1 - self.dropout)
         logits = self.last(F.relu(self.norm(hidden)))
         logits = logits.to(self.last.weight.dtype)
         return F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / len(x)

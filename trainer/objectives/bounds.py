@@ -161,8 +161,8 @@ def check_groups(norm: str, group: int, negatives: int | None) -> None:
         raise ValueError(f"{name}={size}: a group needs at least 2 images; 64 is the paper's")
     if negatives is None and norm == "batch":
         raise ValueError(
-            "negatives=global with encoder.norm=batch: statistics of a group would tell its images "
-            "from all others; set encoder.norm=group, or a number of images"
+            "negatives=global with encoder.norm=batch: statistics of a group would reveal which "
+            "images are in the same group; set encoder.norm=group, or a number of images"
         )
 
 
@@ -260,13 +260,13 @@ class RunningMean(nn.Module):
         )
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def update(self) -> None:
         """Moves the mean by what the groups since the last call had."""
         if not self.pending:
             return
         seen = torch.stack(self.pending)
         top = collectives.all_reduce_max(seen.max())
-        pairs = top + collectives.all_reduce_mean(torch.exp(seen - top).mean()).log()
-        self.log_mean.copy_(self._moved(pairs))
+        batch_mean = top + collectives.all_reduce_mean(torch.exp(seen - top).mean()).log()
+        self.log_mean.copy_(self._moved(batch_mean))
         self.started.fill_(1.0)
         self.pending = []

@@ -126,30 +126,30 @@ class Dim(ContrastiveObjective):
 
     def _real(self, batch, width: int) -> Tensor:
         """Points of the prior, uniform on [0, 1]^width, as many as images."""
-        drawn = [
+        samples = [
             torch.rand(self.group, width, generator=g, device=g.device, dtype=self._dtype())
             for g in self._noise(batch, "prior")
         ]
-        return torch.cat(drawn)
+        return torch.cat(samples)
 
     def _locations(self, batch, local: Tensor) -> Tensor:
         """The locations that count this step, [n, L', units]: all, or drawn a group with replacement."""
         if self.options.locations is None:
             return local
         size, device = self.negatives or self.group, local.device
-        drawn = []
+        samples = []
         for generator, group in zip(
             batch.noise.groups("locations", size, device), local.split(size), strict=True
         ):
             count = (self.options.locations,)
-            drawn.append(group[:, torch.randint(local.shape[1], count, generator=generator, device=device)])
-        return torch.cat(drawn)
+            samples.append(group[:, torch.randint(local.shape[1], count, generator=generator, device=device)])
+        return torch.cat(samples)
 
     def after_step(self) -> None:
         """Moves the running means of the Donsker-Varadhan bound too."""
         super().after_step()
         for denominator in self.denominators.values():
-            denominator.commit()
+            denominator.update()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """All parameters, but those of the prior's discriminator in a group of their own."""

@@ -54,7 +54,7 @@ class Moco(ContrastiveObjective):
         self.step = 0
 
     def forward(self, batch: Batch, features: Features | None = None) -> Values:
-        """Takes a `Batch` of two views [n, 3, H, W], of which the second, the key view, may be shuffled.
+        """Takes a `Batch` of two views [n, 3, H, W]. The second view is the key view; it may be shuffled.
 
         Args:
             features: the encoder's of the first view, where the caller has them.

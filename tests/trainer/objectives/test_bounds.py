@@ -175,9 +175,9 @@ def test_pairs_in_pieces_are_the_pairs_of_the_whole(bound, rows, monkeypatch):
     whole = LOSSES[bound](score(local, y))
     wanted = torch.autograd.grad(whole, (local, y))
     monkeypatch.setattr(bounds, "PIECE", rows * 6 * 4)
-    found = bounds.LOSSES[bound](reduce_in_pieces(score, local, y, 1, 0, bound))
-    assert found.item() == pytest.approx(whole.item(), rel=1e-12)
-    for ours, theirs in zip(torch.autograd.grad(found, (local, y)), wanted, strict=True):
+    loss = bounds.LOSSES[bound](reduce_in_pieces(score, local, y, 1, 0, bound))
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(loss, (local, y)), wanted, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
     part = reduce_in_pieces(score, local[2:4], y, 1, -2, bound)  # the columns are the images of rows 2 and 3
     assert torch.equal(part.positives, torch.stack([score(local, y)[i, i] for i in (2, 3)]))
@@ -272,19 +272,19 @@ def test_gaussians_with_the_true_log_ratio_give_the_known_table(nats):
     """20 dimensions, 64 samples, the optimal critic."""
     rho, m, batches = math.sqrt(1 - math.exp(-nats / 10)), 64, 400
     generator = torch.Generator().manual_seed(nats)
-    found = torch.empty(batches, 4, dtype=torch.float64)
+    estimates = torch.empty(batches, 4, dtype=torch.float64)
     for number in range(batches):
         x, noise = torch.randn(2, m, 20, generator=generator, dtype=torch.float64)
         scores = gaussian_log_ratio(x, rho * x + math.sqrt(1 - rho**2) * noise, rho)[:, :, None]
         nce = math.log(m) - infonce_loss(scores)
         assert nce.item() == pytest.approx(information(scores).item(), abs=1e-12)  # one location: the same
         jsd = jsd_loss(scores) + 2 * math.log(2)
-        found[number] = torch.stack([-dv_loss(scores), -nwj_loss(scores), nce, jsd])
-    error = found.std(0) / math.sqrt(batches)
-    for mean, wanted, spread in zip(found.mean(0), TABLE[nats], error, strict=True):
+        estimates[number] = torch.stack([-dv_loss(scores), -nwj_loss(scores), nce, jsd])
+    error = estimates.std(0) / math.sqrt(batches)
+    for mean, wanted, spread in zip(estimates.mean(0), TABLE[nats], error, strict=True):
         # The table is rounded to 0.005 and is itself a mean of 2000 batches.
         assert abs(mean - wanted) <= 3 * spread * math.sqrt(1 + batches / 2000) + 0.005
-    assert found[:, 2].mean() <= nats + 3 * error[2]
+    assert estimates[:, 2].mean() <= nats + 3 * error[2]
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -301,17 +301,17 @@ def test_information_never_claims_more_than_there_is_where_locations_depend(loca
     log_ratio = torch.full((symbols, symbols), math.log(other * symbols), dtype=torch.float64)
     log_ratio.fill_diagonal_(math.log(keep * symbols))
     generator = torch.Generator().manual_seed(locations)
-    found = []
+    estimates = []
     for _ in range(batches):
         y = torch.randint(symbols, (m, 1), generator=generator)
         noises = (m, 1 if copies else locations)
         wrong = (y + torch.randint(1, symbols, noises, generator=generator)) % symbols
         seen = torch.where(torch.rand(noises, generator=generator) < keep, y, wrong).expand(m, locations)
-        found.append(information(log_ratio[y[:, :, None], seen[None]]))
-    found = torch.stack(found)
-    assert found.mean() <= truth + 3 * found.std() / math.sqrt(batches)
-    assert found.mean() > 0.8 * truth  # a bound, yet not an empty one
-    assert found.max() <= math.log(m)
+        estimates.append(information(log_ratio[y[:, :, None], seen[None]]))
+    estimates = torch.stack(estimates)
+    assert estimates.mean() <= truth + 3 * estimates.std() / math.sqrt(batches)
+    assert estimates.mean() > 0.8 * truth  # a bound, yet not an empty one
+    assert estimates.max() <= math.log(m)
 
 
 def test_the_published_sum_over_locations_would_claim_too_much():
@@ -337,9 +337,9 @@ def test_the_published_sum_over_locations_would_claim_too_much():
 def test_the_corrected_gradient_divides_by_the_running_mean_and_the_value_stays():
     scores = random_scores(4, 3, 1.0).requires_grad_()
     denominator = torch.tensor(0.7, dtype=torch.float64)
-    found = bounds.dv_loss(reduce_scores(scores), denominator)
-    assert found.item() == pytest.approx(slow_dv(scores), rel=1e-12)
-    (gradient,) = torch.autograd.grad(found, scores)
+    loss = bounds.dv_loss(reduce_scores(scores), denominator)
+    assert loss.item() == pytest.approx(slow_dv(scores), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, scores)
     for i in range(4):
         for j in range(4):
             for at in range(3):
@@ -356,13 +356,13 @@ def test_the_running_mean_is_that_of_the_plain_numbers_and_survives_huge_ones():
             used = mean(own).exp().item()
             before = own.exp().item() if plain is None else 0.9 * plain + 0.1 * own.exp().item()
             assert used == pytest.approx(before, rel=1e-12)
-        mean.commit()
+        mean.update()
         batch = groups.exp().mean().item()
         plain = batch if plain is None else 0.9 * plain + 0.1 * batch
         assert mean.log_mean.exp().item() == pytest.approx(plain, rel=1e-12)
     huge = torch.tensor(5000.0, dtype=torch.float64)
     mean(huge)
-    mean.commit()
+    mean.update()
     assert mean.log_mean.item() == pytest.approx(5000 + math.log(0.1))
 
 
@@ -382,20 +382,20 @@ def test_two_thousand_steps_stay_finite_and_reach_known_information(bound):
     ]
     running = RunningMean()
     optimizer = torch.optim.Adam([p for side in sides for p in side.parameters()], 2e-3)
-    told = []
+    estimates = []
     for step in range(2000):
         x, noise = torch.randn(2, m, size[0])
         y = rho * x + math.sqrt(1 - rho**2) * noise
         scaled = sides[1](y) @ sides[0](x).T / units**0.5
         scores = 20 * torch.tanh(scaled / 20) if bound in ("dv", "nwj") else scaled
-        found = reduce_scores(scores[:, :, None])
-        extra = (running(bounds.log_mean(found)),) if bound == "dv" else ()
-        loss = bounds.LOSSES[bound](found, *extra)
+        pairs = reduce_scores(scores[:, :, None])
+        extra = (running(bounds.log_mean(pairs)),) if bound == "dv" else ()
+        loss = bounds.LOSSES[bound](pairs, *extra)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        running.commit()
+        running.update()
         assert loss.isfinite()
         if step >= 1500:
-            told.append(bounds.information(found).item())
-    assert 1.2 < sum(told) / len(told) < 2.0  # 1.81 would be the best critic's with 64 samples
+            estimates.append(bounds.information(pairs).item())
+    assert 1.2 < sum(estimates) / len(estimates) < 2.0  # 1.81 would be the best critic's with 64 samples
