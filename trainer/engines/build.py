@@ -45,4 +45,4 @@ def engine_class(kind: EngineKind) -> type[Engine]:
         from trainer.engines.fsdp import Fsdp
 
         return Fsdp
-    return Ddp if kind is EngineKind.DDP else SingleProcess
+    return {EngineKind.DDP: Ddp, EngineKind.SINGLE_PROCESS: SingleProcess}[kind]

@@ -27,7 +27,7 @@ class GroupBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
-        # Sums over the groups seen since the last commit: never saved, since a save follows a commit.
+        # Sums over the groups seen since the last update: never saved, since a save follows an update.
         self.pending: Tensor | None = None
         self.groups = 0
 
@@ -60,13 +60,18 @@ class GroupBatchNorm(nn.Module):
 def normalization(kind: str, features: int, group: int, rows: int = 1) -> nn.Module:
     """The norm of a layer of [n, features, ...]: "batch" over groups of `group` images, or "group".
 
-    "group" is torch's GroupNorm (Wu and He, arXiv 1803.08494): an image for itself, which no other image and
-    no running statistic reaches. It has their 32 groups of channels, or as many as leave 16 channels to
-    each, which is their other setting: a vector cut into groups of one would be all zeros.
+    "group" is torch's GroupNorm (Wu and He, arXiv 1803.08494): statistics are per image, without running
+    statistics. It has their 32 groups of channels, or as many as leave 16 channels to each, which is their
+    other setting: a vector cut into groups of one would be all zeros.
+
+    Raises:
+        ValueError: another kind.
     """
     if kind == "batch":
         return GroupBatchNorm(features, group, rows)
-    return nn.GroupNorm(math.gcd(32, features, max(1, features // 16)), features)
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(32, features, max(1, features // 16)), features)
+    raise ValueError(f"norm={kind}: expected batch or group")
 
 
 def _take(module: nn.Module) -> list[tuple[GroupBatchNorm, Tensor]]:
@@ -99,11 +104,11 @@ def update_running_stats(module: nn.Module) -> None:
 
 @torch.no_grad()
 def recalibrate(
-    module: nn.Module, images: Iterable[Tensor], through: Callable[[Tensor], object] | None = None
+    module: nn.Module, images: Iterable[Tensor], run: Callable[[Tensor], object] | None = None
 ) -> None:
     """Re-estimates all running statistics as the mean over the groups of clean `images` [n, 3, H, W].
 
-    They go through the module, or where that is several networks through what is said.
+    They go through the module, or through `run`, where several networks are passed.
     A last incomplete group of a batch is left out; of a batch smaller than a group all images make one.
     """
     was_training = module.training
@@ -111,7 +116,7 @@ def recalibrate(
     groups = [layer.group for layer in module.modules() if isinstance(layer, GroupBatchNorm)]
     for batch in images:
         whole = batch[: len(batch) // max(groups) * max(groups) or len(batch)] if groups else batch
-        (through or module)(whole)
+        (run or module)(whole)
     for layer, (mean, var) in _take(module):
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)

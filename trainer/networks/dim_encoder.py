@@ -14,9 +14,8 @@ class DimEncoder(Encoder):
 
     Each convolution (4/2/1, no bias) halves the map and is followed by batch-norm and ReLU; then a
     fully connected layer with batch-norm and ReLU, then a linear layer to y, with bias and nothing
-    behind it. The local map, of which the local objective speaks, is that of the last convolution
-    but one: 128 x 8 x 8 for the published 32-px network, 256 x 8 x 8 for the 64-px one, whose channels
-    are [64, 128, 256, 512].
+    behind it. The local map of the objective is that of the last convolution but one: 128 x 8 x 8 for
+    the published 32-px network, 256 x 8 x 8 for the 64-px one, whose channels are [64, 128, 256, 512].
 
     Raises:
         ValueError: the image cannot be halved that often.

@@ -35,11 +35,11 @@ def group_statistics(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.T
 def test_each_group_is_normalised_as_torch_normalises_it_alone():
     ours, torchs = layers()
     x = images().requires_grad_()
-    found = ours(x)
+    output = ours(x)
     alone = torch.cat([torchs(part) for part in x.split(4)])
-    assert torch.allclose(found, alone, rtol=0, atol=1e-12)
-    weights = torch.randn_like(found)
-    of_ours = torch.autograd.grad((found * weights).sum(), [x, ours.weight, ours.bias], retain_graph=True)
+    assert torch.allclose(output, alone, rtol=0, atol=1e-12)
+    weights = torch.randn_like(output)
+    of_ours = torch.autograd.grad((output * weights).sum(), [x, ours.weight, ours.bias], retain_graph=True)
     of_torch = torch.autograd.grad((alone * weights).sum(), [x, torchs.weight, torchs.bias])
     for one, other in zip(of_ours, of_torch, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
@@ -71,9 +71,9 @@ def test_running_statistics_move_once_at_the_commit_by_the_mean_over_groups():
     update_running_stats(ours)
     assert torch.allclose(ours.running_mean, 0.1 * mean, rtol=1e-12, atol=0)
     assert torch.allclose(ours.running_var, 0.9 + 0.1 * var, rtol=1e-12, atol=0)
-    held = ours.running_mean.clone()
+    before = ours.running_mean.clone()
     update_running_stats(ours)  # nothing was seen since
-    assert torch.equal(ours.running_mean, held)
+    assert torch.equal(ours.running_mean, before)
     ours(images(seed=2))
     update_running_stats(ours)
     later, _ = group_statistics(images(seed=2), 4)
@@ -180,8 +180,8 @@ def test_bf16_autocast_runs_forward_and_backward_with_float32_statistics():
     net = nn.Sequential(nn.Conv2d(5, 8, 3, bias=False), GroupBatchNorm(8, 4))
     x = images(dtype=torch.float32) / 12
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = net(x)
-    found.float().square().sum().backward()
+        output = net(x)
+    output.float().square().sum().backward()
     update_running_stats(net)
     assert net[1].running_var.dtype == torch.float32
     mean, var = group_statistics(net[0](x).detach(), 4)
@@ -218,6 +218,8 @@ def test_the_norm_of_a_layer_is_chosen_by_name():
         features: normalization("group", features, 8).num_groups for features in (1024, 512, 64, 40, 33, 8)
     }
     assert groups == {1024: 32, 512: 32, 64: 4, 40: 2, 33: 1, 8: 1}
+    with pytest.raises(ValueError, match=r"^norm=layer: expected batch or group$"):
+        normalization("layer", 64, 8)
 
 
 @pytest.mark.parametrize("features", [4, 16, 33, 256])

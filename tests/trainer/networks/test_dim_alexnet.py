@@ -22,9 +22,9 @@ def test_the_64_pixel_network_is_the_published_one():
     with torch.device("meta"):
         encoder = DimAlexNet(**PUBLISHED)
         tail, width = encoder.tail()
-        found = shapes(encoder)
+        sizes = shapes(encoder)
         assert tail(torch.empty(64, 384, 15, 15)).shape == (64, 4096)
-    assert found == {"local": (384, 15, 15), "conv": (9408,), "fc": (4096,), "y": (64,)}
+    assert sizes == {"local": (384, 15, 15), "conv": (9408,), "fc": (4096,), "y": (64,)}
     assert (encoder.local_channels, encoder.local_side, width) == (384, 15, 4096)
     assert encoder.widths == {"conv": 9408, "fc": 4096, "y": 64}
     fc = 9408 * 4096 + 4096 * 4096 + 4 * 4096
@@ -52,9 +52,9 @@ def test_the_folded_network_is_the_published_one():
     with torch.device("meta"):
         encoder = FoldedAlexNet(**PUBLISHED)
         tail, width = encoder.tail()
-        found = shapes(encoder)
+        sizes = shapes(encoder)
         assert tail(torch.empty(64, 192, 7, 7)).shape == (64, 4096)
-    assert found == {"local": (192, 7, 7), "conv": (9408,), "fc": (4096,), "y": (64,)}
+    assert sizes == {"local": (192, 7, 7), "conv": (9408,), "fc": (4096,), "y": (64,)}
     assert (encoder.local_channels, encoder.local_side, width) == (192, 7, 4096)
     folded = weights(192, [384]) + 384 * 3 * 3 * 4096 + 2 * 4096
     assert sum(p.numel() for p in tail.parameters()) == folded

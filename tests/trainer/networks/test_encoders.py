@@ -83,10 +83,10 @@ def test_the_tail_takes_the_local_map_and_is_fresh(kind, norm):
     encoder = build(kind, f"encoder.norm={norm}").double()
     tail, width = encoder.tail()
     local = encoder(images(kind))["local"]
-    found = tail.double()(local)
-    assert found.shape == (6, width)
+    fc = tail.double()(local)
+    assert fc.shape == (6, width)
     assert not {id(p) for p in tail.parameters()} & {id(p) for p in encoder.parameters()}
-    found.square().sum().backward()
+    fc.square().sum().backward()
     assert all(p.grad is not None for p in tail.parameters())
     norms = [module for module in tail.modules() if isinstance(module, (GroupBatchNorm, nn.GroupNorm))]
     assert {type(module) for module in norms} == {GroupBatchNorm if norm == "batch" else nn.GroupNorm}
@@ -178,7 +178,7 @@ def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "said"),
+    ("kind", "size", "message"),
     [
         ("dim", 18, "data.size=18 cannot be halved 2 times"),
         (
@@ -192,15 +192,15 @@ def test_bf16_autocast_trains_with_float32_parameters(kind, norm):
         ("folded_resnet", 4, "a multiple of 4 is needed, at least 8"),
     ],
 )
-def test_an_image_of_the_wrong_size_is_refused_in_a_line(kind, size, said):
+def test_an_image_of_the_wrong_size_is_refused_in_a_line(kind, size, message):
     with pytest.raises(UserError) as caught:
         build_objective(recipe(kind, f"data.size={size}"))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["encoder.kind=resnet", "encoder.depth=20"], "encoder.depth: expected 18, 34, 50 or 101, got 20"),
         (["encoder.kind=resnet", "encoder.local=layer5"], "did you mean 'layer"),
@@ -211,10 +211,10 @@ def test_an_image_of_the_wrong_size_is_refused_in_a_line(kind, size, said):
         (["encoder.norm=layer"], "encoder.norm: expected 'batch' or 'group', got 'layer'"),
     ],
 )
-def test_a_recipe_says_what_an_encoder_takes(overrides, said):
+def test_a_recipe_says_what_an_encoder_takes(overrides, message):
     with pytest.raises(UserError) as caught:
         load(["recipe=quickstart", *overrides])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_kind_change_drops_what_belonged_to_the_other():

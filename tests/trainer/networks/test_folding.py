@@ -27,12 +27,12 @@ def test_patches_are_those_of_torch_in_their_order(size, patch, side):
 
 def test_a_refolded_map_has_its_patches_in_place():
     patches = fold(pictures(), 8).mean((2, 3), keepdim=True)
-    found = refold(patches, 3)
-    assert found.shape == (2, 3, 3, 3)
+    refolded = refold(patches, 3)
+    assert refolded.shape == (2, 3, 3, 3)
     for row in range(3):
         for column in range(3):
             there = pictures()[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8].mean((2, 3))
-            assert torch.allclose(found[:, :, row, column], there, atol=1e-14)
+            assert torch.allclose(refolded[:, :, row, column], there, atol=1e-14)
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(19, [2, 2, 2]), (37, [3, 6, 3])])

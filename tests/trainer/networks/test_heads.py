@@ -33,14 +33,14 @@ def test_the_map_is_encoded_place_by_place_and_normalised_over_the_units():
     torch.manual_seed(0)
     encoder = CriticEncoder(4, 16, norm="batch", group=3).double().eval()
     x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
-    found = encoder(x)
-    assert found.shape == (3, 16, 5, 5)
-    assert torch.allclose(found.mean(1), torch.zeros(3, 5, 5, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(found.var(1, unbiased=False), torch.ones(3, 5, 5, dtype=torch.float64), atol=1e-3)
-    assert torch.allclose(encoder(x[:, :, 2:3, 1:2]), found[:, :, 2:3, 1:2], atol=1e-12)  # no neighbours
+    encoded = encoder(x)
+    assert encoded.shape == (3, 16, 5, 5)
+    assert torch.allclose(encoded.mean(1), torch.zeros(3, 5, 5, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(encoded.var(1, unbiased=False), torch.ones(3, 5, 5, dtype=torch.float64), atol=1e-3)
+    assert torch.allclose(encoder(x[:, :, 2:3, 1:2]), encoded[:, :, 2:3, 1:2], atol=1e-12)  # no neighbours
     body, shortcut = encoder.body(x), encoder.shortcut(x)
     column = (body + shortcut)[1, :, 4, 2]
-    assert torch.allclose(found[1, :, 4, 2], encoder.norm(column), atol=1e-12)
+    assert torch.allclose(encoded[1, :, 4, 2], encoder.norm(column), atol=1e-12)
 
 
 @pytest.mark.parametrize("score", ["dot", "scaled", "tanh"])

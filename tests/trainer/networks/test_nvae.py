@@ -52,12 +52,12 @@ def test_the_published_network_has_the_published_sizes(published):
 def test_every_size_goes_down_to_sixteen_and_back(size, patch, halvings, layout):
     encoder = NvaeEncoder(size=size, patch=patch, halvings=halvings, latent=6, layout=layout, **TINY)
     images = torch.randn(2, 3, size, size)
-    found = encoder(images)
-    assert found["local"].shape == (2, encoder.local_channels, 16, 16)
-    assert {name: rows.shape[1] for name, rows in found.items() if name != "local"} == encoder.widths
+    features = encoder(images)
+    assert features["local"].shape == (2, encoder.local_channels, 16, 16)
+    assert {name: rows.shape[1] for name, rows in features.items() if name != "local"} == encoder.widths
     assert encoder.widths == {"z": 1536, "w": 768, "y": 768}
-    assert torch.equal(found["z"], torch.cat([found["y"], found["w"]], 1))
-    assert encoder.decoder()(found["y"], found["w"]).shape == images.shape
+    assert torch.equal(features["z"], torch.cat([features["y"], features["w"]], 1))
+    assert encoder.decoder()(features["y"], features["w"]).shape == images.shape
 
 
 def test_y_of_a_map_is_the_first_half_of_its_channels():
