@@ -24,7 +24,7 @@ def test_checkpoints(tmp_path):
     done = through("trainer.runtime.checkpoint", "trainer.checkpoints", "list", str(tmp_path))
     assert done == (0, f"{tmp_path}/run/checkpoints: none yet\n", "")
     line = mistake(through("trainer.runtime.checkpoint", "trainer.checkpoints", "prune", str(tmp_path)))
-    assert line == f"{tmp_path}/run/checkpoints: no recipe.yaml beside it says how many stay; say --keep N"
+    assert line == f"{tmp_path}/run/checkpoints has no recipe.yaml with save.keep beside it; pass --keep N"
 
 
 def test_tracking(tmp_path):

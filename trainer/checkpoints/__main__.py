@@ -163,7 +163,7 @@ def retention_rule(folder: Path, keep: int | None, keep_every: int | None) -> tu
         keep = save.keep if keep is None else keep
         keep_every = save.keep_every if keep_every is None else keep_every
     if keep is None:
-        raise UserError(f"{folder}: no recipe.yaml beside it says how many stay; say --keep N")
+        raise UserError(f"{folder} has no recipe.yaml with save.keep beside it; pass --keep N")
     return keep, keep_every or 0
 
 
@@ -234,7 +234,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="M",
         help="of each M images the first stays (default: the recipe's save.keep_every)",
     )
-    command.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    command.add_argument("--dry-run", action="store_true", help="print what would be removed")
     return parser.parse_args(arguments)
 
 

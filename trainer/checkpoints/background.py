@@ -57,16 +57,16 @@ class BackgroundWriter:
         if error is not None:
             raise error
 
-    def abandon(self, say: Callable[[str], None], patience: float | None) -> None:
+    def abandon(self, say: Callable[[str], None], timeout: float | None) -> None:
         """Waits where training has ended or failed: an error here is reported by `say` and not raised.
 
         Args:
-            patience: seconds; other ranks' parts may never come. None: no limit.
+            timeout: seconds; other ranks' parts may never come. None: no limit.
         """
         if self._thread is not None:
-            self._thread.join(patience)
+            self._thread.join(timeout)
             if self._thread.is_alive():
-                say(f"warning: the last checkpoint was still being written after {patience:g} s: given up")
+                say(f"warning: the last checkpoint was still being written after {timeout:g} s: given up")
                 return
         try:
             self.wait()

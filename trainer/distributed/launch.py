@@ -138,11 +138,11 @@ def check_world() -> int:
             --num_processes 2` without a configuration file silently starts one process.)
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = int(accelerate_options().get("num_processes") or world)
-    if asked != world:
+    requested = int(accelerate_options().get("num_processes") or world)
+    if requested != world:
         raise UserError(
-            f"accelerate launch was asked for {asked} processes but started {world}; "
-            f"use: accelerate launch --config_file recipes/launch/ddp.yaml --num_processes {asked} ..."
+            f"accelerate launch was asked for {requested} processes but started {world}; "
+            f"use: accelerate launch --config_file recipes/launch/ddp.yaml --num_processes {requested} ..."
         )
     return world
 
@@ -173,7 +173,7 @@ def lacks_bf16() -> bool:
         return False  # unknown
 
 
-def asked_engine() -> EngineKind:
+def engine_of_launch_file() -> EngineKind:
     """The engine that the launch file asks for.
 
     Raises:
@@ -227,7 +227,7 @@ def start(precision: str) -> DistributedContext:
     world = check_world()
     if 1 < world == local_world():  # gloo would listen where the machine's name leads, for other machines too
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    engine = asked_engine()
+    engine = engine_of_launch_file()
     import torch
 
     gpu = torch.cuda.is_available()

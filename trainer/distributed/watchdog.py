@@ -1,6 +1,6 @@
 """Names a rank that hangs on every other rank, and ends the run instead of waiting for hours.
 
-Ranks wait for each other in collectives: one that hangs stops all, and none can tell which it is. So a
+Ranks wait for each other in collectives: one that hangs stops all, and no rank knows which one. So a
 thread of each rank publishes regularly, in the launcher's store, which stage of a step its rank has ended
 last; where no stage ends for too long, each rank reads what the others have published.
 """
@@ -80,10 +80,8 @@ class Watchdog:
     def step_done(self) -> None:
         """The step has ended and is logged; saving and evaluating may take any time, while all ranks live."""
         last = self._position
-        self._position, self._first_step = (
-            Position(last.stages, last.images, last.stage, in_step=False),
-            False,
-        )
+        self._position = Position(last.stages, last.images, last.stage, in_step=False)
+        self._first_step = False
 
     def close(self) -> None:
         """Ends the watch; this rank publishes no more."""

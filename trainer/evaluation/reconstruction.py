@@ -31,7 +31,7 @@ PAIRS = 1000  # of test images, whose y and w are swapped
 TILES = 20_000  # that the linear codec is fitted on
 PIXELS = 2**21  # at most so many in a batch: a decoder keeps many numbers a pixel
 LEVELS = 256  # of a pixel, for bits per dimension
-SMALLEST = torch.finfo(torch.float32).eps ** 2  # what float32 pixels cannot tell from no error
+SMALLEST = torch.finfo(torch.float32).eps ** 2  # below float32 resolution of a pixel error
 SHOWN = 24  # test images beside their reconstructions
 SHOWN_PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to the other
 

@@ -41,7 +41,7 @@ def without_launcher(monkeypatch):
 def test_the_engine_is_the_launch_files(monkeypatch, environment, engine):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    kind = launch.asked_engine()
+    kind = launch.engine_of_launch_file()
     assert isinstance(kind, EngineKind)
     assert kind == engine
 
@@ -69,7 +69,7 @@ def test_what_no_engine_does_is_refused_in_one_line(monkeypatch, environment, me
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message) as mistake:
-        launch.asked_engine()
+        launch.engine_of_launch_file()
     assert "\n" not in str(mistake.value)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_deepspeed_is_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # so no import finds it
     with pytest.raises(UserError, match="ZeRO-2, but DeepSpeed is not installed: pip install deepspeed, or"):
-        launch.asked_engine()
+        launch.engine_of_launch_file()
 
 
 def test_an_engine_that_became_another_is_refused_in_one_line():

@@ -147,12 +147,12 @@ def accuracies(path: Path | str, results: Mapping[str, float]) -> None:
     """Bars of every accuracy in `results` (the keys of results.json), the encoder's beside its controls'."""
     rows = _measurements(results)
     shown = _columns(rows)
-    bars = len(shown) + 1  # and a gap
-    figure = Figure(figsize=(8.4, 1.1 + 0.22 * bars * max(len(rows), 1)), dpi=DPI, layout="constrained")
+    slots = len(shown) + 1  # bars of a row, and a gap
+    figure = Figure(figsize=(8.4, 1.1 + 0.22 * slots * max(len(rows), 1)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for place, title in enumerate(shown):
-        filled = [(r * bars + place, cells[title]) for r, (_, cells) in enumerate(rows) if title in cells]
-        drawn = axes.barh(
+        filled = [(r * slots + place, cells[title]) for r, (_, cells) in enumerate(rows) if title in cells]
+        bars = axes.barh(
             [y for y, _ in filled],
             [100 * value for _, (value, _) in filled],
             height=0.86,
@@ -160,16 +160,16 @@ def accuracies(path: Path | str, results: Mapping[str, float]) -> None:
             label=title,
         )
         axes.bar_label(
-            drawn,
+            bars,
             [_percent(cell) for _, cell in filled],
             padding=4,
             fontsize=9,
             color=INK,
             fontweight="bold" if title == "encoder" else "normal",
         )
-    centres = [r * bars + (len(shown) - 1) / 2 for r in range(len(rows))]
+    centres = [r * slots + (len(shown) - 1) / 2 for r in range(len(rows))]
     axes.set_yticks(centres, [label for label, _ in rows])
-    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), ylim=(max(len(rows) * bars - 1, 0), -1))
+    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), ylim=(max(len(rows) * slots - 1, 0), -1))
     axes.set_xlabel("accuracy on test images, %", color=INK)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
