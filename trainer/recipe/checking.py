@@ -184,14 +184,12 @@ def _with_default(child: Expected, node, at: str):
 
 
 def _locate(loc: tuple, section, tree: dict):
-    """Pydantic's location -> the dotted key, what is expected there, the node there, and for the section that
-    holds it, its node and what is expected of it."""
+    """Returns the dotted key of pydantic's location, its Expected and node, and those of its section."""
     what, node, names = Expected(section), tree, []
     holder, what_holds = node, what
     for step in loc:
-        if isinstance(step, str) and tag(
-            what.sections
-        ):  # pydantic names the member of a union: no key of ours
+        # pydantic names the member of a union, which is no key of the recipe
+        if isinstance(step, str) and tag(what.sections):
             what = Expected(choices(what.sections)[step])
             continue
         if isinstance(step, str) and not what.sections:  # a number or a word: pydantic names each in turn

@@ -88,12 +88,14 @@ def load_saved(path) -> ResolvedRecipe:
     try:
         return _loaded(Path(path), {})
     except UserError as error:
-        said = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise UserError(f"{said} (the run wrote it otherwise; mend it, or remove the run's folder)") from None
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(
+            f"{message} (the run wrote it otherwise; mend it, or remove the run's folder)"
+        ) from None
 
 
 def listing() -> list[Listed]:
-    """Every recipe of `recipes/`; one that cannot be read says why instead of what it is."""
+    """Every recipe of `recipes/`; an unreadable one has the error as its description."""
     recipes = []
     for path in sorted(RECIPES.glob("*.yaml")):
         try:

@@ -10,7 +10,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 class MissingKey(ValueError):
-    """A section lacks all of several keys of which it needs one: reported as a missing key is."""
+    """None of several alternative keys is set: reported as a missing key is."""
 
 
 class OptimizerOptions(Section):
@@ -70,11 +70,11 @@ class OptimizerOptions(Section):
 
     def describe_rate(self, batch: int) -> str:
         """The learning rate in words, and where it comes from."""
-        said = f"learning rate {self.rate(batch):g}"
+        text = f"learning rate {self.rate(batch):g}"
         if self.lr_per_256 is None:
-            return said
+            return text
         how = "with its square root" if self.scaling == "sqrt" else "linearly"
-        return f"{said} = {self.lr_per_256:g} for a batch of 256, scaled {how} to {batch:,}"
+        return f"{text} = {self.lr_per_256:g} for a batch of 256, scaled {how} to {batch:,}"
 
 
 class AdamOptions(OptimizerOptions):

@@ -73,7 +73,7 @@ class CoreLoader(yaml.SafeLoader):
 
 
 class CoreDumper(yaml.SafeDumper):
-    """Writes what YAML 1.1 and 1.2 readers read alike: text that one of them takes for a number is quoted."""
+    """Quotes text that YAML 1.1 or 1.2 would read as a number: readers of both read it alike."""
 
 
 for tag, pattern, first in CORE:
@@ -83,9 +83,8 @@ for tag, pattern, first in CORE:
 
 
 def _represent_text(dumper, text: str):
-    return dumper.represent_scalar(
-        STR, text, style='"' if "\n" in text else None
-    )  # quoted: stays on one line
+    # Text of several lines is quoted, and so stays on one line.
+    return dumper.represent_scalar(STR, text, style='"' if "\n" in text else None)
 
 
 CoreDumper.add_representer(str, _represent_text)
@@ -124,9 +123,8 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
         )
     line = node.start_mark.line + 1 if lines else None
     if isinstance(node, yaml.SequenceNode) and not node.value:
-        return SourcedValue(
-            [], origin, line
-        )  # a leaf, for an empty list has no items to say where it came from
+        # A leaf, since an empty list has no items that carry their origin.
+        return SourcedValue([], origin, line)
     if isinstance(node, yaml.MappingNode) and not node.value:
         return Empty(SourcedValue({}, origin, line))
     if isinstance(node, yaml.ScalarNode):
