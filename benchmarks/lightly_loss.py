@@ -31,9 +31,9 @@ def main(python: str) -> int:
     queue = MomentumQueue(SLOTS * BATCH, WIDTH, BATCH, seed=0)
     first = queue.sharded_state_dict()["keys"].rows.transpose(0, 1).flatten(0, 1)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "given.npz", pairs=pairs.numpy(), first=first.numpy())
+        np.savez(Path(folder) / "inputs.npz", pairs=pairs.numpy(), first=first.numpy())
         subprocess.run([python, __file__, "--lightly", folder], check=True)
-        theirs = np.load(Path(folder) / "found.npz", allow_pickle=False)
+        theirs = np.load(Path(folder) / "results.npz", allow_pickle=False)
         losses, gradients = torch.from_numpy(theirs["losses"]), torch.from_numpy(theirs["gradients"])
     worst = 0.0
     print("| step | lightly | ours | difference |\n|---|---|---|---|")
@@ -65,18 +65,18 @@ def through_lightly(folder: Path) -> None:
     library.register_fake = known
     from lightly.loss import NTXentLoss
 
-    given = np.load(folder / "given.npz", allow_pickle=False)
+    inputs = np.load(folder / "inputs.npz", allow_pickle=False)
     criterion = NTXentLoss(temperature=TAU, memory_bank_size=(SLOTS * BATCH, WIDTH))
-    criterion.memory_bank.bank = torch.from_numpy(given["first"])
+    criterion.memory_bank.bank = torch.from_numpy(inputs["first"])
     losses, gradients = [], []
-    for queries, keys in torch.from_numpy(given["pairs"]):
+    for queries, keys in torch.from_numpy(inputs["pairs"]):
         queries = queries.clone().requires_grad_()
         loss = criterion(queries, keys)
         loss.backward()
         losses.append(loss.detach())
         gradients.append(queries.grad)
     np.savez(
-        folder / "found.npz", losses=torch.stack(losses).numpy(), gradients=torch.stack(gradients).numpy()
+        folder / "results.npz", losses=torch.stack(losses).numpy(), gradients=torch.stack(gradients).numpy()
     )
 
 

@@ -152,13 +152,13 @@ def barrier() -> None:
 
 def on_ranks(do: str, world: int, options: argparse.Namespace, **changes) -> dict:
     """Runs `times` or `memory` on gloo processes; of each number the largest of all ranks."""
-    asked = vars(options) | changes
+    settings = vars(options) | changes
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
         for rank in range(world):
             place = {"do": do, "rank": rank, "world": world, "rendezvous": f"{folder}/rendezvous"}
             threads = str(max(1, len(os.sched_getaffinity(0)) // world))
-            command = [sys.executable, __file__, "--asked", json.dumps(asked | place)]
+            command = [sys.executable, __file__, "--settings", json.dumps(settings | place)]
             environment = os.environ | {"OMP_NUM_THREADS": threads}
             ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         answers = [rank.communicate()[0] for rank in ranks]
@@ -186,10 +186,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--long", type=int, default=LONG, help="keys of the last measurement; 0: none")
     parser.add_argument("--device", choices=MEMORY, default="cpu")
-    parser.add_argument("--asked", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.asked:
-        return on_rank(argparse.Namespace(**json.loads(options.asked)))
+    if options.settings:
+        return on_rank(argparse.Namespace(**json.loads(options.settings)))
 
     device = torch.device(options.device)
     worlds = ((1, 3), (2, 2)) if device.type == "cpu" else ((1, 3),)

@@ -84,14 +84,14 @@ def measure(
 ) -> dict[str, float]:
     """Images a second by what is measured, and the share of waiting."""
     recipe = loaded.recipe.model_copy(update={"images": ENDLESS})
-    training = build_trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
-    loader = training.loader
+    trainer = build_trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
+    loader = trainer.loader
     try:
         for _ in range(WARM):
-            training.step()
+            trainer.step()
         finish()
         before = loader.waited
-        steps, taken = timed(training.step, 0, seconds)
+        steps, taken = timed(trainer.step, 0, seconds)
         figures = {"end to end": steps * recipe.batch / taken, "wait": (loader.waited - before) / taken}
 
         def load() -> Batch:
@@ -100,13 +100,13 @@ def measure(
         steps, taken = timed(load, recipe.data.prefetch + 1, seconds)  # what was made ahead does not count
         figures["loader"] = steps * recipe.batch / taken
 
-        training.loader = Repeated(load())
+        trainer.loader = Repeated(load())
         loader.close()
-        steps, taken = timed(training.step, WARM, seconds)
+        steps, taken = timed(trainer.step, WARM, seconds)
         return figures | {"model": steps * recipe.batch / taken}
     finally:
-        training.loader = loader
-        training.close()
+        trainer.loader = loader
+        trainer.close()
 
 
 def main() -> int:
@@ -132,8 +132,8 @@ def main() -> int:
     print("|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
     for loaded, words in zip(recipes, parts, strict=True):
         recipe, figures = loaded.recipe, measure(loaded, context, options.seconds)
-        said = " ".join([loaded.name, *(word for word in words[1:] if word not in common)])
-        cells = [said, recipe.data.size, recipe.batch, recipe.precision]
+        label = " ".join([loaded.name, *(word for word in words[1:] if word not in common)])
+        cells = [label, recipe.data.size, recipe.batch, recipe.precision]
         cells += [f"{figures[name]:,.1f}" for name in ("end to end", "model", "loader")]
         print("| " + " | ".join(map(str, cells)) + f" | {figures['wait']:.1%} |", flush=True)
     return 0

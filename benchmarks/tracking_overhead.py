@@ -106,7 +106,7 @@ def train(kind: str, folder: Path, server: Server, words: list[str]) -> Cost:
     with open(folder / f"{kind}.txt", "wb") as output:
         process = on_cores(TRAINING, command, output)
     run = folder / kind
-    total, batch = asked(command, "images", "batch")
+    total, batch = recipe_numbers(command, "images", "batch")
     cpu = from_images = to_images = 0
     while process.poll() is None:
         seen = progress(run)
@@ -127,7 +127,7 @@ def train(kind: str, folder: Path, server: Server, words: list[str]) -> Cost:
     return Cost(wall(run, from_images) * batch, cpu / (to_images - from_images) * batch * 1e3)
 
 
-def asked(command: list[str], *keys: str) -> list[int]:
+def recipe_numbers(command: list[str], *keys: str) -> list[int]:
     """Numbers of the recipe that a command runs."""
     import yaml
 
