@@ -59,26 +59,26 @@ class Job:
             out |= getattr(self, word)()
         return out
 
-    def training(self, saved=None, step: int = 0) -> Trainer:
-        training = build_trainer(self.recipe, self.context, self.dataset, saved, step * self.recipe.batch)
-        assert_engine(training)
-        return training
+    def trainer(self, saved=None, step: int = 0) -> Trainer:
+        trainer = build_trainer(self.recipe, self.context, self.dataset, saved, step * self.recipe.batch)
+        assert_engine(trainer)
+        return trainer
 
     def free(self) -> dict:
         """A run of `steps` steps: its losses, every rank's samples; checkpoints at the steps in `keep`."""
-        training, losses, ids = self.training(), [], []
-        follow_ids(training, ids)
+        trainer, losses, ids = self.trainer(), [], []
+        follow_ids(trainer, ids)
         for step in range(self.job["steps"]):
             if step in self.job.get("keep", ()):
-                self._save(training, step, self.job["name"])
-            losses.append(mean_loss(training.step()))
-        assert training.all_finite()
-        training.close()
+                self._save(trainer, step, self.job["name"])
+            losses.append(mean_loss(trainer.step()))
+        assert trainer.all_finite()
+        trainer.close()
         return {"losses": losses, "ids": everyones(ids)}
 
-    def _save(self, training: Trainer, step: int, name: str) -> Path:
+    def _save(self, trainer: Trainer, step: int, name: str) -> Path:
         images, folder = step * self.recipe.batch, self.folder / name
-        shares = snapshot(training.state(), self.context.rank, self.context.world_size)
+        shares = snapshot(trainer.state(), self.context.rank, self.context.world_size)
         write(shares, folder, images, {}, attempt="once", keep=100)
         collectives.barrier()
         return folder / folder_name(images)
@@ -94,12 +94,12 @@ class Job:
                 name = f"{source} {step}"
                 path = self.folder / source / folder_name(step * self.recipe.batch)
                 saved = load(path)
-                training, gradients = self.training(saved, step), []
-                different += [f"{name}: {what}" for what in differences(saved, training.state())]
-                take = training.engine.step
-                training.engine.step = lambda: (gradients.append(gradient(training)), take())  # noqa: B023
-                losses[name] = mean_loss(training.step())
-                training.close()
+                trainer, gradients = self.trainer(saved, step), []
+                different += [f"{name}: {what}" for what in differences(saved, trainer.state())]
+                take = trainer.engine.step
+                trainer.engine.step = lambda: (gradients.append(gradient(trainer)), take())  # noqa: B023
+                losses[name] = mean_loss(trainer.step())
+                trainer.close()
                 if self.context.is_main:
                     file = f"gradient {self.job['name']} {self.context.world_size} {name}.safetensors"
                     save_file({"gradient": gradients[0]}, self.folder / file)
@@ -112,7 +112,7 @@ class Job:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(owner, name, other)
                 try:
-                    self.training()
+                    self.trainer()
                     messages.append("nothing")
                 except UserError as mistake:
                     messages.append(str(mistake))
@@ -120,20 +120,20 @@ class Job:
 
     def resume(self) -> dict:
         """Stops after every step, resumes, and compares bits with the undisturbed run."""
-        training, saves, steps = self.training(), [], self.job["steps"]
+        trainer, saves, steps = self.trainer(), [], self.job["steps"]
         for step in range(steps):
-            saves.append(self._save(training, step, f"{self.job['name']} {self.context.world_size}"))
-            training.step()
-        final = host(training.state())
-        training.close()
+            saves.append(self._save(trainer, step, f"{self.job['name']} {self.context.world_size}"))
+            trainer.step()
+        final = host(trainer.state())
+        trainer.close()
         different = []
         for step, path in enumerate(saves):
             saved = load(path)
-            training = self.training(saved, step)
-            while training.images < steps * self.recipe.batch:
-                training.step()
-            ended = host(training.state())
-            training.close()
+            trainer = self.trainer(saved, step)
+            while trainer.images < steps * self.recipe.batch:
+                trainer.step()
+            ended = host(trainer.state())
+            trainer.close()
             equal = ended.keys() == final.keys() and all(torch.equal(ended[k], final[k]) for k in final)
             different += [] if equal else [step]
         return {"different": everyones(different), "tensors": len(final)}
@@ -148,20 +148,20 @@ def load(path: Path) -> dict:
 # ---- checks and measurements ---------------------------------------------------------------------
 
 
-def assert_engine(training: Trainer) -> None:
+def assert_engine(trainer: Trainer) -> None:
     """The engine that runs is that of the context, by its classes."""
-    kind, model = training.context.engine, training.engine.model
+    kind, model = trainer.context.engine, trainer.engine.model
     if kind is EngineKind.SINGLE_PROCESS:
-        assert inside(training, model) is training.objective
+        assert inside(trainer, model) is trainer.objective
         assert collectives.world_size() == 1
     elif kind is EngineKind.DDP:
         assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
-        assert inside(training, model.module) is training.objective
+        assert inside(trainer, model.module) is trainer.objective
     elif kind is EngineKind.FSDP2:
-        assert isinstance(training.objective, FSDPModule)
-        assert inside(training, model) is training.objective
-        assert all(isinstance(p, DTensor) for p in training.objective.parameters())
-        assert all(isinstance(p, DTensor) for g in training.optimizer.param_groups for p in g["params"])
+        assert isinstance(trainer.objective, FSDPModule)
+        assert inside(trainer, model) is trainer.objective
+        assert all(isinstance(p, DTensor) for p in trainer.objective.parameters())
+        assert all(isinstance(p, DTensor) for g in trainer.optimizer.param_groups for p in g["params"])
     else:
         from deepspeed import DeepSpeedEngine
         from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -173,15 +173,15 @@ def assert_engine(training: Trainer) -> None:
         optimizer = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
         assert isinstance(model.optimizer, optimizer)
         assert stage == 3 or model.optimizer.partition_gradients == (stage == 2)
-        assert inside(training, model.module) is training.objective
-        partitioned = [zero.is_partitioned(p) for p in training.objective.parameters()]
+        assert inside(trainer, model.module) is trainer.objective
+        partitioned = [zero.is_partitioned(p) for p in trainer.objective.parameters()]
         assert all(partitioned) if stage == 3 else not any(partitioned)
 
 
-def inside(training: Trainer, wrapped: torch.nn.Module) -> torch.nn.Module:
+def inside(trainer: Trainer, wrapped: torch.nn.Module) -> torch.nn.Module:
     """The objective that an engine has wrapped: in bf16 within a module that computes in it."""
-    assert isinstance(wrapped, MixedPrecision) == (training.recipe.precision == "bf16")
-    return wrapped.objective if training.recipe.precision == "bf16" else wrapped
+    assert isinstance(wrapped, MixedPrecision) == (trainer.recipe.precision == "bf16")
+    return wrapped.objective if trainer.recipe.precision == "bf16" else wrapped
 
 
 def wrappings(context: launch.DistributedContext) -> list[tuple]:
@@ -201,12 +201,12 @@ def wrappings(context: launch.DistributedContext) -> list[tuple]:
     return [(zero, "initialize", other) for other in (other_stage, other_optimizer)]
 
 
-def gradient(training: Trainer) -> torch.Tensor:
+def gradient(trainer: Trainer) -> torch.Tensor:
     """All gradients, clipped, as one vector of whole tensors; between the backward pass and the step."""
     parts = []
-    for parameter in training.objective.parameters():
+    for parameter in trainer.objective.parameters():
         if parameter.requires_grad:
-            if training.context.engine.is_zero:
+            if trainer.context.engine.is_zero:
                 from deepspeed.utils import safe_get_full_grad
 
                 whole = safe_get_full_grad(parameter)
@@ -231,9 +231,9 @@ def differences(saved: dict, values: dict) -> list[str]:
     return different
 
 
-def follow_ids(training: Trainer, ids: list) -> None:
+def follow_ids(trainer: Trainer, ids: list) -> None:
     """Appends the ids and positions of the samples that this rank trains on to `ids`."""
-    loader = training.loader
+    loader = trainer.loader
 
     class Recording:
         def __iter__(self):
@@ -247,7 +247,7 @@ def follow_ids(training: Trainer, ids: list) -> None:
         def __getattr__(self, name):
             return getattr(loader, name)
 
-    training.loader = Recording()
+    trainer.loader = Recording()
 
 
 def everyones(value) -> list:
