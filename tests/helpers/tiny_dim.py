@@ -50,7 +50,7 @@ def follows_differences(objective: Dim, batch: Batch) -> None:
         # Along a random direction; where a ReLU turns over within the step, a smaller step is taken.
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         wanted = (parameter.grad * direction).sum().item()
-        found = []
+        slopes = []
         for step in (1e-5, 1e-6):
             ends = []
             for sign in (step, -2 * step):
@@ -59,5 +59,5 @@ def follows_differences(objective: Dim, batch: Batch) -> None:
                     ends.append(objective(batch)["loss"].item())
             with torch.no_grad():
                 parameter += step * direction
-            found.append((ends[0] - ends[1]) / (2 * step))
-        assert min(abs(f - wanted) for f in found) <= 1e-6 * max(1.0, abs(wanted)), name
+            slopes.append((ends[0] - ends[1]) / (2 * step))
+        assert min(abs(f - wanted) for f in slopes) <= 1e-6 * max(1.0, abs(wanted)), name

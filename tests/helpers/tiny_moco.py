@@ -48,13 +48,13 @@ def views(step: int, count: int = 2, size: int = 8) -> list[torch.Tensor]:
     return [images + 0.3 * torch.randn(images.shape, generator=generator).double() for _ in range(count)]
 
 
-def batch_of(found: list[torch.Tensor], step: int, shuffle: bool = True, seed: int = 0) -> Batch:
+def batch_of(batch_views: list[torch.Tensor], step: int, shuffle: bool = True, seed: int = 0) -> Batch:
     """The batch that a loader makes of views: with `shuffle` the second one's images change places."""
     seen = step * BATCH
     order = shuffled(seed, seen, BATCH, GROUP, GROUPS) if shuffle else None
-    positions = np.tile(np.arange(BATCH), (len(found), 1))
-    found = list(found)
+    positions = np.tile(np.arange(BATCH), (len(batch_views), 1))
+    batch_views = list(batch_views)
     if shuffle:
-        positions[1], found[1] = order, found[1][torch.from_numpy(order)]
+        positions[1], batch_views[1] = order, batch_views[1][torch.from_numpy(order)]
     label = torch.zeros(BATCH, dtype=torch.int64)
-    return Batch(found, positions, seen + positions, label, seen, Noise(seed, seen, 0, BATCH), order)
+    return Batch(batch_views, positions, seen + positions, label, seen, Noise(seed, seen, 0, BATCH), order)

@@ -88,7 +88,7 @@ def test_pieces_give_the_loss_and_gradients_of_everything_at_once(bound, monkeyp
     critic = EncodeAndDot(WIDTH, WIDTH, WIDTH, "scaled", norm="group", group=1).double()
     wanted = plain(bound, local, y)
     gradients = torch.autograd.grad(wanted, (local, y))
-    found = bounds.LOSSES[bound](bounds.reduce_in_pieces(critic.scores, local, y, critic.cost, 0, bound))
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
-    for ours, theirs in zip(torch.autograd.grad(found, (local, y)), gradients, strict=True):
+    loss = bounds.LOSSES[bound](bounds.reduce_in_pieces(critic.scores, local, y, critic.cost, 0, bound))
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-10)
+    for ours, theirs in zip(torch.autograd.grad(loss, (local, y)), gradients, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 1e-10

@@ -77,15 +77,15 @@ def test_the_local_term_with_the_concat_critic_equals_a_loop(bound):
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_pieces_change_nothing(bound, monkeypatch):
-    found = []
+    results = []
     for piece in (2**22, 100):
         monkeypatch.setattr(bounds, "PIECE", piece)
         objective = tiny(bound, alpha=1.0, critic=CONCAT, global_critic=CONCAT)
         values = objective(batch_of(images(2 * GROUP)))
         values["loss"].backward()
-        found.append((values["loss"].item(), torch.cat([p.grad.flatten() for p in objective.parameters()])))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
-    assert torch.allclose(found[0][1], found[1][1], rtol=1e-10, atol=1e-13)
+        results.append((values["loss"].item(), torch.cat([p.grad.flatten() for p in objective.parameters()])))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -145,14 +145,14 @@ def test_occlusion_hides_from_y_and_not_from_the_map():
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_global_negatives_are_one_group_of_the_whole_batch(bound):
     x = images(3 * GROUP)
-    found = []
+    results = []
     for negatives in (None, 3 * GROUP):
         objective = tiny(bound, norm="group", negatives=negatives, alpha=0.5, global_critic=CONCAT)
         values = objective(batch_of(x))
         values["loss"].backward()
-        told = {name: torch.as_tensor(value).item() for name, value in values.items()}
-        found.append((told, torch.cat([p.grad.flatten() for p in objective.parameters()])))
-    (one, gradient), (other, wanted) = found
+        numbers = {name: torch.as_tensor(value).item() for name, value in values.items()}
+        results.append((numbers, torch.cat([p.grad.flatten() for p in objective.parameters()])))
+    (one, gradient), (other, wanted) = results
     assert one == pytest.approx(other, rel=1e-12)
     assert torch.allclose(gradient, wanted, rtol=1e-9, atol=1e-13)
 
@@ -172,9 +172,9 @@ def test_global_negatives_with_statistics_over_images_are_refused():
 
 def test_the_discriminator_is_clipped_for_itself():
     objective = tiny(**COMPLETE)
-    mine, other = objective.clip_groups()
-    assert {id(p) for p in other} == {id(p) for p in objective.prior.parameters()}
-    assert len(mine) + len(other) == len(list(objective.parameters()))
+    others, discriminator = objective.clip_groups()
+    assert {id(p) for p in discriminator} == {id(p) for p in objective.prior.parameters()}
+    assert len(others) + len(discriminator) == len(list(objective.parameters()))
     assert len(tiny().clip_groups()) == 1
 
 

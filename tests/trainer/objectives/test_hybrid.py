@@ -31,19 +31,20 @@ def squared_error(objective, images, target=None) -> float:
 def test_the_loss_is_the_contrastive_one_and_omega_squared_errors(layout):
     objective = hybrid(moco(layout=layout), omega=0.25)
     batch = batch_of(views(0), 0)
-    found = objective(batch)
+    values = objective(batch)
     contrast = objective.contrast(batch)["loss"].item()
     error = squared_error(objective, batch.views[0])
-    assert abs(found["sse"].item() - error) < 1e-9
-    assert abs(found["loss"].item() - (contrast + 0.25 * error)) < 1e-9
+    assert abs(values["sse"].item() - error) < 1e-9
+    assert abs(values["loss"].item() - (contrast + 0.25 * error)) < 1e-9
 
 
 def test_beside_the_sum_of_two_bounds_the_error_counts_twice():
     objective = hybrid(moco(symmetric=True, queue={"keys": 2 * BATCH}), omega=0.25)
     batch = batch_of(views(0), 0)
-    found = objective(batch)
+    values = objective(batch)
     contrast = objective.contrast(batch)["loss"].item()
-    assert abs(found["loss"].item() - (contrast + 2 * 0.25 * squared_error(objective, batch.views[0]))) < 1e-9
+    error = squared_error(objective, batch.views[0])
+    assert abs(values["loss"].item() - (contrast + 2 * 0.25 * error)) < 1e-9
 
 
 def test_alpha_and_sigma_are_an_omega():
@@ -70,9 +71,9 @@ def test_a_clean_view_is_encoded_again_and_decoded():
     objective = hybrid(reconstruct="clean")
     assert objective.views == 3
     first, second, clean = views(0, count=3)
-    found = objective(batch_of([first, second, clean], 0))
-    assert abs(found["sse"].item() - squared_error(objective, clean)) < 1e-9
-    assert abs(found["sse"].item() - squared_error(objective, first)) > 1e-3
+    values = objective(batch_of([first, second, clean], 0))
+    assert abs(values["sse"].item() - squared_error(objective, clean)) < 1e-9
+    assert abs(values["sse"].item() - squared_error(objective, first)) > 1e-3
 
 
 @pytest.mark.parametrize("layout", ["map", "pooled"])
@@ -119,12 +120,12 @@ def test_it_holds_any_contrastive_objective():
     objective = Hybrid(dim, chosen, Normalize()).double()
     assert objective.views == 1
     batch = dim_batch(views(0)[0])
-    found = objective(batch)
+    values = objective(batch)
     contrast = objective.contrast(batch)
-    assert found["loss"].item() == pytest.approx(
-        contrast["loss"].item() + 0.5 * found["sse"].item(), abs=1e-9
+    assert values["loss"].item() == pytest.approx(
+        contrast["loss"].item() + 0.5 * values["sse"].item(), abs=1e-9
     )
-    found["loss"].backward()
+    values["loss"].backward()
     assert all(p.grad is not None for p in objective.parameters())
     objective.after_step()
 
@@ -132,15 +133,15 @@ def test_it_holds_any_contrastive_objective():
 def test_it_learns_both_tasks():
     objective = hybrid(moco(layout="pooled", temperature=0.2), omega=0.2)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
-    found = []
+    history = []
     for step in range(60):
         values = objective(batch_of(views(step % 4), step))
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
         objective.after_step()
-        found.append((values["contrast"].item(), values["sse"].item()))
-    contrast, error = (torch.tensor(column) for column in zip(*found, strict=True))
+        history.append((values["contrast"].item(), values["sse"].item()))
+    contrast, error = (torch.tensor(column) for column in zip(*history, strict=True))
     assert contrast[-4:].mean() < contrast[4:8].mean() - 0.3
     assert error[-4:].mean() < error[:4].mean() - 2  # sixteen numbers for 192 random pixels
 

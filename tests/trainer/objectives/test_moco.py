@@ -76,17 +76,17 @@ def test_it_is_the_published_algorithm(symmetric, shuffle):
             one.zero_grad()
             it.backward()
         trained = [*objective.encoder.parameters(), *objective.head.parameters()]
-        for mine, theirs in zip(trained, other.query.parameters(), strict=True):
+        for ours, theirs in zip(trained, other.query.parameters(), strict=True):
             if theirs.grad is not None:  # w has no part in it
-                assert (mine.grad - theirs.grad).abs().max() < 1e-12
+                assert (ours.grad - theirs.grad).abs().max() < 1e-12
         optimizer.step()
         published.step()
         objective.after_step()
         other.after_step(keys)
         seen.append(loss.item())
     momentum = [*objective.key_encoder.parameters(), *objective.key_head.parameters()]
-    for mine, theirs in zip(momentum, other.key.parameters(), strict=True):
-        assert (mine - theirs).abs().max() < 1e-12
+    for ours, theirs in zip(momentum, other.key.parameters(), strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
     assert (objective.queue.shard.flatten(0, 1) - other.queue).abs().max() < 1e-12  # also the order of keys
     assert len(set(seen)) == STEPS
 
@@ -122,8 +122,8 @@ def test_keys_carry_no_gradient_and_are_no_parameters_to_train():
     assert frozen
     assert all(name.startswith("key_") for name in frozen)
     assert all(p.grad is None for p in objective.parameters() if not p.requires_grad)
-    (mine,) = objective.clip_groups()
-    assert {id(p) for p in mine} == {id(p) for p in objective.parameters() if p.requires_grad}
+    (group,) = objective.clip_groups()
+    assert {id(p) for p in group} == {id(p) for p in objective.parameters() if p.requires_grad}
 
 
 def test_the_momentum_encoder_keeps_statistics_of_its_own():
@@ -131,11 +131,11 @@ def test_the_momentum_encoder_keeps_statistics_of_its_own():
     first, second = views(0)
     objective(batch_of([first, second + 3.0], 0))
     objective.after_step()
-    mine, keys = (
+    queries, keys = (
         next(layer for layer in network.modules() if isinstance(layer, GroupBatchNorm))
         for network in (objective.encoder, objective.key_encoder)
     )
-    assert (mine.running_mean - keys.running_mean).abs().max() > 0.01
+    assert (queries.running_mean - keys.running_mean).abs().max() > 0.01
 
 
 def test_an_empty_queue_costs_nothing_and_fills():
@@ -152,27 +152,27 @@ def test_an_empty_queue_costs_nothing_and_fills():
 
 @pytest.mark.parametrize("start", ["random", "empty"])
 def test_nothing_is_estimated_over_keys_that_no_image_has_made(start):
-    objective, told = moco(queue={"keys": 3 * BATCH, "start": start}), []
+    objective, estimated = moco(queue={"keys": 3 * BATCH, "start": start}), []
     for step in range(5):
-        told.append("mi_estimate/queue" in objective(batch_of(views(step), step)))
+        estimated.append("mi_estimate/queue" in objective(batch_of(views(step), step)))
         objective.after_step()
-    assert told == [start == "empty" or step >= 3 for step in range(5)]
+    assert estimated == [start == "empty" or step >= 3 for step in range(5)]
 
 
 def test_evaluation_reads_a_bound_of_the_batch_alone():
     objective = moco().eval()
     first, second = views(0)
     batch = batch_of([first, first], 0, shuffle=False)
-    found = objective(batch)
-    assert 0 < found["mi/contrast"].item() <= found["mi/contrast/ceiling"] == math.log(BATCH)
+    values = objective(batch)
+    assert 0 < values["mi/contrast"].item() <= values["mi/contrast/ceiling"] == math.log(BATCH)
     q, k = (
         F.normalize(head(net(first)["y"]), dim=1)
         for net, head in ((objective.encoder, objective.head), (objective.key_encoder, objective.key_head))
     )
     scores = (q @ k.T / objective.options.temperature).softmax(1).diagonal().log().mean()
-    assert abs(found["mi/contrast"].item() - (math.log(BATCH) + scores.item())) < 1e-12
+    assert abs(values["mi/contrast"].item() - (math.log(BATCH) + scores.item())) < 1e-12
     with torch.autocast("cpu", torch.bfloat16):  # as in a recipe in bf16, whose encoder alone is to be
-        assert objective._of_the_batch(q, k)["mi/contrast"].item() == found["mi/contrast"].item()
+        assert objective._of_the_batch(q, k)["mi/contrast"].item() == values["mi/contrast"].item()
     assert objective.queue.shard is None  # nothing was made for it
     assert first.shape == second.shape
 
@@ -199,9 +199,9 @@ def guess(shuffle: bool, steps: int = 1500, group: int = 16, groups: int = 8) ->
         return images + 0.1 * torch.randn(images.shape, generator=generator)
 
     def keys(images, order):
-        found = torch.empty(batch, 2 * GROUPS * WIDTH)
-        found[order] = F.normalize(network(view(images)[order]), dim=1)
-        return found
+        ordered = torch.empty(batch, 2 * GROUPS * WIDTH)
+        ordered[order] = F.normalize(network(view(images)[order]), dim=1)
+        return ordered
 
     tail = []
     for step in range(steps):

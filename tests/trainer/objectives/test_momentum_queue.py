@@ -1,4 +1,4 @@
-"""The momentum queue on one process, against full logits; tests/distributed has it on several."""
+"""The momentum queue on one process, against full logits; tests/ranks has it on several."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers.drawn_keys import TAU, filled_queue, full_logits, units
+from tests.helpers.random_keys import TAU, filled_queue, full_logits, units
 from trainer.objectives import momentum_queue
 from trainer.objectives.bounds import softplus
 from trainer.objectives.momentum_queue import PIECE, MomentumQueue, attend, path
@@ -19,12 +19,12 @@ def test_attention_is_exact(way, rows, keys, width, monkeypatch):
     monkeypatch.setattr(momentum_queue, "PIECE", 10_000)  # several pieces
     queries, shard = units(rows, width), units(keys, width, seed=1)
     log, gradient = full_logits(queries, shard)
-    mean, found = attend(queries, shard, TAU, way)
-    assert (found - log).abs().max() < 1e-12
+    mean, log_sum_exp = attend(queries, shard, TAU, way)
+    assert (log_sum_exp - log).abs().max() < 1e-12
     assert (mean / TAU - gradient).abs().max() < 1e-12
-    mean, found = attend(queries.float(), shard.float(), TAU, way)
-    assert mean.dtype == found.dtype == torch.float32
-    assert (found - log).abs().max() < 1e-5
+    mean, log_sum_exp = attend(queries.float(), shard.float(), TAU, way)
+    assert mean.dtype == log_sum_exp.dtype == torch.float32
+    assert (log_sum_exp - log).abs().max() < 1e-5
     assert (mean / TAU - gradient).norm() < 1e-5 * gradient.norm()
 
 
@@ -41,9 +41,9 @@ def test_few_queries_are_compared_with_many_keys_in_parts():
 
     log, gradient = full_logits(queries, shard)
     with Shapes():
-        mean, found = attend(queries, shard, TAU, "fused")
+        mean, log_sum_exp = attend(queries, shard, TAU, "fused")
     assert shapes == [(4, 1, 1536, 16)]
-    assert (found - log).abs().max() < 1e-12
+    assert (log_sum_exp - log).abs().max() < 1e-12
     assert (mean / TAU - gradient).abs().max() < 1e-12
 
 
@@ -54,8 +54,8 @@ def test_scores_far_from_zero_do_not_overflow(shift):
     queries = torch.ones(3, 4, dtype=torch.float64) + units(3, 4)
     log, gradient = full_logits(queries, shard)
     for way in ("fused", "chunked"):
-        mean, found = attend(queries, shard, TAU, way)
-        assert ((found - log) / log).abs().max() < 1e-14
+        mean, log_sum_exp = attend(queries, shard, TAU, way)
+        assert ((log_sum_exp - log) / log).abs().max() < 1e-14
         assert torch.allclose(mean / TAU, gradient, rtol=1e-9)
 
 
@@ -76,8 +76,8 @@ def test_the_queue_holds_the_last_keys_in_order():
         assert queue.keys_at(step) == min(step, slots) * batch
         last = stream[max(0, step - slots) * batch : step * batch]
         log, _ = full_logits(queries, last)
-        found = queue.log_sum_exp(queries, TAU, step)
-        assert torch.equal(found, log) if step == 0 else (found - log).abs().max() < 1e-12
+        log_sum_exp = queue.log_sum_exp(queries, TAU, step)
+        assert torch.equal(log_sum_exp, log) if step == 0 else (log_sum_exp - log).abs().max() < 1e-12
         own = stream[step * batch : (step + 1) * batch]
         queue.enqueue(own, step)
         slot = queue.sharded_state_dict()["keys"].rows[:, step % slots]
@@ -133,9 +133,9 @@ def test_autocast_changes_nothing():
     for way in ("fused", "chunked"):
         with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
             patch.setattr(momentum_queue, "path", lambda *_, way=way: way)
-            found = queue.log_sum_exp(queries, TAU, 4)
-        assert found.dtype == torch.float32
-        assert (found - plain).abs().max() < 1e-5
+            log_sum_exp = queue.log_sum_exp(queries, TAU, 4)
+        assert log_sum_exp.dtype == torch.float32
+        assert (log_sum_exp - plain).abs().max() < 1e-5
     assert queue.log_sum_exp(queries.bfloat16(), TAU, 4).dtype == torch.float32
 
 
@@ -146,7 +146,7 @@ def test_accumulation_changes_nothing(symmetric, micros):
     images, steps, each = 8, 5, 1 + symmetric
 
     def run(micros: int) -> list[torch.Tensor]:
-        queue, found = MomentumQueue(3 * images * each, 8, images * each, "random", "float64"), []
+        queue, tensors = MomentumQueue(3 * images * each, 8, images * each, "random", "float64"), []
         for step in range(steps):
             views = units(2, images, 8, seed=step).requires_grad_()
             pending, loss = [], 0
@@ -159,8 +159,8 @@ def test_accumulation_changes_nothing(symmetric, micros):
                 pending.append(micro.detach().transpose(0, 1).flatten(0, 1) if symmetric else keys)
             loss.backward()
             queue.enqueue(torch.cat(pending), step)
-            found += [loss.detach(), views.grad]
-        return [*found, queue.shard]
+            tensors += [loss.detach(), views.grad]
+        return [*tensors, queue.shard]
 
     for a, b in zip(run(1), run(micros), strict=True):
         assert (a - b).abs().max() < 1e-9
@@ -224,7 +224,7 @@ def test_on_a_gpu(storage, width, rows):
     log, gradient = full_logits(queries, keys)
     queue = filled_queue(keys.cuda(), 1024, storage)
     on_gpu = queries.float().cuda().requires_grad_()
-    found = queue.log_sum_exp(on_gpu, TAU, 16)
-    found.sum().backward()
-    assert (found.cpu().mean() - log.mean()).abs() < (1e-2 if storage == "bf16" else 1e-4)
+    log_sum_exp = queue.log_sum_exp(on_gpu, TAU, 16)
+    log_sum_exp.sum().backward()
+    assert (log_sum_exp.cpu().mean() - log.mean()).abs() < (1e-2 if storage == "bf16" else 1e-4)
     assert F.cosine_similarity(on_gpu.grad.cpu().double().flatten(), gradient.flatten(), dim=0) > 0.9999

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.drawn_keys import TAU, filled_queue, units
+from tests.helpers.random_keys import TAU, filled_queue, units
 from trainer.checkpoints.load import load_rows
 from trainer.checkpoints.save import snapshot, write
 from trainer.distributed.rows import row_range

@@ -81,24 +81,24 @@ def test_one_backward_is_the_simultaneous_step_of_two_optimizers(reach):
     two = [torch.optim.Adam(part.parameters(), 1e-2) for part in (other, other_prior)]
     for step in range(3):
         real = points(200, step)
-        found = prior(net(x), real)
+        values = prior(net(x), real)
         one.zero_grad()
-        found["loss"].backward()
+        values["loss"].backward()
         t = prior.discriminator(torch.sigmoid(net(x)))[0]
         if reach == 260 and step == 0:
             assert t.min() < -100  # far beyond where a sigmoid is 0 or 1
             assert t.max() > 90
         for_encoder, for_discriminator, (ours, theirs) = simultaneous(other, other_prior, x, real)
-        for mine, wanted in (
+        for trained, wanted in (
             (net.parameters(), for_encoder),
             (prior.discriminator.parameters(), for_discriminator),
         ):
-            for parameter, gradient in zip(mine, wanted, strict=True):
+            for parameter, gradient in zip(trained, wanted, strict=True):
                 scale = gradient.abs().max().clamp_min(1e-30)
                 assert ((parameter.grad - gradient).abs().max() / scale) < 1e-12
-        assert found["prior"].item() == pytest.approx(ours, rel=1e-12)
-        assert found["prior/discriminator"].item() == pytest.approx(theirs, rel=1e-12)
-        assert found["loss"].item() == pytest.approx(theirs, rel=1e-12)
+        assert values["prior"].item() == pytest.approx(ours, rel=1e-12)
+        assert values["prior/discriminator"].item() == pytest.approx(theirs, rel=1e-12)
+        assert values["loss"].item() == pytest.approx(theirs, rel=1e-12)
         one.step()
         for optimizer, module, gradients in (
             (two[0], other, for_encoder),
@@ -107,12 +107,12 @@ def test_one_backward_is_the_simultaneous_step_of_two_optimizers(reach):
             for parameter, gradient in zip(module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-        for mine, wanted in zip(
+        for trained, wanted in zip(
             [*net.parameters(), *prior.parameters()],
             [*other.parameters(), *other_prior.parameters()],
             strict=True,
         ):
-            assert torch.allclose(mine, wanted, rtol=1e-12, atol=1e-12)
+            assert torch.allclose(trained, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("logit", [-100.0, -30.0, 0.0, 30.0, 100.0])
