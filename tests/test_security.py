@@ -49,7 +49,7 @@ METHODS = {"extract", "extractall", "read_pickle", "broadcast_object_list", "all
 
 def unsafe_calls(text: str) -> list[str]:
     """The calls in a module's text that could run what they read, or write where they should not."""
-    found = []
+    calls = []
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Call):
             continue
@@ -63,8 +63,8 @@ def unsafe_calls(text: str) -> list[str]:
             or (name == "yaml.load" and "Safe" not in options.get("Loader", ""))
             or options.get("shell", "False") != "False"
         ):
-            found.append(ast.unparse(node))
-    return found
+            calls.append(ast.unparse(node))
+    return calls
 
 
 def test_the_search_finds_what_it_looks_for():
@@ -159,8 +159,8 @@ def test_a_checkpoints_part_that_is_a_program(payload, tmp_path, length):
     manifest["parts"][part.name] = stated
     manifest["digest"] = manifest_digest(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
-    found = newest(tmp_path / "c", lambda line: None)
-    assert "is damaged" in refused(load, found)
+    checkpoint = newest(tmp_path / "c", lambda line: None)
+    assert "is damaged" in refused(load, checkpoint)
 
 
 def cifar_batches(payload: Payload) -> dict[str, bytes]:

@@ -144,16 +144,17 @@ def test_every_server_binds_to_this_machine():
     kept = [ROOT / "README.md", *(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "recipes").rglob("*.yaml")]
     kept += [path for folder in ("docker", "slurm") for path in (ROOT / folder).iterdir() if path.is_file()]
     code = [path for folder in ("benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
-    found = {}
+    addresses = {}
     for path in [*kept, *SOURCES, *code]:
         if path == Path(__file__):
             continue
         for match in spoken.finditer(path.read_text(encoding="utf-8")):
             host = next(group for group in match.groups() if group)
             if host.strip("\"'") not in ("127.0.0.1", "localhost"):
-                found.setdefault(str(path.relative_to(ROOT)), []).append(match[0])
-    assert found.keys() <= {"docker/compose.yaml", "tests/test_docker.py"}, found
-    assert found["docker/compose.yaml"] == ["--host=0.0.0.0"]  # within the container, whose port is published
+                addresses.setdefault(str(path.relative_to(ROOT)), []).append(match[0])
+    assert addresses.keys() <= {"docker/compose.yaml", "tests/test_docker.py"}, addresses
+    # Within the container, whose port is published.
+    assert addresses["docker/compose.yaml"] == ["--host=0.0.0.0"]
     published = re.findall(r"^ +- (\S+:\d+:\d+)$", (ROOT / "docker" / "compose.yaml").read_text(), re.M)
     assert published == ["127.0.0.1:5000:5000"]
 
@@ -175,8 +176,8 @@ from trainer.distributed import collectives, launch
 launch.set_environment()
 launch.start("float32")
 collectives.barrier()
-mine = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == "LISTEN"]
-os.write(1, " ".join(["listens", os.environ["GLOO_SOCKET_IFNAME"], *mine, "\\n"]).encode())
+addresses = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == "LISTEN"]
+os.write(1, " ".join(["listens", os.environ["GLOO_SOCKET_IFNAME"], *addresses, "\\n"]).encode())
 launch.leave(0)
 """
 

@@ -228,10 +228,8 @@ def test_replacements_are_the_same_on_any_rank_and_after_a_restart(tiny):
     whole = load(tiny, **quiet)
     assert_equal(load(tiny, start=BATCH, steps=2, **quiet), whole[1:])
     assert_equal(together(tiny, 2, 2, steps=2, **quiet), whole[:2])
-    quiet |= {
-        "steps": 2,
-        "shuffle": Shuffle(views=(1,), group=8, groups=4),
-    }  # a block spans two of four ranks
+    # A block spans two of four ranks.
+    quiet |= {"steps": 2, "shuffle": Shuffle(views=(1,), group=8, groups=4)}
     assert_equal(together(tiny, 4, **quiet), load(tiny, **quiet))
 
 

@@ -31,8 +31,8 @@ def run(tmp_path) -> Path:
 
 
 def world(run: Path) -> tuple[int, str]:
-    said = json.loads((run / "world.json").read_text())
-    return said["processes"], said["engine"]
+    record = json.loads((run / "world.json").read_text())
+    return record["processes"], record["engine"]
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -126,7 +126,7 @@ def test_the_small_hybrid_on_two_nodes_under_zero2(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["recipe=quickstrat"],
@@ -139,13 +139,13 @@ def test_the_small_hybrid_on_two_nodes_under_zero2(start, tmp_path):
         (["recipe=quickstart", "--nodes=1"], "error: one process in all: ask for more --nodes"),
     ],
 )
-def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, said, tmp_path):
+def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, message, tmp_path):
     job = start(*ONE_A_NODE, *words, f"outputs={tmp_path}/outputs")
     assert job.end() == "FAILED"
     assert job.field("ExitCode") == "2:0"
     assert job.field("Restarts") == "0"
     (line,) = job.text.splitlines()
-    assert line.startswith(said)
+    assert line.startswith(message)
     assert not (tmp_path / "outputs").exists()
 
 

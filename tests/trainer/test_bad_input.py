@@ -40,7 +40,7 @@ def outputs(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["recipe=quickstar"], "unknown recipe 'quickstar'; did you mean 'quickstart'?"),
         (["recipe=quickstart", "optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean"),
@@ -50,8 +50,8 @@ def outputs(tmp_path) -> Path:
         (["recipe=quickstart", "batch=many"], "batch: expected a whole number above 0, got 'many'"),
     ],
 )
-def test_a_misspelt_recipe_key_or_value_is_one_line(capsys, arguments, said, outputs):
-    assert said in mistake(script(capsys, *arguments, f"outputs={outputs}"))
+def test_a_misspelt_recipe_key_or_value_is_one_line(capsys, arguments, message, outputs):
+    assert message in mistake(script(capsys, *arguments, f"outputs={outputs}"))
     assert not outputs.exists()
 
 
@@ -80,7 +80,7 @@ def test_recipe_errors_come_before_data_errors(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("batch=100", "what works: batch=64 or batch=128"),
         ("groups.norm=1", "groups.norm=1: a group needs at least 2 images"),
@@ -90,9 +90,9 @@ def test_recipe_errors_come_before_data_errors(capsys, tmp_path):
         ("tracking.uri=ftp://x", "tracking.uri: 'ftp://x' is no address of MLflow"),
     ],
 )
-def test_a_corrected_command_is_not_held_to_the_mistake(capsys, made, outputs, override, said):
+def test_a_corrected_command_is_not_held_to_the_mistake(capsys, made, outputs, override, message):
     """A mistake that shows before the first step leaves no folder that would speak for it."""
-    assert said in mistake(script(capsys, *tiny(outputs, made, override)))
+    assert message in mistake(script(capsys, *tiny(outputs, made, override)))
     assert not (outputs / "quickstart").exists()
 
 
@@ -170,7 +170,7 @@ def test_missing_and_wrong_data_folders_say_how_to_make_the_data(capsys, made, t
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda root: (root / "train/000001.tar").unlink(), "train/000001.tar cannot be found"),
         (lambda root: (root / "train/000001.npy").unlink(), "train/000001.npy cannot be found"),
@@ -180,10 +180,10 @@ def test_missing_and_wrong_data_folders_say_how_to_make_the_data(capsys, made, t
     ],
     ids=["no shard", "no index", "short shard", "broken dataset.json", "other format"],
 )
-def test_a_broken_data_set_is_refused_before_the_run_begins(capsys, root, outputs, spoil, said):
+def test_a_broken_data_set_is_refused_before_the_run_begins(capsys, root, outputs, spoil, message):
     spoil(root)
     line = mistake(script(capsys, *tiny(outputs, root)))
-    assert said in line
+    assert message in line
     assert "python -m data_pipelines.shards source=digits" in line
     assert not outputs.exists()
 

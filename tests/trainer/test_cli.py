@@ -92,7 +92,7 @@ def test_the_other_doors_do_their_work(capsys, digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND; see hybrid-infomax --help"),
         (["trian"], "trian: no command; expected train, list, print, plan, shards, checkpoints, tracking"),
@@ -112,7 +112,7 @@ def test_the_other_doors_do_their_work(capsys, digits, tmp_path):
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, said):
+def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["hybrid-infomax", *words])
     monkeypatch.setattr(cli.launch, "leave", sys.exit)
@@ -121,7 +121,7 @@ def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, said):
     out, err = capsys.readouterr()
     assert (left.value.code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err
     assert not list(tmp_path.iterdir())
 
 

@@ -96,7 +96,7 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--plans"],
@@ -107,8 +107,8 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
         ([], "no recipe given; expected recipe=NAME, one of"),
     ],
 )
-def test_a_question_that_makes_no_sense(capsys, arguments, said):
-    assert said in mistake(script(capsys, *arguments))
+def test_a_question_that_makes_no_sense(capsys, arguments, message):
+    assert message in mistake(script(capsys, *arguments))
 
 
 # ---- a whole run ------------------------------------------------------------------------------------

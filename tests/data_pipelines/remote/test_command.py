@@ -131,14 +131,14 @@ else:
     assert contents(opened(script(tmp_path, body), tmp_path / "cache")) == contents(data)
     assert (tmp_path / "train-000002.tar").read_text() == "xxx"
     assert (tmp_path / "train-000001.tar").read_text() == "x"
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 2
-    assert "hush" not in said
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 2
+    assert "hush" not in errors
     if "no route" in failing:
         python = f"(by `{sys.executable}`)"
-        assert f"train/000002.tar {python} failed with status 7: no route https://host/x?..." in said
+        assert f"train/000002.tar {python} failed with status 7: no route https://host/x?..." in errors
     if "sleep" in failing:
-        assert "wrote nothing for 1 s" in said
+        assert "wrote nothing for 1 s" in errors
 
 
 def test_a_command_that_always_fails_is_named_with_its_last_words(data, tmp_path):

@@ -133,10 +133,12 @@ def test_a_server_that_never_answers_does_not_hold_up_a_run(data, server, tmp_pa
 def test_a_failure_that_lasts_ends_with_one_line(server, tmp_path):
     server.spoil(SHARD, "status", 500, times=1000)
     began = time.monotonic()
-    said = refusal(server.address, tmp_path, retry_seconds=0.8)
+    message = refusal(server.address, tmp_path, retry_seconds=0.8)
     assert 0.8 < time.monotonic() - began < 20
     where = f"{server.address}/{SHARD}"
-    assert said.startswith(f"{where} cannot be fetched (500 Internal Server Error), tried again for 0.8 s; ")
+    assert message.startswith(
+        f"{where} cannot be fetched (500 Internal Server Error), tried again for 0.8 s; "
+    )
 
 
 def test_the_time_to_retry_is_counted_from_the_last_byte_that_came(data, server, tmp_path):
@@ -151,16 +153,16 @@ def test_what_the_server_will_not_give(data, server, tmp_path, status, advice):
     """It is said at once when a run starts, and waited for when it runs."""
     server.spoil("dataset.json", "status", status)
     began = time.monotonic()
-    said = refusal(server.address, tmp_path, retry_seconds=60)
+    message = refusal(server.address, tmp_path, retry_seconds=60)
     assert time.monotonic() - began < 30
-    assert said.startswith(f"{server.address}/dataset.json cannot be fetched ({status} ")
-    assert advice in said
+    assert message.startswith(f"{server.address}/dataset.json cannot be fetched ({status} ")
+    assert advice in message
     server.spoil(SHARD, "status", status, times=2)
     assert contents(opened(server.address, tmp_path / "cache")) == contents(data)
     server.spoil(SHARD, "status", status, times=1000)
-    said = refusal(server.address, tmp_path / "other", retry_seconds=0.3)
-    assert said.startswith(f"{server.address}/{SHARD} cannot be fetched ({status} ")
-    assert advice in said
+    message = refusal(server.address, tmp_path / "other", retry_seconds=0.3)
+    assert message.startswith(f"{server.address}/{SHARD} cannot be fetched ({status} ")
+    assert advice in message
 
 
 def test_a_wrong_address_is_said_at_once(server, tmp_path):
@@ -203,10 +205,10 @@ def test_credentials_of_netrc_go_to_their_own_host_alone(data, tmp_path, monkeyp
         assert {request.authorization for request in far.requests} == {None}
         assert len(far.requests) == 2 * 17
         near.secret, near.moved = "Basic other", None
-        said = refusal(near.address, tmp_path / "refused")
-    assert "401 Unauthorized" in said
-    assert "machine 127.0.0.1 login" in said
-    assert "hush" not in said
+        message = refusal(near.address, tmp_path / "refused")
+    assert "401 Unauthorized" in message
+    assert "machine 127.0.0.1 login" in message
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
@@ -229,9 +231,9 @@ def test_no_password_is_sent_where_others_can_listen(tmp_path, monkeypatch, addr
 
 def test_a_broken_netrc_is_named_without_what_is_in_it(server, tmp_path, monkeypatch):
     netrc(monkeypatch, tmp_path, "machine 127.0.0.1 login me\npasswort hush\n")
-    said = refusal(server.address, tmp_path)
-    assert said.startswith("~/.netrc cannot be read (line ")
-    assert "hush" not in said
+    message = refusal(server.address, tmp_path)
+    assert message.startswith("~/.netrc cannot be read (line ")
+    assert "hush" not in message
 
 
 def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys):
@@ -239,14 +241,14 @@ def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys
         server.moved = far.address
         far.spoil("dataset.json", "status", 503)
         far.spoil(SHARD, "status", 403, times=1000)
-        said = refusal(server.address, tmp_path, retry_seconds=0.5) + capsys.readouterr().err
-    assert f"{server.address}/{SHARD} cannot be fetched (403 Forbidden)" in said
-    assert "hush" not in said
-    assert far.address not in said
+        message = refusal(server.address, tmp_path, retry_seconds=0.5) + capsys.readouterr().err
+    assert f"{server.address}/{SHARD} cannot be fetched (403 Forbidden)" in message
+    assert "hush" not in message
+    assert far.address not in message
 
 
 @pytest.mark.parametrize(
-    ("moved", "said"),
+    ("moved", "message"),
     [
         ("file:///etc", "cannot be fetched (302 Found)"),
         ("ftp://127.0.0.1", "redirects to ftp:, expected https"),
@@ -254,9 +256,9 @@ def test_the_token_of_a_redirect_is_in_no_message(data, server, tmp_path, capsys
         ("http://a..b", "cannot be fetched ("),
     ],
 )
-def test_no_redirect_leads_out_of_the_web(server, tmp_path, moved, said):
+def test_no_redirect_leads_out_of_the_web(server, tmp_path, moved, message):
     server.moved = moved
-    assert f"{server.address}/dataset.json {said}" in refusal(server.address, tmp_path)
+    assert f"{server.address}/dataset.json {message}" in refusal(server.address, tmp_path)
 
 
 def test_a_host_that_cannot_be(tmp_path):
@@ -303,7 +305,7 @@ def test_a_certificate_must_be_valid(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("root", "said"),
+    ("root", "message"),
     [
         ("http://me:hush@host/data", "~/.netrc"),
         ("https://hush@host/data", "~/.netrc"),
@@ -319,10 +321,10 @@ def test_a_certificate_must_be_valid(data, tmp_path, monkeypatch):
         ("pipe:cat 'hush/{}", "cannot be split"),
     ],
 )
-def test_an_address_that_is_wrong_or_holds_a_secret(root, said):
+def test_an_address_that_is_wrong_or_holds_a_secret(root, message):
     with pytest.raises(UserError, match=r"^data\.root: ") as error:
         load_dataset(root, access=Access(commands=True))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "hush" not in str(error.value)
 
 
@@ -370,8 +372,8 @@ def test_a_description_leads_nowhere_else(data, tmp_path, key, value):
         (description if key in ("root", "access", "remote") else shard)[key] = value
 
     with described(root, change) as server:
-        said = refusal(server.address, cache)
-        assert said.startswith(f"{server.address}/dataset.json")
+        message = refusal(server.address, cache)
+        assert message.startswith(f"{server.address}/dataset.json")
         assert [request.name for request in server.requests] == ["dataset.json"]
     assert not cache.exists()
 
@@ -393,11 +395,11 @@ def test_more_than_was_said_is_never_written(data, tmp_path, kind):
         server.spoil(SHARD, kind, times=1000)
         watching = threading.Thread(target=watch)
         watching.start()
-        said = refusal(server.address, tmp_path / "cache", retry_seconds=0.5)
+        message = refusal(server.address, tmp_path / "cache", retry_seconds=0.5)
         stop.set()
         watching.join()
-    assert f"{SHARD} has " in said
-    assert "dataset.json says 1,000" in said or "than the 1,000 of dataset.json" in said
+    assert f"{SHARD} has " in message
+    assert "dataset.json says 1,000" in message or "than the 1,000 of dataset.json" in message
     assert max(sizes, default=0) <= 1000
 
 

@@ -121,11 +121,11 @@ def test_a_stopped_evaluation_leaves_neither_cache_nor_lock(folder):
                 time.sleep(0.01)
             for _ in range(2):  # a launcher hands on what all have got already
                 process.send_signal(signal.SIGTERM)
-            said = process.communicate(timeout=60)[1].decode()
+            errors = process.communicate(timeout=60)[1].decode()
         finally:
             process.kill()
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert "Traceback" not in said
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
     assert not (folder / "features").exists()
     Journal(folder / "journal.jsonl", wait=0).close()
 
@@ -172,9 +172,8 @@ def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
     with pytest.raises(UserError, match=r"no image of 'train' \(data.labelled\) has a label.*at_end=false"):
         check_evaluation(recipe(unlabelled), dataset)
     check_evaluation(recipe(unlabelled, "data.labelled=test"), dataset)
-    check_evaluation(
-        recipe(unlabelled, "evaluate.at_end=false"), dataset
-    )  # the online monitor needs no label
+    # The online monitor needs no label.
+    check_evaluation(recipe(unlabelled, "evaluate.at_end=false"), dataset)
     with pytest.raises(UserError, match=r"has no classes.*evaluate.at_end=false"):
         check_evaluation(recipe(unlabelled), replace(dataset, classes=()))
 
@@ -186,9 +185,9 @@ def test_a_disk_without_room_for_what_is_probed_is_an_error_before_the_training(
     needed = 4 * 100 * digits.splits["train"].images  # bytes, of 100 numbers an image
     for free, more in ((needed - 1, ["controls=false"]), (needed, ["controls=true"])):  # 3,072 numbers
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
-        asked = recipe(digits.root, "data.size=32", *(f"evaluate.{word}" for word in more))
+        resolved = recipe(digits.root, "data.size=32", *(f"evaluate.{word}" for word in more))
         with pytest.raises(UserError, match=f"to probe take .*{tmp_path} has .*evaluate.at_end=false"):
-            check_disk(asked, digits, {"y": 100}, tmp_path / "outputs")
+            check_disk(resolved, digits, {"y": 100}, tmp_path / "outputs")
     check_disk(recipe(digits.root, "evaluate.controls=false"), digits, {"y": 100}, tmp_path / "outputs")
     check_disk(recipe(digits.root, "evaluate.at_end=false"), digits, {"y": 10**9}, tmp_path / "outputs")
 

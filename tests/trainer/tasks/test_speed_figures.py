@@ -57,9 +57,9 @@ def test_speeds_of_a_recipe_are_measured(digits, tmp_path):
         f"data.root={digits.root}",
     ]
     command = [sys.executable, "benchmarks/throughput.py", *words, "--seconds", "0.2"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    rows = [line.split(" | ") for line in told.splitlines() if line.startswith("| quickstart")]
-    assert f"All with data.root={digits.root}" in told
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| quickstart")]
+    assert f"All with data.root={digits.root}" in output
     assert [row[0] for row in rows] == ["| quickstart batch=64", "| quickstart"]
     for row in rows:
         assert all(float(cell.replace(",", "")) > 0 for cell in row[4:7])

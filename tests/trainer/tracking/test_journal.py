@@ -184,10 +184,8 @@ def test_a_file_system_without_locks_is_told_once(tmp_path, monkeypatch, capsys)
 
 def test_a_forked_child_neither_keeps_the_lock_nor_writes(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
-    ready, release = (
-        os.pipe(),
-        os.pipe(),
-    )  # the child also ends with this process, whose end of `release` closes
+    # The child also ends with this process, whose end of `release` closes.
+    ready, release = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         os.close(release[1])

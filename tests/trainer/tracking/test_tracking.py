@@ -85,9 +85,8 @@ def test_a_second_start_continues_the_same_run(outputs):
         assert follower.close()
         journal.close()
         if start == 100:
-            (
-                run / "delivered.json"
-            ).unlink()  # lost, with the offset and the run's id: everything is sent again
+            # Lost, with the offset and the run's id: everything is sent again.
+            (run / "delivered.json").unlink()
     journal = Journal(run / "journal.jsonl")
     journal.write("resumed", "resumed", 200, 200)
     follower = follow(run, uri)
@@ -226,7 +225,7 @@ def test_one_broken_run_keeps_no_other_from_being_delivered(outputs, capsys):
         journal.metrics({"loss": 1.0}, 1)
         journal.close()
     broken = outputs / "b" / "recipe.yaml"
-    for text, said in (
+    for text, message in (
         ("tracking: [", "is no recipe"),
         ("tracking: {uri: 'http://h/?t=hush'}", "a query (?)"),
     ):
@@ -235,7 +234,7 @@ def test_one_broken_run_keeps_no_other_from_being_delivered(outputs, capsys):
         out, err = capsys.readouterr()
         assert [line.split(": ")[0] for line in out.splitlines()] == [str(outputs / name) for name in "ac"]
         assert err.startswith(f"error: {outputs / 'b'}: recipe.yaml")
-        assert said in err
+        assert message in err
         assert (err.count("\n"), "hush" in err) == (1, False)
     client = client_of(uri_for(None, outputs))
     experiment = client.get_experiment_by_name("hybrid-infomax").experiment_id

@@ -209,9 +209,9 @@ def on_shards(rank: int, folder: str, chosen) -> None:
             if whole.grad is not None:
                 parameter.grad = distribute_tensor(whole.grad, mesh, parameter.placements)
         optimizer.step()
-    found = [parameter.full_tensor().detach() for parameter in model.parameters()]
+    weights = [parameter.full_tensor().detach() for parameter in model.parameters()]
     if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
+        torch.save(weights, f"{folder}/weights.pt")
     dist.destroy_process_group()
 
 
@@ -221,8 +221,8 @@ def test_lars_on_the_shards_of_fsdp2_takes_the_norm_of_whole_layers(tmp_path):
     torch.multiprocessing.spawn(on_shards, (str(tmp_path), chosen), nprocs=2)
     model = network()
     train(model, build_optimizer(chosen, 1.0, model.parameters()), range(6))
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
-    for one, other in zip(found, model.parameters(), strict=True):
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for one, other in zip(weights, model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-13)
 
 
@@ -269,13 +269,13 @@ def test_a_run_says_its_resolved_rate_on_its_first_lines(capsys, digits, tmp_pat
     arguments = [word for word in tiny(tmp_path, digits.root) if not word.startswith("optimizer.")]
     done = script(capsys, *arguments, rate)
     assert done.status == 0, done.err
-    said = done.out.splitlines().index("learning rate 0.1 = 0.2 for a batch of 256, scaled linearly to 128")
-    assert said < 3
+    line = done.out.splitlines().index("learning rate 0.1 = 0.2 for a batch of 256, scaled linearly to 128")
+    assert line < 3
     assert '"learning rate", "value": 0.1' in (tmp_path / "quickstart" / "journal.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ["optimizer.lr=3e-4"],
@@ -308,13 +308,13 @@ def test_a_run_says_its_resolved_rate_on_its_first_lines(capsys, digits, tmp_pat
         (["optimizer.momentum=1"], "optimizer.momentum: expected a number from 0 to below 1, got 1"),
     ],
 )
-def test_mistakes(tmp_path, words, told):
+def test_mistakes(tmp_path, words, message):
     path = tmp_path / "scaled.yaml"
     path.write_text("base: dim_local\noptimizer: {kind: sgd, lr_per_256: 0.03, scaling: sqrt}\n")
     with pytest.raises(UserError) as caught:
         load([f"recipe={path}", *words])
     assert str(caught.value).startswith("command line: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     fixed = ["optimizer.lr=3e-4", "optimizer.lr_per_256=null", "optimizer.scaling=null"]
     assert load([f"recipe={path}", *fixed]).recipe.optimizer.lr == 3e-4  # what the lines advise

@@ -61,9 +61,9 @@ def test_due_is_a_multiple_passed():
 @pytest.mark.parametrize("batch", [32, 100, 192])
 def test_due_comes_as_often_as_multiples_are_passed_wherever_a_run_was_resumed(every, batch):
     steps = [(batch * step, batch * (step + 1)) for step in range(60)]
-    found = [after for before, after in steps if interval_passed(every, before, after)]
+    passed = [after for before, after in steps if interval_passed(every, before, after)]
     multiples = range(every, 60 * batch + 1, every)
-    assert found == sorted({-(-multiple // batch) * batch for multiple in multiples})
+    assert passed == sorted({-(-multiple // batch) * batch for multiple in multiples})
 
 
 @pytest.mark.parametrize(

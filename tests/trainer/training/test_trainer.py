@@ -39,8 +39,8 @@ PRETRAINING = sorted(
 )
 
 
-def losses(training: Trainer, steps: int) -> list[float]:
-    return [training.step()["loss"].item() for _ in range(steps)]
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    return [trainer.step()["loss"].item() for _ in range(steps)]
 
 
 # ---- accumulation -----------------------------------------------------------------------------------
@@ -48,9 +48,9 @@ def losses(training: Trainer, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("bound", ["jsd", "infonce"])
 def test_accumulation_changes_neither_losses_nor_weights(train, bound):
-    found = []
+    results = []
     for accumulate in (1, 2, 4):
-        training = train(
+        trainer = train(
             "quickstart",
             *TINY,
             "precision=float64",
@@ -59,10 +59,10 @@ def test_accumulation_changes_neither_losses_nor_weights(train, bound):
             "optimizer.clip=1",
             f"accumulate={accumulate}",
         )
-        values = [{k: float(v) for k, v in training.step().items()} for _ in range(8)]
-        found.append((values, training.state()))
-        assert training.images == 8 * 64
-    (values, state), *others = found
+        values = [{k: float(v) for k, v in trainer.step().items()} for _ in range(8)]
+        results.append((values, trainer.state()))
+        assert trainer.images == 8 * 64
+    (values, state), *others = results
     assert values[-1]["loss"] != values[0]["loss"]
     for other_values, other_state in others:
         for one, other in zip(values, other_values, strict=True):
@@ -113,11 +113,11 @@ def test_the_count_of_waits_counts():
     ],
 )
 def test_a_plain_step_never_waits_for_the_device(train, overrides):
-    training, vote, waits = train("quickstart", *TINY, *overrides), StopRequest(), Waits()
+    trainer, vote, waits = train("quickstart", *TINY, *overrides), StopRequest(), Waits()
     try:
-        training.step()
+        trainer.step()
         with waits:
-            training.step()
+            trainer.step()
             assert not vote.should_stop()
     finally:
         vote.close()
@@ -129,22 +129,22 @@ def test_a_plain_step_never_waits_for_the_device(train, overrides):
 
 
 def test_bf16_learns_and_keeps_float32_weights(train):
-    found = losses(train("quickstart", *TINY, "precision=float32"), 1)
-    training = train("quickstart", *TINY, "precision=bf16")
+    float32_losses = losses(train("quickstart", *TINY, "precision=float32"), 1)
+    trainer = train("quickstart", *TINY, "precision=bf16")
     seen = []
-    training.objective.encoder.y.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
-    values = losses(training, 40)
-    assert values[0] == pytest.approx(found[0], rel=0.05)
+    trainer.objective.encoder.y.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    values = losses(trainer, 40)
+    assert values[0] == pytest.approx(float32_losses[0], rel=0.05)
     assert np.mean(values[-5:]) < values[0] - 0.5
     assert seen[0] == torch.bfloat16
-    assert {tensor.dtype for tensor in training.state().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in trainer.state().values()} == {torch.float32}
 
 
 def test_float64_is_float64_throughout(train):
-    training = train("quickstart", *TINY, "precision=float64")
-    values = training.step()
+    trainer = train("quickstart", *TINY, "precision=float64")
+    values = trainer.step()
     assert values["loss"].dtype == torch.float64
-    state = training.state()
+    state = trainer.state()
     kinds = {state[name].dtype for name in state if not name.startswith("optimizer/step/")}
     assert kinds == {torch.float64}
 
@@ -160,59 +160,59 @@ def test_float32_follows_float64(train):
 
 
 def test_each_step_takes_the_learning_rate_of_its_images(train):
-    training = train("quickstart", *TINY, "schedule={kind: cosine, warmup: 128, final: 0.1}", "images=640")
+    trainer = train("quickstart", *TINY, "schedule={kind: cosine, warmup: 128, final: 0.1}", "images=640")
     rates = []
     for _ in range(10):
-        before = training.images
-        training.step()
-        assert training.optimizer.param_groups[0]["lr"] == learning_rate(training.recipe, before)
-        rates.append(training.optimizer.param_groups[0]["lr"])
+        before = trainer.images
+        trainer.step()
+        assert trainer.optimizer.param_groups[0]["lr"] == learning_rate(trainer.recipe, before)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(1e-3 / 2)
     assert rates[0] < rates[1] == rates[2] > rates[3] > rates[-1] > 1e-4
 
 
 def test_clipping_bounds_the_gradient(train):
-    training = train("quickstart", *TINY, "optimizer.clip=0.01")
-    training.step()
-    norm = torch.cat([p.grad.flatten() for p in training.objective.parameters()]).norm()
+    trainer = train("quickstart", *TINY, "optimizer.clip=0.01")
+    trainer.step()
+    norm = torch.cat([p.grad.flatten() for p in trainer.objective.parameters()]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_discriminator_is_clipped_for_itself(train):
-    training = train("quickstart", *TINY, "objective.gamma=1", "optimizer.clip=0.01")
-    training.step()
-    for parameters in training.objective.clip_groups():
+    trainer = train("quickstart", *TINY, "objective.gamma=1", "optimizer.clip=0.01")
+    trainer.step()
+    for parameters in trainer.objective.clip_groups():
         norm = torch.cat([p.grad.flatten() for p in parameters]).norm()
         assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stays_known(train):
-    training = train("quickstart", *TINY)
-    training.step()
-    assert training.all_finite()
+    trainer = train("quickstart", *TINY)
+    trainer.step()
+    assert trainer.all_finite()
     with torch.no_grad():
-        weight = training.objective.encoder.y.weight
+        weight = trainer.objective.encoder.y.weight
         kept = weight.clone()
         weight.fill_(torch.nan)
-    training.step()
-    assert not training.all_finite()
+    trainer.step()
+    assert not trainer.all_finite()
     with torch.no_grad():
-        for parameter in training.objective.parameters():
+        for parameter in trainer.objective.parameters():
             parameter.nan_to_num_(0.0)
         weight.copy_(kept)
-    training.step()
-    assert not training.all_finite()  # whatever came later
+    trainer.step()
+    assert not trainer.all_finite()  # whatever came later
 
 
 @pytest.mark.parametrize("factor", [float("inf"), 1e30])
 def test_what_no_checkpoint_may_hold_is_known_before_a_save(train, factor):
     """The loss of the step was finite; the weights, or (1e30) Adam's squares, that it leaves are not."""
-    training = train("quickstart", *TINY)
-    training.step()
-    training.objective.encoder.y.weight.register_hook(lambda gradient: gradient * factor)
-    assert training.step()["loss"].isfinite()
-    assert not all(tensor.isfinite().all() for tensor in training.state().values())
-    assert not training.all_finite()
+    trainer = train("quickstart", *TINY)
+    trainer.step()
+    trainer.objective.encoder.y.weight.register_hook(lambda gradient: gradient * factor)
+    assert trainer.step()["loss"].isfinite()
+    assert not all(tensor.isfinite().all() for tensor in trainer.state().values())
+    assert not trainer.all_finite()
 
 
 # ---- recipes ----------------------------------------------------------------------------------------
@@ -249,18 +249,18 @@ def test_every_recipe_takes_two_steps(train, name):
         shuffle = recipe.key_shuffle
         block = shuffle.group * shuffle.groups if shuffle else 128
         smaller += [f"batch={min(recipe.batch, max(128, block))}"]
-    training = train(name, *smaller)
-    before = {key: tensor.clone() for key, tensor in training.objective.state_dict().items()}
+    trainer = train(name, *smaller)
+    before = {key: tensor.clone() for key, tensor in trainer.objective.state_dict().items()}
     for step in (1, 2):
-        values = training.step()
+        values = trainer.step()
         assert values["loss"].isfinite()
         estimates = [term for term in ("mi/local", "mi/global") if term in values]
         assert all(values[term] <= values[f"{term}/ceiling"] for term in estimates)
         assert estimates or {"contrast", "sse"} & values.keys()
-        assert training.images == step * training.recipe.batch
-    assert training.all_finite()
+        assert trainer.images == step * trainer.recipe.batch
+    assert trainer.all_finite()
     unseen = "to_map." if name == "contrastive_cifar10_pooled_small" else None  # makes w, which nothing reads
-    for key, tensor in training.objective.state_dict().items():  # running statistics among them
+    for key, tensor in trainer.objective.state_dict().items():  # running statistics among them
         assert (unseen and unseen in key) or not torch.equal(tensor, before[key]), key
 
 
@@ -273,7 +273,7 @@ def test_the_same_seed_starts_equal_and_another_does_not(train):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("batch=100", r"batch=100 does not divide .* batch=96 or batch=112"),
         ("accumulate=3", r"batch=64 does not divide over 1 process x accumulate=3 .* batch=48 or batch=96"),
@@ -291,7 +291,7 @@ def test_the_same_seed_starts_equal_and_another_does_not(train):
         ("data.train=trian", r"no split 'trian'; it has train, test"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_in_one_line(train, override, said):
-    with pytest.raises(UserError, match=said) as mistake:
+def test_parts_that_do_not_fit_are_refused_in_one_line(train, override, message):
+    with pytest.raises(UserError, match=message) as mistake:
         train("quickstart", *TINY, *([override] if isinstance(override, str) else override))
     assert "\n" not in str(mistake.value)
