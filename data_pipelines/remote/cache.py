@@ -1,10 +1,9 @@
 """A folder of bounded size for the files of a remote data set.
 
 CACHE/dataset.json  indices/<digest>.npy  tars/<digest>.tar   whole, their digests were checked
-CACHE/tars/<digest>.tar.part                                  on its way, locked by the process that fetches
-it CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
-CACHE/.lock                                                   locked while room is made, or a file gets its
-name
+CACHE/tars/<digest>.tar.part                                  on its way, locked by its process
+CACHE/tars/<digest>.tar.<number>.part                         the same where the file system has no locks
+CACHE/.lock                                                   locked while room is made, or a file is named
 
 Any number of processes share it. A file has its name only once it is whole, one process fetches it while the
 others wait, and a process that dies leaves no lock behind. A removed file that is open can be read on.

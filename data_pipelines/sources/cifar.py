@@ -82,7 +82,10 @@ def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool =
         if path.is_file() and file_digest(path, "md5") == md5:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, path.name, progress)
+        try:
+            _download(url, part, path.name, progress)
+        except UserError as error:  # the advice is that of a data set behind a server
+            raise OSError(str(error).partition("; ")[0]) from None
         if (digest := file_digest(part, "md5")) != md5:
             raise UserError(f"{url} came with md5 {digest}, expected {md5}; try again, or {by_hand}")
         part.replace(path)
