@@ -35,9 +35,8 @@ class Progress:
     def status(self, images: int, values: dict[str, float]) -> None:
         """New figures, as `loss -0.93  mi/local 2.31/4.16  812 img/s  wait 1%`."""
         parts = [f"loss {values['loss']:.4f}"]
-        if (
-            "contrast" in values
-        ):  # beside the loss of random guessing, which it may exceed early, with old keys
+        # Beside the loss of random guessing, which it may exceed early, with old keys.
+        if "contrast/random_guess" in values:
             parts.append(f"contrast {values['contrast']:.2f}/{values['contrast/random_guess']:.2f}")
         if "sse" in values:
             parts.append(f"sse {values['sse']:.2f}")

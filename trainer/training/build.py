@@ -57,17 +57,18 @@ def build_objective(recipe: Pretrain) -> Objective:
     """
     check_parts(recipe)
     torch.manual_seed(recipe.seed)
-    with named({"size": "data."}):
+    of_encoder, contrast = dict.fromkeys(recipe.encoder_options(), "encoder."), recipe.objective.contrast_key
+    with named(of_encoder | {"size": "data."}, "encoder."):
         encoder = build_encoder(recipe.encoder_options())
-    queue = f"{recipe.objective.contrast_key}queue."
-    with named({"norm": "groups.", "negatives": "groups.", "keys": queue}):
+    of_groups = {"norm": "groups.", "negatives": "groups."}
+    with named(of_encoder | of_groups | {"keys": f"{contrast}queue."}, contrast):
         objective = build_part(recipe, recipe.objective, encoder)
     return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
 
 
 @contextmanager
-def named(sections: dict[str, str]) -> Iterator[None]:
-    """Puts the recipe's section in front of an argument that does not fit; the encoder's where none is named.
+def named(sections: dict[str, str], default: str) -> Iterator[None]:
+    """Puts the recipe's section in front of an argument that does not fit: `default` where none is named.
 
     Raises:
         UserError: for a ValueError whose text begins with an argument, "size=33 …" or "halvings: …".
@@ -77,7 +78,7 @@ def named(sections: dict[str, str]) -> Iterator[None]:
     except ValueError as error:
         if not (argument := re.match(r"(\w+)(?=[=:])", str(error))):
             raise
-        raise UserError(f"{sections.get(argument[0], 'encoder.')}{error}") from None
+        raise UserError(f"{sections.get(argument[0], default)}{error}") from None
 
 
 # ---- the builders ----------------------------------------------------------------------------------
