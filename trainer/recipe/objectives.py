@@ -150,7 +150,26 @@ class MocoObjective(ObjectiveOptions):
             )
 
 
-Contrast = Annotated[DimObjective | MocoObjective, Field(discriminator="kind")]
+class SimclrObjective(ObjectiveOptions):
+    """SimCLR: NT-Xent between two views of each image, the other images of the batch the negatives.
+
+    `temperature` 0.5 is the paper's for CIFAR-10. `groups.negatives=global` compares all images of all ranks.
+    """
+
+    kind: Literal["simclr"]
+    temperature: PositiveFloat = 0.5
+    head: Head = Head()
+
+    @property
+    def views(self) -> int:
+        return 2
+
+    @property
+    def uses_batch_negatives(self) -> bool:
+        return True
+
+
+Contrast = Annotated[DimObjective | MocoObjective | SimclrObjective, Field(discriminator="kind")]
 
 
 class AutoencoderObjective(ObjectiveOptions):
@@ -247,5 +266,6 @@ class HybridObjective(ObjectiveOptions):
 
 
 Objective = Annotated[
-    DimObjective | MocoObjective | AutoencoderObjective | HybridObjective, Field(discriminator="kind")
+    DimObjective | MocoObjective | SimclrObjective | AutoencoderObjective | HybridObjective,
+    Field(discriminator="kind"),
 ]

@@ -19,12 +19,14 @@ from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
 from trainer.objectives.objective import Objective
+from trainer.objectives.simclr import Simclr
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.objectives import (
     AutoencoderObjective,
     DimObjective,
     HybridObjective,
     MocoObjective,
+    SimclrObjective,
 )
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.yaml12 import to_yaml_line
@@ -92,6 +94,11 @@ def _moco(recipe: Pretrain, options: MocoObjective, encoder: Encoder) -> Moco:
     return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
 
 
+def _simclr(recipe: Pretrain, options: SimclrObjective, encoder: Encoder) -> Simclr:
+    negatives = recipe.groups.negative_images
+    return Simclr(encoder, options, recipe.encoder.norm, recipe.groups.norm, negatives)
+
+
 def _autoencoder(recipe: Pretrain, options: AutoencoderObjective, encoder: Encoder) -> Autoencoder:
     return Autoencoder(encoder, recipe.data.normalize)
 
@@ -101,7 +108,7 @@ def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hyb
     return Hybrid(contrast, options, recipe.data.normalize)
 
 
-BUILDERS = {"dim": _dim, "moco": _moco, "autoencoder": _autoencoder, "hybrid": _hybrid}
+BUILDERS = {"dim": _dim, "moco": _moco, "simclr": _simclr, "autoencoder": _autoencoder, "hybrid": _hybrid}
 
 
 def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> Objective:

@@ -232,6 +232,7 @@ SMALLER = {  # networks of the recipe's kind that a test can afford
     ],
 }
 SMALLER_OBJECTIVES = {
+    "simclr": [],
     "dim": ["objective.critic.units=128"],
     "moco": ["objective.queue.keys=512"],
     "autoencoder": [],
