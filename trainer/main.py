@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
             print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
     loaded = replace(loading.load(arguments), commands=commands)
+    for line in loaded.notices if os.environ.get("RANK", "0") == "0" else ():
+        print(f"note: {line}", file=sys.stderr)
     if questions == ["--print"]:
         print(loaded.text(), end="")
         return 0

@@ -7,6 +7,7 @@ import pytest
 from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import mistake, process, script, tiny
 from trainer import cli
+from trainer import main as trainer_main
 from trainer.recipe.loading import RECIPES, load
 
 
@@ -138,3 +139,14 @@ def test_a_run_by_the_console_command(digits, tmp_path):
     assert done.out.splitlines()[0] == "recipe quickstart: 1 rank x 1 thread, single process, cpu, float32"
     assert load([f"recipe={tmp_path}/quickstart/recipe.yaml"]).recipe.images == 128
     assert (tmp_path / "quickstart" / "done").exists()
+
+
+def test_an_old_name_of_a_key_works_and_one_line_says_its_name_now(capsys, monkeypatch):
+    words = ["recipe=dim_local", "data.patience=3", "--print"]
+    assert trainer_main.main(words) == 0
+    done = capsys.readouterr()
+    assert done.err == "note: command line: data.patience is data.retry_seconds now\n"
+    assert "  retry_seconds: 3.0 " in done.out
+    monkeypatch.setenv("RANK", "1")  # the first rank says it for all
+    assert trainer_main.main(words) == 0
+    assert capsys.readouterr().err == ""

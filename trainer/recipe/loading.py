@@ -8,7 +8,7 @@ today.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from trainer.recipe.schema import EvaluateRun, Pretrain
 from trainer.recipe.yaml12 import (
     COMMAND_LINE,
     SourcedValue,
+    first_source,
     merge,
     parse,
     rename,
@@ -42,12 +43,14 @@ class ResolvedRecipe:
     """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default".
 
     commands: whether `--allow-commands` was given, which no recipe can say: `data.root` may start programs.
+    notices: a line for each old name of a key in the recipe's files or on the command line.
     """
 
     recipe: Pretrain | EvaluateRun
     name: str
     origin: dict[str, str]
     commands: bool = False
+    notices: tuple[str, ...] = ()
 
     def resolved(self) -> dict:
         """The recipe as plain nested values, in the schema's order, every default filled in."""
@@ -79,14 +82,15 @@ def load(arguments: list[str]) -> ResolvedRecipe:
     `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
     Raises UserError, one line, for anything that the user can mend.
     """
-    path, overrides = _command_line(arguments)
-    return _loaded(path, overrides)
+    notices: list[str] = []
+    path, overrides = _command_line(arguments, notices)
+    return _loaded(path, overrides, notices)
 
 
 def load_saved(path) -> ResolvedRecipe:
     """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
     try:
-        return _loaded(Path(path), {})
+        return replace(_loaded(Path(path), {}, []), notices=())  # a run of an older version keeps its names
     except UserError as error:
         message = str(error) if str(path) in str(error) else f"{path}: {error}"
         raise UserError(
@@ -101,16 +105,16 @@ def listing() -> list[Listed]:
         try:
             first = path.read_text(encoding="utf-8").partition("\n")[0]
             description = first.lstrip("# ") if first.startswith("#") else ""
-            task = strip_origins(_inherited(path).get("task", "?"))
+            task = strip_origins(_inherited(path, []).get("task", "?"))
             recipes.append(Listed(path.stem, str(task), description))
         except (UserError, OSError, UnicodeDecodeError) as error:
             recipes.append(Listed(path.stem, "?", f"cannot be read: {error}"))
     return recipes
 
 
-def _loaded(path: Path, overrides: dict) -> ResolvedRecipe:
-    recipe, origin = check(merge(_inherited(path), overrides), path.name)
-    return ResolvedRecipe(recipe, path.stem, origin)
+def _loaded(path: Path, overrides: dict, notices: list[str]) -> ResolvedRecipe:
+    recipe, origin = check(merge(_inherited(path, notices), overrides), path.name)
+    return ResolvedRecipe(recipe, path.stem, origin, notices=tuple(notices))
 
 
 def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
@@ -133,7 +137,7 @@ def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
 # ---- from arguments and files to one tree ----------------------------------------------------------
 
 
-def _command_line(arguments: list[str]) -> tuple[Path, dict]:
+def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict]:
     """Arguments -> the recipe's file and one tree of overrides; of a key given twice, the last stands."""
     path, overrides = None, {}
     for argument in arguments:
@@ -156,7 +160,7 @@ def _command_line(arguments: list[str]) -> tuple[Path, dict]:
         raise UserError(
             f"{COMMAND_LINE}: no recipe given; expected recipe=NAME, one of {either(_names())}{near}"
         )
-    return path, _with_names_of_today(overrides)
+    return path, _with_names_of_today(overrides, notices)
 
 
 def _value(dotted: str, text: str):
@@ -188,8 +192,8 @@ def _find(name: str, folder: Path, where: str) -> Path:
     raise UserError(f"{where}: {what}{hint or f'; expected {either(_names())}, or a path to a .yaml file'}")
 
 
-def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
-    """A recipe's file merged onto the chain of its bases."""
+def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> dict:
+    """A recipe's file merged onto the chain of its bases; old names of keys are added to `notices`."""
     path = path.resolve()
     if path in chain:
         names = [one.name for one in (*chain[chain.index(path) :], path)]
@@ -208,18 +212,22 @@ def _inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict:
         raise UserError(
             f"{path.name}: expected a recipe, lines of key: value, got {shown(strip_origins(tree))}"
         )
-    tree = _with_names_of_today(tree)
+    tree = _with_names_of_today(tree, notices)
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, SourcedValue) or not isinstance(base.value, str):
         where = base.where if isinstance(base, SourcedValue) else path.name
         raise UserError(f"{where}: base: expected the name of a recipe, got {shown(strip_origins(base))}")
-    return merge(_inherited(_find(base.value, path.parent, f"{base.where}: base"), (*chain, path)), tree)
+    below = _find(base.value, path.parent, f"{base.where}: base")
+    return merge(_inherited(below, notices, (*chain, path)), tree)
 
 
-def _with_names_of_today(tree: dict) -> dict:
-    """The tree of one file, or of the command line, without old names of keys."""
+def _with_names_of_today(tree: dict, notices: list[str]) -> dict:
+    """The tree of one file, or of the command line, without old names of keys, which go into `notices`."""
     for old, new in OLD_NAMES.items():
-        tree = rename(tree, old, new)
+        renamed = rename(tree, old, new)
+        if renamed is not tree:
+            notices.append(f"{first_source(renamed).origin}: {old} is {new} now")
+        tree = renamed
     return tree

@@ -36,6 +36,7 @@ def test_every_recipe_loads_and_its_text_reads_back_equal(name, tmp_path):
     assert load_saved(path).recipe == loaded.recipe
     assert load_saved(path).resolved() == loaded.resolved() == yaml.safe_load(loaded.text())
     assert load_saved(path).fingerprint() == loaded.fingerprint()
+    assert load_saved(path).notices == ()
 
 
 def test_listing_shows_name_task_and_first_comment():
@@ -213,6 +214,9 @@ def test_an_old_name_of_a_key_is_its_new_one(tmp_path):
         assert "patience" not in loaded.text()
         assert loaded.fingerprint() == load(["recipe=dim_local"]).fingerprint()
     assert load([old]).origin["data.retry_seconds"] == "old.yaml"
+    is_now = "data.patience is data.retry_seconds now"
+    assert load([new, "data.patience=3"]).notices == (f"command line: {is_now}", f"old.yaml: {is_now}")
+    assert load(["recipe=dim_local", "data.retry_seconds=3"]).notices == ()
 
 
 def test_a_run_s_recipe_of_an_older_version_is_read(tmp_path):
@@ -220,6 +224,7 @@ def test_a_run_s_recipe_of_an_older_version_is_read(tmp_path):
     path.write_text(loaded.text().replace("retry_seconds", "patience"), encoding="utf-8")
     assert load_saved(path).recipe == loaded.recipe
     assert load_saved(path).fingerprint() == loaded.fingerprint()
+    assert load_saved(path).notices == ()
 
 
 # ---- YAML 1.2 --------------------------------------------------------------------------------------
