@@ -64,7 +64,7 @@ def start_and_damage(
     after: int = HALFWAY,
 ):
     """A run on `root` that finds it damaged after some steps; returned when it has said so."""
-    more = [WINDOW, f"data.root={root}", f"data.patience={patience}"]
+    more = [WINDOW, f"data.root={root}", f"data.retry_seconds={patience}"]
     ranks = shards.start(outputs, RECIPE, world, *more, slow=0.05)
     wait_until(lambda: ranks.stage()[1] >= after, ranks)
     damage()

@@ -50,7 +50,7 @@ def elastic(
             ranks = harness.start(outputs, recipe, world, *more, **options, die=die)
             assert ranks.wait(PATIENCE)[victim] == KILLED, ranks.text()
         elif fault == "hang":
-            short = ("step_timeout=5", "data.patience=0")
+            short = ("step_timeout=5", "data.retry_seconds=0")
             ranks = harness.start(
                 outputs, recipe, world, *more, *short, **options, hang=at | {"where": "data"}
             )

@@ -231,7 +231,7 @@ def hung_rank(harness: FaultHarness, where: str, hung: int = 2) -> None:
     undisturbed, outputs = harness.undisturbed_run(recipe, world), harness.new_outputs()
     places = {"evaluate_online": EVALUATE_EVERY, "save": 2 * SAVE_EVERY, "finish": IMAGES}
     hang = {"rank": hung, "images": places.get(where, 2 * SAVE_EVERY + BATCH), "where": where}
-    short = ("step_timeout=5", "data.patience=0")  # with which a rank publishes twice a second
+    short = ("step_timeout=5", "data.retry_seconds=0")  # with which a rank publishes twice a second
     ranks, run = harness.start(outputs, recipe, world, *short, hang=hang, slow=0.2), outputs / "run"
     ended_but(hung, ranks)
     for rank in set(range(world)) - {hung}:
