@@ -59,9 +59,7 @@ def test_the_tail_starts_with_the_local_maps_own_convolution_again():
 
 
 def test_a_local_map_too_small_to_start_at_again_is_refused():
-    with pytest.raises(
-        ValueError, match=r"channels=\[8, 16, 32\]: the local map is 2 x 2; .* need 4 x 4"
-    ):
+    with pytest.raises(ValueError, match=r"channels=\[8, 16, 32\]: the local map is 2 x 2; .* need 4 x 4"):
         DimEncoder(size=8, channels=[8, 16, 32], fc=8, y=4, group=2).tail()
 
 
