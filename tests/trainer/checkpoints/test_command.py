@@ -279,7 +279,7 @@ def test_mistakes_are_one_line(run, capsys, tmp_path):
     assert "invalid choice: 'lisst'" in mistake(capsys, "lisst", run)
     assert "required" in mistake(capsys)
     (run / "recipe.yaml").unlink()
-    assert "say --keep N" in mistake(capsys, "prune", run)
+    assert "pass --keep N" in mistake(capsys, "prune", run)
 
 
 def test_the_command_itself(run):
