@@ -11,6 +11,8 @@ from trainer.recipe.loading import load
 from trainer.training.build import build_objective
 from trainer.training.data import ImageData
 
+pytestmark = pytest.mark.slow  # ranks are started three times
+
 STEPS = 8
 SIMCLR = [
     "objective={kind: simclr, head: {units: 16, width: 8}}",
