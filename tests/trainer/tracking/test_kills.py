@@ -15,7 +15,8 @@ from trainer.tracking.journal import Journal
 
 DELIVER = """if True:
     import sys, pathlib
-    from trainer.tracking.follower import Follower, uri_for
+    from trainer.tracking.address import uri_for
+    from trainer.tracking.follower import Follower
     run = pathlib.Path(sys.argv[1])
     follower = Follower(run, uri_for(None, run.parent), "an experiment", run.name)
     sys.exit(0 if follower.close(100) else 1)
