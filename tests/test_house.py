@@ -321,6 +321,11 @@ def test_no_function_is_longer_than_a_page():
                 assert lines <= 60, f"{named(path)}: {node.name} has {lines} lines; 60 are the limit"
 
 
+def test_the_main_readme_stays_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").count("\n")
+    assert lines <= 140, f"README.md has {lines} lines; 140 are the limit: the rest goes to a folder's"
+
+
 PRIVATE_WORDS = {"found", "told", "held", "own", "given", "tell", "heed"}
 
 

@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,24 +34,6 @@ def digests(root: Path) -> dict[str, str]:
     """sha256 of every file but the lock."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("raw"), per_batch=30)
-
-
-@pytest.fixture(scope="module")
-def untouched(raw, tmp_path_factory) -> Path:
-    to = tmp_path_factory.mktemp("untouched")
-    make("cifar10", to, raw, images_per_shard=60, workers=1, progress=False)
-    return to
-
-
-@pytest.fixture
-def made(untouched, tmp_path) -> Path:
-    """A small data set: train 150 images in 3 shards, test 30 in 1."""
-    return shutil.copytree(untouched, tmp_path / "made")
 
 
 def test_dataset_index_and_webdataset_agree_with_the_source(raw, made):

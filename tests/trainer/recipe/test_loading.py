@@ -1,29 +1,13 @@
 """Recipes: inheritance, overrides, YAML 1.2, origins, fingerprints, and one clear line for every mistake."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from data_pipelines.common.errors import UserError
+from tests.helpers.recipes import EVERY_SECTION, NAMES, write
 from trainer.recipe.loading import OLD_NAMES, RECIPES, listing, load, load_saved
 from trainer.recipe.schema import EvaluateRun, Pretrain
 from trainer.recipe.yaml12 import flatten, parse, strip_origins, to_yaml_line
-
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
-    "data.views.0.crop={scale: {low: 0.2, high: 1}}",
-    "data.views.0.jitter={hue: 0.1}",
-    "data.views.0.blur={sigma: {low: 0.1, high: 2}}",
-    "schedule={kind: cosine, final: 0.1}",
-]
-
-
-def write(folder: Path, name: str, text: str) -> str:
-    path = folder / f"{name}.yaml"
-    path.write_text(text, encoding="utf-8")
-    return f"recipe={path}"
-
 
 # ---- the recipes that come with the project --------------------------------------------------------
 

@@ -1,24 +1,15 @@
 """Every key, name and choice, a letter dropped or two swapped: the message names what was meant."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import likeness
+from tests.helpers.recipes import EVERY_SECTION, NAMES, write
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.messages import choices, fields
 from trainer.recipe.schema import EvaluateRun, Pretrain
 from trainer.recipe.yaml12 import parse, strip_origins, to_yaml_line
-
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-EVERY_SECTION = [  # overrides that open the sections which the recipes leave out
-    "data.views.0.crop={scale: {low: 0.2, high: 1}}",
-    "data.views.0.jitter={hue: 0.1}",
-    "data.views.0.blur={sigma: {low: 0.1, high: 2}}",
-    "schedule={kind: cosine, final: 0.1}",
-]
 
 HYBRID = ["objective.kind=hybrid", "objective.omega=1"]
 DIM = ["objective.contrast.kind=dim", "objective.contrast.bound=jsd"]
@@ -47,12 +38,6 @@ def mistake(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         load(list(arguments))
     return str(caught.value)
-
-
-def write(folder: Path, name: str, text: str) -> str:
-    path = folder / f"{name}.yaml"
-    path.write_text(text, encoding="utf-8")
-    return f"recipe={path}"
 
 
 def mutations(word: str) -> list[str]:

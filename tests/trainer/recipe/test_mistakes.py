@@ -1,10 +1,9 @@
 """One clear line for every mistake in a recipe's file or on the command line."""
 
-from pathlib import Path
-
 import pytest
 
 from data_pipelines.common.errors import UserError
+from tests.helpers.recipes import write
 from trainer.recipe.loading import load, load_saved
 
 
@@ -16,12 +15,6 @@ def mistake(*arguments: str) -> str:
         jargon in str(caught.value) for jargon in ("Input", "Extra", "Field required", "pydantic", "str_")
     )
     return str(caught.value)
-
-
-def write(folder: Path, name: str, text: str) -> str:
-    path = folder / f"{name}.yaml"
-    path.write_text(text, encoding="utf-8")
-    return f"recipe={path}"
 
 
 # ---- mistakes in files -----------------------------------------------------------------------------
