@@ -8,44 +8,46 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from data_pipelines.common.section import Fraction, PositiveFloat, Section
+from data_pipelines.common.section import Fraction, PositiveFloat, Section, key
 
 
 class Range(Section):
     """An interval [low, high]."""
 
-    low: PositiveFloat
-    high: PositiveFloat
+    low: PositiveFloat = key(..., "the least")
+    high: PositiveFloat = key(..., "the most")
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> "Range":
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
         return self
 
 
 class Crop(Section):
-    """Random resized crop: area as a share of the image, aspect ratio drawn log-uniformly."""
+    """Random resized crop."""
 
-    scale: Range
-    ratio: Range = Range(low=3 / 4, high=4 / 3)
+    scale: Range = key(..., "area, as a share of the image", "1")
+    ratio: Range = key(Range(low=3 / 4, high=4 / 3), "width over height, drawn log-uniformly", "1")
 
 
 class Jitter(Section):
-    """Colour jitter: each factor is uniform in [1 - x, 1 + x], hue in [-x, x] turns."""
+    """Colour jitter: each factor is uniform in [1 - x, 1 + x]."""
 
-    brightness: Fraction = 0.0
-    contrast: Fraction = 0.0
-    saturation: Fraction = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    probability: Fraction = 1.0
+    brightness: Fraction = key(0.0, "x of the factor for brightness", "1")
+    contrast: Fraction = key(0.0, "x of the factor for contrast", "1")
+    saturation: Fraction = key(0.0, "x of the factor for saturation", "1")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = key(
+        0.0, "x of the angle in [-x, x] that hue is turned by", "turns"
+    )
+    probability: Fraction = key(1.0, "probability that an image is jittered", "1")
 
 
 class Blur(Section):
-    """Gaussian blur with a standard deviation uniform in `sigma` (pixels of the output)."""
+    """Gaussian blur."""
 
-    sigma: Range
-    probability: Fraction = 1.0
+    sigma: Range = key(..., "standard deviation, drawn uniformly, in pixels of the output", "pixels")
+    probability: Fraction = key(1.0, "probability that an image is blurred", "1")
 
 
 class View(Section):
@@ -53,16 +55,20 @@ class View(Section):
 
     crop: Crop | None = None
     jitter: Jitter | None = None
-    grayscale: Fraction = 0.0
+    grayscale: Fraction = key(0.0, "probability that an image becomes grey", "1")
     blur: Blur | None = None
-    flip: Fraction = 0.0
+    flip: Fraction = key(0.0, "probability that an image is mirrored, left and right", "1")
 
 
 class Normalize(Section):
     """(x - mean) / std on pixels in [0, 1], a number a channel. The default gives [-1, 1]."""
 
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = key(
+        [0.5, 0.5, 0.5], "the mean of red, green and blue", "1"
+    )
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = key(
+        [0.5, 0.5, 0.5], "the standard deviation of red, green and blue", "1"
+    )
 
 
 @dataclass(frozen=True)

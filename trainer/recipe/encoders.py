@@ -4,9 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from data_pipelines.common.section import Count, Positive, Section
+from data_pipelines.common.section import Count, Positive, Section, key
 
-Norm = Literal["batch", "group"]  # statistics over the images of a group, or over channels of an image
+NORM = "statistics over the images of a group (`groups.norm`), or over channels of one image"
+Norm = Annotated[Literal["batch", "group"], Field(description=NORM)]
 
 
 class EncoderOptions(Section):
@@ -20,24 +21,36 @@ class DimEncoder(EncoderOptions):
     """The convolutional encoder of the Deep InfoMax paper; its defaults are the published 32-px network."""
 
     kind: Literal["dim"]
-    channels: Annotated[list[Positive], Field(min_length=2, max_length=5)] = [64, 128, 256]
-    fc: Positive = 1024
-    y: Positive = 64
+    channels: Annotated[list[Positive], Field(min_length=2, max_length=5)] = key(
+        [64, 128, 256],
+        "width of each convolution, which halves the side; the last but one's map is local",
+        "channels",
+    )
+    fc: Positive = key(1024, "width of the fully connected layer", "units")
+    y: Positive = key(64, "width of the representation", "numbers")
     norm: Norm = "batch"
 
 
 class DimAlexNet(EncoderOptions):
-    """The AlexNet of the Deep InfoMax paper; its defaults are the published 64-px network."""
+    """The AlexNet of the Deep InfoMax paper; its defaults are the published 64-px network.
+
+    The third convolution's map is local.
+    """
 
     kind: Literal["dim_alexnet"]
-    channels: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [96, 192, 384, 384, 192]
-    fc: Positive = 4096
-    y: Positive = 64
+    channels: Annotated[list[Positive], Field(min_length=5, max_length=5)] = key(
+        [96, 192, 384, 384, 192], "width of each convolution", "channels"
+    )
+    fc: Positive = key(4096, "width of each fully connected layer", "units")
+    y: Positive = key(64, "width of the representation", "numbers")
     norm: Norm = "batch"
 
 
 class FoldedAlexNet(DimAlexNet):
-    """The same AlexNet over patches of 16 px, as compared with CPC on STL-10."""
+    """The same AlexNet over patches of 16 px, as compared with CPC on STL-10.
+
+    The map of the last convolution, the patches put together again, is local.
+    """
 
     kind: Literal["folded_alexnet"]
 
@@ -46,50 +59,53 @@ class FoldedResNet(EncoderOptions):
     """Bottlenecks over patches of 8 px, as compared with CPC on CIFAR-10; defaults as published."""
 
     kind: Literal["folded_resnet"]
-    depth: Literal[19, 37] = 37
-    width: Positive = 64
-    fc: Positive = 1024
-    y: Positive = 64
+    depth: Literal[19, 37] = key(37, "two blocks in each stage, or three, six and three", "layers")
+    width: Positive = key(64, "width of the stem; a location has 16 times as many", "channels")
+    fc: Positive = key(1024, "width of the fully connected layer", "units")
+    y: Positive = key(64, "width of the representation", "numbers")
     norm: Norm = "batch"
 
 
 class ResNet(EncoderOptions):
-    """ResNet as in torchvision. `width` is the stem's channels; `local` the stage whose map is local.
-
-    `y: null` is the pooled features themselves: then all parameters are torchvision's.
-    """
+    """ResNet as in torchvision."""
 
     kind: Literal["resnet"]
-    depth: Literal[18, 34, 50, 101] = 50
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    width: Positive = 64
-    local: Literal["layer1", "layer2", "layer3", "layer4"] = "layer3"
-    y: Positive | None = 64
+    depth: Literal[18, 34, 50, 101] = key(
+        50, "basic blocks in 18 and 34, bottlenecks in 50 and 101", "layers"
+    )
+    stem: Literal["imagenet", "cifar"] = key(
+        "imagenet", "7 x 7 with stride 2 and a pooling, or 3 x 3 that keeps the side"
+    )
+    width: Positive = key(64, "width of the stem", "channels")
+    local: Literal["layer1", "layer2", "layer3", "layer4"] = key("layer3", "the stage whose map is local")
+    y: Positive | None = key(
+        64,
+        "width of the representation; null: the pooled features, and no parameter but torchvision's",
+        "numbers",
+    )
     norm: Norm = "batch"
-    zero_init_residual: bool = False  # a block's last norm starts at zero
+    zero_init_residual: bool = key(False, "whether a block's last norm starts at zero")
 
 
 class Nvae(EncoderOptions):
-    """The NVAE-style encoder, and with it its decoder; defaults are those of d2c with the paper's latent.
-
-    `width` channels behind the stem, twice as many after each of `halvings`; `cells` before each halving,
-    `tower` (the decoder: `decoder_tower`) at the latent's side. The latent has `latent` channels, half for y:
-    the first half of a `map`, or a `pooled` vector of as many numbers. A stem that takes `patch` x `patch`
-    pixels together makes all of it cheaper.
-    """
+    """The NVAE-style encoder, and with it its decoder; defaults are those of d2c with the paper's latent."""
 
     decodes: ClassVar[bool] = True
 
     kind: Literal["nvae"]
-    patch: Literal[1, 2, 4, 8] = 1
-    width: Positive = 128
-    halvings: Count = 1
-    cells: Count = 1
-    tower: Count = 12
-    decoder_tower: Count = 10
-    expansion: Positive = 6
-    latent: Positive = 6
-    layout: Literal["map", "pooled"] = "map"
+    patch: Literal[1, 2, 4, 8] = key(
+        1, "side of the squares that the stem takes together; 2 is several times as cheap", "pixels"
+    )
+    width: Positive = key(128, "width behind the stem, twice as many after each halving", "channels")
+    halvings: Count = key(1, "how often the side is halved: the latent's is size / patch / 2^halvings", "1")
+    cells: Count = key(1, "residual cells before each halving", "cells")
+    tower: Count = key(12, "residual cells at the latent's side", "cells")
+    decoder_tower: Count = key(10, "the decoder's cells at the latent's side", "cells")
+    expansion: Positive = key(6, "how much a decoder's cell widens inside", "1")
+    latent: Positive = key(6, "width of z = [y, w], even: half are y's", "channels")
+    layout: Literal["map", "pooled"] = key(
+        "map", "y is the first half of the latent's channels, or a vector of as many numbers beside a map w"
+    )
     norm: Norm = "batch"
 
 

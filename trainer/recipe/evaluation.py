@@ -4,14 +4,18 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight
+from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight, key
+
+LR_OF_SCALED = (
+    "learning rate at the start, for standardised features over the root of their number: it suits any width"
+)
 
 
 class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS; `l2` weighs half the squared weights in the mean loss."""
+    """Multinomial logistic regression by L-BFGS."""
 
-    l2: Weight = 1e-4
-    iterations: Positive = 100
+    l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")
+    iterations: Positive = key(100, "steps of L-BFGS, at most", "iterations")
 
 
 class HeadOptions(Section):
@@ -25,18 +29,18 @@ class HeadOptions(Section):
 
 
 class MlpProbe(HeadOptions):
-    """The Deep InfoMax paper's probe: Linear, dropout, batch-norm, ReLU, Linear; Adam on cached features.
+    """The Deep InfoMax paper's probe: Linear, dropout, batch-norm, ReLU, Linear; Adam on cached features."""
 
-    The learning rate falls to zero along a half cosine; with `milestones`, to a tenth after each of these
-    epochs.
-    """
-
-    units: Positive = 200
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    epochs: Positive = 40
-    batch: Positive = 256
-    lr: PositiveFloat = 1e-3
-    milestones: Annotated[list[Positive], Field(min_length=1)] | None = None
+    units: Positive = key(200, "width of the hidden layer", "units")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = key(0.1, "share of hidden units dropped", "1")
+    epochs: Positive = key(40, "length of its training", "epochs")
+    batch: Positive = key(256, "size of a mini-batch", "images")
+    lr: PositiveFloat = key(1e-3, "Adam's learning rate at the start", "1")
+    milestones: Annotated[list[Positive], Field(min_length=1)] | None = key(
+        None,
+        "the learning rate falls to a tenth after each of them; null: to zero along a half cosine",
+        "epochs",
+    )
 
     fewest_images: ClassVar[int] = 2  # batch-norm takes statistics over them
 
@@ -45,62 +49,53 @@ class MlpProbe(HeadOptions):
 
 
 class SgdProbe(HeadOptions):
-    """Multinomial logistic regression by mini-batches: SGD, momentum 0.9, a half cosine to zero, no decay.
+    """Multinomial logistic regression by mini-batches: SGD, momentum 0.9, a half cosine to zero, no decay."""
 
-    `lr` is the rate for standardised features that are divided by the square root of their number: one value
-    suits any width.
-    """
-
-    epochs: Positive = 40
-    batch: Positive = 256
-    lr: PositiveFloat = 3.0
+    epochs: Positive = key(40, "length of its training", "epochs")
+    batch: Positive = key(256, "size of a mini-batch", "images")
+    lr: PositiveFloat = key(3.0, LR_OF_SCALED, "1")
 
 
 class SvmProbe(HeadOptions):
-    """`runs` linear SVMs from different initial weights: one against the rest, hinge loss, mini-batches.
+    """Linear SVMs, one class against the rest, by the SGD of `linear_sgd`; mean and spread are reported.
 
-    Each minimises the mean hinge loss + l2/2 · ||w||² of each class on standardised features, by the SGD of
-    `linear_sgd`. Mean and standard deviation over the runs are reported.
+    Each minimises the mean hinge loss + l2/2 · ||w||² of each class on standardised features.
     """
 
-    runs: Positive = 5
-    l2: Weight = 1e-4
-    epochs: Positive = 40
-    batch: Positive = 256
-    lr: PositiveFloat = 3.0
+    runs: Positive = key(5, "SVMs from different initial weights", "SVMs")
+    l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")
+    epochs: Positive = key(40, "length of its training", "epochs")
+    batch: Positive = key(256, "size of a mini-batch", "images")
+    lr: PositiveFloat = key(3.0, LR_OF_SCALED, "1")
 
     def products(self, classes: int) -> int:
         return classes * self.runs
 
 
 class FewShot(Section):
-    """A linear probe with `shots` labelled images a class, the mean of `draws` fixed draws."""
+    """A linear probe of y with few labelled images."""
 
-    shots: Positive = 5
-    draws: Positive = 10
+    shots: Positive = key(5, "labelled images of each class", "images")
+    draws: Positive = key(10, "fixed draws of them that the mean is taken over", "draws")
 
 
 class Evaluate(Section):
-    """Online measures every `every` images (0: none), and probes of the frozen encoder `at_end`.
+    """Measures of the encoder: a few online, during pretraining, and probes of the frozen one at its end.
 
-    `threads` is the number of threads of one job, such as the heads of one feature; a rank runs as many jobs
-    at a time as it has cores for. The last bit of a sum depends on the threads, so they are fixed here:
-    results depend on neither cores nor ranks.
-
-    `controls` repeats the measures on the untrained network and, up to 64 px, on raw pixels. `online_images`
-    is the number of images of the online measures, `knn` the number of neighbours.
+    A rank runs as many jobs at a time, such as the heads of one feature, as it has cores for. The last bit of
+    a sum depends on the threads of a job, so they are fixed: results depend on neither cores nor ranks.
     """
 
-    every: Count = 0
-    online_images: Positive = 5000
-    at_end: bool = True
-    knn: Positive = 200
+    every: Count = key(0, "images from one online measurement to the next; 0: none", "images")
+    online_images: Positive = key(5000, "images of each split that online measures use", "images")
+    at_end: bool = key(True, "whether the frozen encoder is probed when training is done")
+    knn: Positive = key(200, "neighbours that vote, weighed by their similarity", "neighbours")
     linear: LinearProbe | None = LinearProbe()
     linear_sgd: SgdProbe | None = None
     mlp: MlpProbe | None = MlpProbe()
     svm: SvmProbe | None = None
     few_shot: FewShot | None = FewShot()
-    controls: bool = True
-    recalibrate: bool = False
-    batch: Positive = 500
-    threads: Positive = 1
+    controls: bool = key(True, "whether the untrained network and, up to 64 px, raw pixels are probed too")
+    recalibrate: bool = key(False, "whether batch-norm is re-estimated on training images before the probes")
+    batch: Positive = key(500, "images that are encoded at a time", "images")
+    threads: Positive = key(1, "threads of one job", "threads")

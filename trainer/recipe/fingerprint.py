@@ -36,15 +36,18 @@ def fingerprint(resolved: dict) -> dict[str, Any]:
     training is left out where the schedule does not depend on it.
     """
     values = dict(flatten(resolved))
-    constant = values.get("schedule.kind") == "constant"
-    dropped = (*NOT_FINGERPRINTED, "images") if constant else NOT_FINGERPRINTED
+    if values.get("schedule.kind") == "constant":
+        values.pop("images", None)
     return {
         key: value
         for key, value in values.items()
-        if key.split(".")[0] not in dropped
-        and key not in NOT_FINGERPRINTED_DATA
-        and default_of_new_key(key) != value
+        if not may_change(key) and default_of_new_key(key) != value
     }
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value at this dotted key, whatever its recipe says."""
+    return key.split(".")[0] in NOT_FINGERPRINTED or key in NOT_FINGERPRINTED_DATA
 
 
 def default_of_new_key(key: str) -> Any:

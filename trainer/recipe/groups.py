@@ -3,17 +3,18 @@
 import math
 from typing import Literal
 
-from data_pipelines.common.section import Positive, Section
+from data_pipelines.common.section import Positive, Section, key
 
 
 class Groups(Section):
-    """Sizes, in images, of the groups of consecutive positions that statistics are taken over.
+    """Groups of consecutive images of the global batch that statistics are taken over, whatever the ranks."""
 
-    `negatives` (null: as `norm`) are each other's negatives; `global`: all images of the batch, of all ranks.
-    """
-
-    norm: Positive
-    negatives: Positive | Literal["global"] | None = None
+    norm: Positive = key(..., "images that batch-norm's statistics are taken over", "images")
+    negatives: Positive | Literal["global"] | None = key(
+        None,
+        "images that are each other's negatives; null: as `norm`; `global`: all of the batch, of all ranks",
+        "images",
+    )
 
     @property
     def negative_images(self) -> int | None:

@@ -17,7 +17,7 @@ class Expected:
     """What the schema expects at a key: a type, without Annotated and `| None`, its rules, its default."""
 
     type: Any
-    rules: dict = field(default_factory=dict)  # gt, ge, lt, le, min_length, max_length, pattern, description
+    rules: dict = field(default_factory=dict)  # gt, ge, lt, le, min_length, max_length, pattern, wording
     nullable: bool = False
     default: Any = ...  # ... : the key is required
 
@@ -44,7 +44,7 @@ class Expected:
 
     def words(self, many: bool = False) -> str:
         """In plain words, such as "a whole number above 0, or null"; `many` names several of them."""
-        text = self.rules.get("description") or self._words(many)
+        text = self.rules.get("wording") or self._words(many)
         return f"{text}, or null" if self.nullable else text
 
     def _words(self, many: bool) -> str:
@@ -110,7 +110,7 @@ def _collect(extra, rules: dict):
     if isinstance(extra, FieldInfo):
         for inner in extra.metadata:
             _collect(inner, rules)
-    for name in ("gt", "ge", "lt", "le", "min_length", "max_length", "pattern", "description"):
+    for name in ("gt", "ge", "lt", "le", "min_length", "max_length", "pattern", "wording"):
         value = getattr(extra, name, None)
         if value is not None:
             rules.setdefault(name, value)

@@ -6,20 +6,19 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from data_pipelines.common.section import Positive, Section
+from data_pipelines.common.section import Positive, Section, key
 from data_pipelines.views import Shuffle
 from trainer.recipe.groups import Groups
 
 
 class Queue(Section):
-    """The keys that negatives are: `keys` in all, `start`ing as random unit vectors or with none.
+    """The queue of older keys that negatives are, first in, first out."""
 
-    `bf16` halves their memory.
-    """
-
-    keys: Positive = 65536
-    start: Literal["random", "empty"] = "random"
-    bf16: bool = False
+    keys: Positive = key(
+        65536, "length, of all ranks together; a multiple of the keys that a step adds", "keys"
+    )
+    start: Literal["random", "empty"] = key("random", "what it begins with: random unit vectors, or nothing")
+    bf16: bool = key(False, "whether keys are kept in half of the memory")
 
 
 class ObjectiveOptions(Section):

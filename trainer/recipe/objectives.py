@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight
+from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight, key
 from data_pipelines.views import Shuffle
 from trainer.recipe.groups import Groups
 from trainer.recipe.objective import ObjectiveOptions, Queue
@@ -15,15 +15,18 @@ Score = Literal["dot", "scaled", "tanh"]
 
 
 class DotCritic(Section):
-    """Both sides are encoded to `units`, a score is their dot product.
+    """Both sides are encoded to as many units; a score is their dot product.
 
-    `score`: `dot` as published, `scaled` by 1/sqrt(units), `tanh`: 20 tanh(scaled / 20). Null is `dot` for
-    jsd and infonce, and `tanh` for dv and nwj, whose exponentials overflow on plain dot products.
+    Null as `score` is `dot` for jsd and infonce, and `tanh` for dv and nwj, whose exponentials overflow on
+    plain dot products.
     """
 
     kind: Literal["dot"]
-    units: Positive = 2048
-    score: Score | None = None
+    units: Positive = key(2048, "width of both encodings", "units")
+    score: Score | None = key(
+        None,
+        "`dot` as published; `scaled` by 1/sqrt(units); `tanh`: 20 tanh(scaled / 20); null: by the bound",
+    )
 
     def score_for(self, bound: str) -> Score:
         """The score that a critic of this bound computes."""
@@ -31,49 +34,56 @@ class DotCritic(Section):
 
 
 class ConcatCritic(Section):
-    """Feature and y are concatenated and go through two hidden layers of `units` (the paper's other one)."""
+    """Feature and y are concatenated and go through two hidden layers (the paper's other critic)."""
 
     kind: Literal["concat"]
-    units: Positive = 512
+    units: Positive = key(512, "width of each hidden layer", "units")
 
 
 CriticOptions = Annotated[DotCritic | ConcatCritic, Field(discriminator="kind")]
 
 
 class Prior(Section):
-    """The discriminator of prior matching; `penalty` weighs half the squared norm of its input gradient."""
+    """The discriminator of prior matching."""
 
-    units: Annotated[list[Positive], Field(min_length=1, max_length=8)] = [1000, 200]
-    penalty: Weight = 1.0
+    units: Annotated[list[Positive], Field(min_length=1, max_length=8)] = key(
+        [1000, 200], "widths of its hidden layers", "units"
+    )
+    penalty: Weight = key(1.0, "weight of half the squared norm of its input gradient", "1")
 
 
 class Supervised(Section):
     """A classifier on conv features beside the objective: its gradient moves the encoder too."""
 
-    classes: Positive
-    weight: PositiveFloat = 1.0  # of the cross-entropy, summed over labelled and averaged over all images
-    units: Positive = 200
-    dropout: Share = 0.1
+    classes: Positive = key(..., "classes that the labels tell apart", "classes")
+    weight: PositiveFloat = key(
+        1.0, "weight of the cross-entropy, summed over labelled and averaged over all images", "1"
+    )
+    units: Positive = key(200, "width of the hidden layer", "units")
+    dropout: Share = key(0.1, "share of hidden units dropped", "1")
 
 
 class DimObjective(ObjectiveOptions):
-    """Deep InfoMax: alpha · global + beta · local term, and prior matching with weight gamma.
-
-    `locations` of the map drawn a step (null: all). `coordinates` weighs the task of telling where on the map
-    a feature was; `occlusion` hides a square of that share of the image's side from y, not from the map.
-    """
+    """Deep InfoMax: alpha · global + beta · local term, and prior matching with weight gamma."""
 
     kind: Literal["dim"]
-    bound: Literal["jsd", "infonce", "dv", "nwj"]
-    alpha: Weight = 0.0
-    beta: Weight = 1.0
-    gamma: Weight = 0.0
-    critic: CriticOptions = DotCritic(kind="dot")
-    global_critic: CriticOptions = ConcatCritic(kind="concat")
+    bound: Literal["jsd", "infonce", "dv", "nwj"] = key(
+        ...,
+        "the bound on information: Jensen-Shannon, InfoNCE, Donsker-Varadhan or Nguyen-Wainwright-Jordan",
+    )
+    alpha: Weight = key(0.0, "weight of the global term, y against the whole image", "1")
+    beta: Weight = key(1.0, "weight of the local term, y against each location", "1")
+    gamma: Weight = key(0.0, "weight of prior matching, y against a uniform distribution", "1")
+    critic: CriticOptions = key(DotCritic(kind="dot"), "the critic of the local term")
+    global_critic: CriticOptions = key(ConcatCritic(kind="concat"), "the critic of the global term")
     prior: Prior = Prior()
-    locations: Positive | None = None
-    coordinates: Weight = 0.0
-    occlusion: Share = 0.0
+    locations: Positive | None = key(
+        None, "locations of the map drawn anew for each step; null: all", "locations"
+    )
+    coordinates: Weight = key(0.0, "weight of the task of telling where on the map a feature was", "1")
+    occlusion: Share = key(
+        0.0, "side of a square hidden from y, not from the map, as a share of the image's", "1"
+    )
     supervised: Supervised | None = None
 
     @model_validator(mode="after")
@@ -92,26 +102,26 @@ class DimObjective(ObjectiveOptions):
 
 
 class Head(Section):
-    """The projection of y to `width` numbers, a hidden layer of `units` between (null: as y; 0: none)."""
+    """The projection of y that is compared."""
 
-    units: Count | None = None
-    width: Positive = 128
+    units: Count | None = key(None, "width of the hidden layer; null: that of y; 0: no such layer", "units")
+    width: Positive = key(128, "width of what is compared", "numbers")
 
 
 class MocoObjective(ObjectiveOptions):
-    """MoCo-v2; its defaults are the published ones. `momentum` is that of the key encoder, each step.
-
-    With batch-norm key views change places within blocks of `shuffle` groups, so that statistics do not give
-    positives away.
-    """
+    """MoCo-v2; its defaults are the published ones."""
 
     kind: Literal["moco"]
-    temperature: PositiveFloat = 0.2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    symmetric: bool = False
+    temperature: PositiveFloat = key(0.2, "what similarities are divided by", "1")
+    momentum: Share = key(0.999, "share of the key encoder that each step keeps", "1")
+    symmetric: bool = key(False, "whether the loss of the views exchanged is added")
     queue: Queue = Queue()
     head: Head = Head()
-    shuffle: Annotated[int, Field(ge=2)] = 8
+    shuffle: Annotated[int, Field(ge=2)] = key(
+        8,
+        "groups of a block, in which key views change places, so that batch-norm gives no positive away",
+        "groups",
+    )
 
     @property
     def views(self) -> int:
@@ -153,11 +163,13 @@ class MocoObjective(ObjectiveOptions):
 class SimclrObjective(ObjectiveOptions):
     """SimCLR: NT-Xent between two views of each image, the other images of the batch the negatives.
 
-    `temperature` 0.5 is the paper's for CIFAR-10. `groups.negatives=global` compares all images of all ranks.
+    `groups.negatives=global` compares all images of all ranks.
     """
 
     kind: Literal["simclr"]
-    temperature: PositiveFloat = 0.5
+    temperature: PositiveFloat = key(
+        0.5, "what similarities are divided by; 0.5 is the paper's for CIFAR-10", "1"
+    )
     head: Head = Head()
 
     @property
@@ -185,18 +197,22 @@ class AutoencoderObjective(ObjectiveOptions):
 class HybridObjective(ObjectiveOptions):
     """A contrastive objective on y + omega · the squared error of reconstruction from z = [y, w].
 
-    Give `omega`, or `alpha` in (0, 1) and the Gaussian's `sigma` (null: 1), which make it
-    alpha / ((1 - alpha) · 2 sigma²). `reconstruct` the first view, or a `clean` one, the last of data.views.
-    With `detach_y` the decoder reads y but sends no gradient into it.
+    Give `omega`, or `alpha` and `sigma`, which make it alpha / ((1 - alpha) · 2 sigma²).
     """
 
     kind: Literal["hybrid"]
-    contrast: Contrast
-    alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
-    sigma: PositiveFloat | None = None
-    omega: PositiveFloat | None = None
-    reconstruct: Literal["view", "clean"] = "view"
-    detach_y: bool = False
+    contrast: Contrast = key(..., "the contrastive objective")
+    alpha: Annotated[float, Field(gt=0, lt=1)] | None = key(
+        None, "weight of reconstruction in the bound, 1 - alpha that of contrast", "1"
+    )
+    sigma: PositiveFloat | None = key(None, "standard deviation of the decoder's Gaussian; null: 1", "1")
+    omega: PositiveFloat | None = key(
+        None, "weight of the error, summed over an image's pixels in [0, 1]", "1"
+    )
+    reconstruct: Literal["view", "clean"] = key(
+        "view", "the first view, or a clean one, last of `data.views`"
+    )
+    detach_y: bool = key(False, "whether the decoder reads y but sends no gradient into it")
 
     @model_validator(mode="after")
     def _one_weight(self):

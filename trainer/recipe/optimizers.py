@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipelines.common.section import PositiveFloat, Section, Weight
+from data_pipelines.common.section import PositiveFloat, Section, Weight, key
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
@@ -14,21 +14,22 @@ class MissingKey(ValueError):
 
 
 class OptimizerOptions(Section):
-    """What every optimizer has.
-
-    The learning rate is `lr`, or `lr_per_256` for a global batch of 256 images, scaled to the recipe's batch
-    linearly (`scaling` null or `linear`) or by its square root. `clip` is the largest norm of the gradient
-    (0: no clipping). `decay_norms: false` takes weight decay, and LARS's trust ratio, off norms and biases,
-    that is off every parameter of at most one dimension.
-    """
+    """What every optimizer has."""
 
     kind: str
-    lr: PositiveFloat | None = None
-    lr_per_256: PositiveFloat | None = None
-    scaling: Literal["linear", "sqrt"] | None = None
-    weight_decay: Weight = 0.0
-    decay_norms: bool = True
-    clip: Weight = 0.0
+    lr: PositiveFloat | None = key(None, "the learning rate; this or `lr_per_256` is required", "1")
+    lr_per_256: PositiveFloat | None = key(
+        None, "the learning rate for a global batch of 256 images, scaled to the recipe's batch", "1"
+    )
+    scaling: Literal["linear", "sqrt"] | None = key(
+        None, "how `lr_per_256` grows with the batch; null: linearly"
+    )
+    weight_decay: Weight = key(0.0, "weight decay; in `adamw` decoupled from the gradient", "1")
+    decay_norms: bool = key(
+        True,
+        "false takes weight decay, and LARS's trust ratio, off norms and biases: parameters of one dimension",
+    )
+    clip: Weight = key(0.0, "the largest norm of the gradient; 0: no clipping", "1")
 
     @model_validator(mode="after")
     def _one_rate(self):
@@ -81,16 +82,18 @@ class AdamOptions(OptimizerOptions):
     """Adam, or AdamW with its decoupled weight decay."""
 
     kind: Literal["adam", "adamw"]
-    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    eps: PositiveFloat = 1e-8
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = key(
+        [0.9, 0.999], "decays of the running means of the gradient and of its square", "1"
+    )
+    eps: PositiveFloat = key(1e-8, "what is added to the denominator", "1")
 
 
 class SgdOptions(OptimizerOptions):
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"]
-    momentum: Decay = 0.9
-    nesterov: bool = False
+    momentum: Decay = key(0.9, "share of the last update that is kept", "1")
+    nesterov: bool = key(False, "whether the gradient is looked at ahead along the momentum")
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self):
@@ -104,11 +107,11 @@ class SgdOptions(OptimizerOptions):
 
 
 class LarsOptions(OptimizerOptions):
-    """Layer-wise adaptive rates, for large batches. `trust` is the trust coefficient."""
+    """Layer-wise adaptive rates, for large batches; not under DeepSpeed."""
 
     kind: Literal["lars"]
-    momentum: Decay = 0.9
-    trust: PositiveFloat = 1e-3
+    momentum: Decay = key(0.9, "share of the last update that is kept", "1")
+    trust: PositiveFloat = key(1e-3, "the trust coefficient", "1")
 
     @property
     def slots(self) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import Field, StringConstraints, field_validator
 
 from data_pipelines.access import Access, check_root
-from data_pipelines.common.section import Count, Fraction, Positive, Section
+from data_pipelines.common.section import Count, Fraction, Positive, Section, Wording, key
 from data_pipelines.views import Normalize, Shuffle, View
 from trainer.recipe.encoders import Encoder
 from trainer.recipe.evaluation import Evaluate
@@ -23,7 +23,7 @@ from trainer.recipe.optimizers import Optimizer
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=100),
-    Field(description="a name of at most 100 letters, digits and _ . + = -, the first a letter or digit"),
+    Wording("a name of at most 100 letters, digits and _ . + = -, the first a letter or digit"),
 ]
 
 
@@ -31,27 +31,31 @@ Name = Annotated[
 
 
 class Data(Section):
-    """Where images come from and what becomes of them.
+    """Where images come from and what becomes of them."""
 
-    `root` is a folder or an address (`data_pipelines.access`). What lies elsewhere comes into the folder
-    `cache` (null: below the user's cache folder), at most `cache_bytes` of it at a time.
-    """
-
-    root: str
-    source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"]
-    train: str = "train"  # several splits: train+unlabelled
-    labelled: str | None = None  # what probes learn from; null: the same
-    test: str = "test"
-    size: Annotated[int, Field(ge=1, le=16_384)] = 32  # pixels of a side
-    views: Annotated[list[View], Field(min_length=1)] = [View()]
+    root: str = key(..., "a folder, `file:`, `https://`, `s3://` or `pipe:COMMAND` where the data set lies")
+    source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"] = key(
+        ..., "what the data set was made from"
+    )
+    train: str = key("train", "the split that is trained on; `train+unlabelled`: several")
+    labelled: str | None = key(None, "the split that probes learn from; null: that of `train`")
+    test: str = key("test", "the split that is measured on")
+    size: Annotated[int, Field(ge=1, le=16_384)] = key(32, "side of a view", "pixels")
+    views: Annotated[list[View], Field(min_length=1)] = key(
+        [View()], "the views of an image, as many as the objective reads"
+    )
     normalize: Normalize = Normalize()
-    decode: Literal["exact", "fast"] = "exact"  # fast: of JPEGs only what the views show
-    window: Positive = 16
-    threads: Positive = 2
-    prefetch: Positive = 2
-    retry_seconds: Annotated[float, Field(ge=0)] = 60.0  # seconds for which a read that fails is tried again
-    cache: str | None = None
-    cache_bytes: Positive = 50_000_000_000
+    decode: Literal["exact", "fast"] = key("exact", "all of an image, or of JPEGs only what the views show")
+    window: Positive = key(16, "shards whose samples are mixed with each other", "shards")
+    threads: Positive = key(2, "threads of each rank that decode", "threads")
+    prefetch: Positive = key(2, "batches that are made ahead", "batches")
+    retry_seconds: Annotated[float, Field(ge=0)] = key(
+        60.0, "how long a failing read is tried again", "seconds"
+    )
+    cache: str | None = key(
+        None, "folder for what comes over the network; null: below the user's cache folder"
+    )
+    cache_bytes: Positive = key(50_000_000_000, "the most that lies in the cache at a time", "bytes")
 
     @field_validator("root")
     @classmethod
@@ -65,12 +69,14 @@ class Data(Section):
 
 # ---- what is trained -----------------------------------------------------------------------------
 
+WARMUP = "length of the linear warm-up of the learning rate"
+
 
 class Constant(Section):
-    """The learning rate stays, after a linear warm-up over `warmup` images."""
+    """The learning rate stays, after a linear warm-up. `images` may be raised later, and the run goes on."""
 
     kind: Literal["constant"]
-    warmup: Count = 0
+    warmup: Count = key(0, WARMUP, "images")
 
     def factor(self, images_seen: int, images: int) -> float:
         """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
@@ -78,11 +84,11 @@ class Constant(Section):
 
 
 class Cosine(Section):
-    """The learning rate falls along a half cosine to `final` times itself, after a linear warm-up."""
+    """The learning rate falls along a half cosine, after a linear warm-up."""
 
     kind: Literal["cosine"]
-    warmup: Count = 0
-    final: Fraction = 0.0
+    warmup: Count = key(0, WARMUP, "images")
+    final: Fraction = key(0.0, "learning rate at the end, as a share of the full one", "1")
 
     def factor(self, images_seen: int, images: int) -> float:
         """What the learning rate is multiplied by, of a run of `images`, warm-up apart."""
@@ -95,17 +101,19 @@ class Cosine(Section):
 
 
 class Save(Section):
-    """A checkpoint every so many images; the newest `keep` stay, and of each `keep_every` the first."""
+    """Which checkpoints a run writes and keeps."""
 
-    every: Positive
-    keep: Positive = 2
-    keep_every: Count = 0  # 0: none but the newest
+    every: Positive = key(..., "images from one checkpoint to the next", "images")
+    keep: Positive = key(2, "newest checkpoints that stay", "checkpoints")
+    keep_every: Count = key(
+        0, "of each so many images the first checkpoint stays too; 0: only the newest", "images"
+    )
 
 
 class Log(Section):
-    """Metrics every so many images."""
+    """When metrics go to the journal, to MLflow and to the screen."""
 
-    every: Positive
+    every: Positive = key(..., "images from one record to the next", "images")
 
 
 NO_SECRETS = (  # a recipe is saved, shown and shared
@@ -115,10 +123,12 @@ NO_SECRETS = (  # a recipe is saved, shown and shared
 
 
 class Tracking(Section):
-    """MLflow. `uri: null` is the SQLite file of `outputs`; `none` keeps the journal only."""
+    """The MLflow that receives what the journal has."""
 
-    uri: str | None = None
-    experiment: Annotated[str, StringConstraints(min_length=1)] = "hybrid-infomax"
+    uri: str | None = key(None, "its address; null: a SQLite file in `outputs`; `none`: the journal only")
+    experiment: Annotated[str, StringConstraints(min_length=1)] = key(
+        "hybrid-infomax", "name of the experiment"
+    )
 
     @field_validator("uri")
     @classmethod
@@ -173,27 +183,33 @@ class Pretrain(Section):
     trains: ClassVar[bool] = True
 
     task: Literal["pretrain"]
-    seed: Count = 0
-    precision: Literal["float64", "float32", "bf16"] = "float32"
-    outputs: str = "outputs"
-    run: Name | None = None
-    batch: Positive
-    accumulate: Positive = 1
+    seed: Count = key(0, "seed of everything random in the run", "1")
+    precision: Literal["float64", "float32", "bf16"] = key(
+        "float32", "what is computed in; with `bf16` weights and moments are float32"
+    )
+    outputs: str = key("outputs", "folder of all runs")
+    run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
+    batch: Positive = key(..., "size of an optimizer step, of all ranks together", "images")
+    accumulate: Positive = key(1, "parts of a step, one after the other in less memory", "micro-batches")
     groups: Groups
-    images: Positive
+    images: Positive = key(..., "length of training", "images")
     data: Data
-    encoder: Encoder
-    objective: Objective
-    optimizer: Optimizer
-    schedule: Annotated[Constant | Cosine, Field(discriminator="kind")] = Constant(kind="constant")
+    encoder: Encoder = key(..., "the network")
+    objective: Objective = key(..., "what the encoder learns by")
+    optimizer: Optimizer = key(..., "how a step follows the gradient")
+    schedule: Annotated[Constant | Cosine, Field(discriminator="kind")] = key(
+        Constant(kind="constant"), "how the learning rate changes"
+    )
     save: Save
     log: Log
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
-    step_timeout: Annotated[float, Field(ge=0)] = (
-        600  # seconds, and data.retry_seconds more, for a stage of a step, also to fetch its data; 0: any
+    step_timeout: Annotated[float, Field(ge=0)] = key(
+        600,
+        "the most for a stage of a step, and `data.retry_seconds` more, then the run fails; 0: any time",
+        "seconds",
     )
-    profile: Count = 0  # steps that torch's profiler records, after ten others, to profile.json
+    profile: Count = key(0, "steps that torch's profiler records, after ten others, to profile.json", "steps")
 
     def folder(self, name: str) -> Path:
         """The run's folder, for a recipe of this name."""
@@ -229,7 +245,7 @@ class Pretrain(Section):
 
 
 class EvaluateRun(Section):
-    """Evaluation of a run's frozen encoder: `from` is the run's folder, `images` one of its checkpoints.
+    """Evaluation of a run's frozen encoder.
 
     What is left at its default in `tracking` is as the run's own recipe says.
     """
@@ -237,8 +253,10 @@ class EvaluateRun(Section):
     trains: ClassVar[bool] = False
 
     task: Literal["evaluate"]
-    from_: Annotated[str, Field(alias="from")]
-    images: Positive | None = None  # null: the newest
+    from_: Annotated[str, Field(alias="from")] = key(..., "the run's folder")
+    images: Positive | None = key(
+        None, "which of its checkpoints, by the images seen; null: the newest", "images"
+    )
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
 
