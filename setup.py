@@ -34,5 +34,5 @@ setup(
         "tqdm",
         "psutil",
     ],
-    extras_require={"test": ["pytest", "psycopg2-binary", "ruff", "setuptools>=70.1"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"]},
 )

@@ -22,6 +22,21 @@ def digits(tmp_path_factory) -> Dataset:
     return make("digits", to=to, workers=1, progress=False)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: a worker a core, four at most, since many tests start ranks."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def pytest_collection_modifyitems(config, items):
+    """With several workers a file's tests stay together: they share what is dear. So do those of one Slurm."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            path = item.path.relative_to(config.rootpath)
+            group = "tests/slurm" if path.parts[:2] == ("tests", "slurm") else path.as_posix()
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Tests and seconds of each suite, set-up included."""
     tests, seconds = Counter(), Counter()
