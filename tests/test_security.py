@@ -24,7 +24,7 @@ from data_pipelines.sources import cifar
 from trainer.checkpoints.format import manifest_digest
 from trainer.checkpoints.load import load, newest
 from trainer.checkpoints.save import snapshot, write
-from trainer.exports import torchvision_resnet
+from trainer.exports import torchvision_weights
 from trainer.exports.encoder import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +135,7 @@ def test_foreign_weights_that_are_a_program(payload, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "zip.pt")
     torch.save({"state_dict": weights}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     for name in ("bare.pt", "zip.pt", "legacy.pt"):
-        assert "no weights can be read" in refused(torchvision_resnet.read, tmp_path / name)
+        assert "no weights can be read" in refused(torchvision_weights.read, tmp_path / name)
         assert "no exported encoder" in refused(load_encoder, tmp_path / name)
 
 

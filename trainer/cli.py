@@ -1,10 +1,9 @@
 """The console command `hybrid-infomax`: every door of the project, one sub-command each."""
 
-import argparse
 import sys
 from collections.abc import Callable
 
-from data_pipelines.common.arguments import Parser
+from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer import main as trainer_main
@@ -13,34 +12,58 @@ from trainer.recipe.loading import RECIPES
 from trainer.recipe.messages import either
 
 PROGRAM = "hybrid-infomax"
-HELP = """\
-Pretraining of image encoders by mutual information.
-
-{commands}
-
-{program} COMMAND --help says more. Examples:
-
-  {program} train recipe=quickstart
-  {program} print recipe=dim_local optimizer.lr=3e-4
-  {program} shards source=cifar10 to=data/cifar10
-
-`train` is one process. Several are started by accelerate, with the file of an engine:
-
-  accelerate launch --config_file "$({program} print launch/ddp)" \\
-      --num_processes 4 -m trainer.main recipe=dim_local
-"""
+RECIPE_WORDS = {
+    "recipe=NAME": "a recipe of `list`, or the path of a .yaml file",
+    "KEY=VALUE": "any key of the recipe, such as optimizer.lr=3e-4",
+}
+STATUS = {0: "printed", 2: MISTAKE}
+LIST_HELP = help_page(
+    "Lists the recipes: name, task and what it is, a line each.",
+    [f"{PROGRAM} list"],
+    {"-h, --help": "this page"},
+    [f"{PROGRAM} list"],
+    STATUS,
+)
+PRINT_HELP = help_page(
+    "Prints a recipe with every default filled in and where each value came from, or the path of an engine's "
+    "file for accelerate launch --config_file.",
+    [f"{PROGRAM} print recipe=NAME [KEY=VALUE ...]", f"{PROGRAM} print launch/ENGINE"],
+    {**RECIPE_WORDS, "launch/ENGINE": "launch/cpu, ddp, zero1, zero2, zero3 or fsdp2"},
+    [f"{PROGRAM} print recipe=dim_local optimizer.lr=3e-4", f"{PROGRAM} print launch/zero2"],
+    STATUS,
+)
+PLAN_HELP = help_page(
+    "Prints what a recipe that trains will do and cost before anything runs: parameters, memory, steps, "
+    "checkpoints, and what each number of ranks reads.",
+    [f"{PROGRAM} plan recipe=NAME [KEY=VALUE ...]"],
+    RECIPE_WORDS,
+    [f"{PROGRAM} plan recipe=dim_local", f"{PROGRAM} plan recipe=moco_imagenet batch=512"],
+    STATUS,
+)
 
 
 def train(words: list[str]) -> int:
     return trainer_main.main(words)
 
 
+def asks_for_help(words: list[str], page: str) -> bool:
+    """Prints the page of a command where its words ask for it."""
+    if not HELP_WORDS & set(words):
+        return False
+    print(page)
+    return True
+
+
 def list_recipes(words: list[str]) -> int:
+    if asks_for_help(words, LIST_HELP):
+        return 0
     return trainer_main.main(["--list", *words])
 
 
 def print_recipe(words: list[str]) -> int:
     """A recipe, or the path of an engine's file: `print launch/zero2`."""
+    if asks_for_help(words, PRINT_HELP):
+        return 0
     if words and words[0].startswith("launch/"):
         print(launch_file(words))
         return 0
@@ -57,6 +80,8 @@ def launch_file(words: list[str]) -> str:
 
 
 def plan(words: list[str]) -> int:
+    if asks_for_help(words, PLAN_HELP):
+        return 0
     return trainer_main.main(["--plan", *words])
 
 
@@ -79,12 +104,15 @@ def tracking(words: list[str]) -> int:
 
 
 def import_weights(words: list[str]) -> int:
-    from trainer.exports import torchvision_resnet
+    from trainer.exports.torchvision_resnet import main
 
-    if {"-h", "--help"} & set(words):
-        print(torchvision_resnet.__doc__)
-        return 0
-    return torchvision_resnet.main(words)
+    return main(words)
+
+
+def environment(words: list[str]) -> int:
+    from trainer.tasks.environment.command import main
+
+    return main(words)
 
 
 DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
@@ -96,19 +124,29 @@ DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "checkpoints": (checkpoints, "look at them, make room: list|verify|prune DIR"),
     "tracking": (tracking, "deliver later what MLflow does not have yet: sync DIR"),
     "import": (import_weights, "others' ResNet as an encoder: from=CHECKPOINT to=FILE"),
+    "env": (environment, "versions, machine and engines, for a question or a bug report"),
 }
+
+
+def page() -> str:
+    """The help of the command: every door on one screen."""
+    return help_page(
+        "Pretraining of image encoders by mutual information.",
+        [f"{PROGRAM} COMMAND ...", f"{PROGRAM} COMMAND --help"],
+        {name: summary for name, (_, summary) in DOORS.items()},
+        [
+            f"{PROGRAM} train recipe=quickstart     (one process; several are started by accelerate:)",
+            f'accelerate launch --config_file "$({PROGRAM} print launch/ddp)" \\',
+            "    --num_processes 4 -m trainer.main recipe=dim_local",
+        ],
+        {0: "done", 1: "stopped, damaged or not delivered: the last line says which", 2: MISTAKE},
+    )
 
 
 def parse(words: list[str]) -> Callable[[list[str]], int]:
     """The command line without a door's words -> the door. Raises UserError."""
-    summaries = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in DOORS.items())
-    parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND ...",
-        description=HELP.format(program=PROGRAM, commands=summaries),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser = Parser(prog=PROGRAM, page=page())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (door, _) in DOORS.items():
         commands.add_parser(name, add_help=False).set_defaults(door=door)
     if words and not words[0].startswith("-") and words[0] not in DOORS:
@@ -124,8 +162,9 @@ def run(words: list[str]) -> int:
 
 def main() -> None:
     """The console script. Ends the process."""
-    launch.set_environment()
     words = sys.argv[1:]
+    if words[:1] != ["env"]:  # which shows what its user has set
+        launch.set_environment()
     status = trainer_main.exit_status(lambda: run(words))
     if words[:1] == ["train"]:
         launch.leave(status)  # with ranks and threads of torch

@@ -1,10 +1,4 @@
-"""The entry: reads the recipe and runs its task.
-
-accelerate launch trainer/main.py recipe=NAME [a.b=value ...]        outside a checkout: -m trainer.main
-python trainer/main.py --list | recipe=NAME --print | recipe=NAME --plan | recipe=NAME --folder
-
---allow-commands lets data.root=pipe:COMMAND and s3://... start programs.
-"""
+"""The entry: reads the recipe and runs its task. `accelerate launch trainer/main.py recipe=NAME`"""
 
 import os
 import sys
@@ -15,21 +9,56 @@ from pathlib import Path
 # The folder of a script comes first on the path, where a module of ours might hide one of Python's.
 # `-m trainer.main` has a spec, and the working directory comes first there.
 if __name__ == "__main__" and __spec__ is None:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # type: ignore[unreachable]  # a script has no spec
 
+from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from trainer.distributed import launch
 from trainer.recipe import loading
+from trainer.tracking import mlflow_store
 
 ALLOWED = "--allow-commands"
 QUESTIONS = ("--list", "--print", "--plan", "--folder")
+HELP = help_page(
+    "Trains or evaluates what a recipe describes. The same command continues a run that was stopped or "
+    "killed.",
+    [
+        "accelerate launch trainer/main.py recipe=NAME [KEY=VALUE ...] [OPTION ...]",
+        "accelerate launch --config_file recipes/launch/ENGINE.yaml --num_processes N trainer/main.py ...",
+        "accelerate launch -m trainer.main recipe=NAME ...     (outside a checkout)",
+    ],
+    {
+        "recipe=NAME": "one of --list, or the path of a .yaml file",
+        "KEY=VALUE": "any key of the recipe, such as optimizer.lr=3e-4; values are YAML. recipes/README.md "
+        "has all keys with units and defaults",
+        "run=NAME": "the run's name, which its folder bears; default: the recipe's",
+        "ENGINE": "ddp, zero1, zero2, zero3 or fsdp2, for several processes; cpu for one",
+        "--list": "prints the recipes, a line each",
+        "--print": "prints every value of the recipe and where it came from",
+        "--plan": "prints what the recipe will do and cost: parameters, memory, steps, ranks",
+        "--folder": "prints the folder of the run",
+        "--allow-commands": "lets data.root=pipe:COMMAND and s3://... start programs; default: refused",
+    },
+    [
+        "accelerate launch trainer/main.py recipe=quickstart",
+        "accelerate launch trainer/main.py recipe=dim_local objective.bound=infonce run=infonce",
+        "accelerate launch trainer/main.py recipe=evaluate from=outputs/quickstart",
+        "python trainer/main.py recipe=dim_local --plan",
+    ],
+    {
+        0: "finished, also by an earlier start",
+        1: "stopped on request and saved, or failed: the last line says which",
+        2: MISTAKE,
+        130: "interrupted before training began",
+    },
+)
 
 
 def main(arguments: list[str]) -> int:
     """The command; its exit status. Raises UserError for what its user can mend."""
     launch.set_environment()
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if HELP_WORDS & set(arguments):
+        print(HELP)
         return 0
     options = [word for word in arguments if word.startswith("-")]
     arguments = [word for word in arguments if word not in options]
@@ -62,6 +91,7 @@ def main(arguments: list[str]) -> int:
 
 def train(loaded: loading.ResolvedRecipe) -> int:
     """Runs the recipe's task on this rank; the process's exit status."""
+    mlflow_store.configure()  # DeepSpeed imports MLflow, which reads its settings then
     precision = loaded.recipe.launch_precision
     context = launch.start(precision)
     if context.is_main:

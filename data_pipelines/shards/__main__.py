@@ -1,49 +1,71 @@
-"""Writes and verifies WebDataset shards with an index.
-
-python -m data_pipelines.shards source=digits to=data/digits
-python -m data_pipelines.shards source=cifar10 from=data/raw to=data/cifar10
-python -m data_pipelines.shards source=folder from=photos to=data/photos
-python -m data_pipelines.shards source=wds from='laion/*.tar' to=data/laion
-python -m data_pipelines.shards verify data/cifar10
-
-source=   digits    scikit-learn's handwritten digits, embedded
-          cifar10, cifar100    the official archive or its folder; fetched when from= is left out
-          stl10     the official folder stl10_binary: train, test and unlabelled
-          folder    image files: train/CLASS/..., val/CLASS/... or CLASS/..., or no classes at all
-          wds       WebDataset tars, indexed where they lie: train/*.tar, name-val-000000.tar, ...
-from=     the source's own files: a folder, an archive, for wds a folder or a quoted pattern
-to=       the folder to make; after any interruption, the same command continues
-shard=    images a shard; digits 500, cifar10 and cifar100 5000, stl10 and folder 1000
-workers=  processes; one in 5000 images and one a tar, up to the cores
-test_percent=   of folder and wds without splits: how many in 100 become test, by a hash of each name; 10
-label=    of wds: the key of the label in <key>.json; <key>.cls when it is left out. classes.txt beside the
-          tars names the classes, one a line
-
-Nothing unreadable stops it: such images are named, left out and counted.
-"""
+"""The command that makes and verifies data sets: python -m data_pipelines.shards"""
 
 import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
 from data_pipelines.shards.verify import verify
 
+PROGRAM = "python -m data_pipelines.shards"
+HELP = help_page(
+    "Makes a data set: WebDataset shards with an index, or an index of tars where they lie.\n"
+    "Nothing unreadable stops it: such images are named, left out and counted.",
+    [f"{PROGRAM} source=SOURCE [from=FILES] to=DIR [KEY=VALUE ...]", f"{PROGRAM} verify DIR"],
+    {
+        "source=digits": "scikit-learn's handwritten digits, embedded",
+        "source=cifar10": "the official archive or its folder, also cifar100; fetched when from= is left out",
+        "source=stl10": "the official folder stl10_binary: train, test and unlabelled",
+        "source=folder": "image files: train/CLASS/..., val/CLASS/... or CLASS/..., or no classes at all",
+        "source=wds": "WebDataset tars, indexed where they lie: train/*.tar, name-val-000000.tar, ...",
+        "from=FILES": "the source's own files: a folder, an archive, for wds a folder or a quoted pattern",
+        "to=DIR": "the folder to make; after any interruption, the same command continues",
+        "shard=N": "images a shard; default: digits 500, cifar10 and cifar100 5000, stl10 and folder 1000",
+        "workers=N": "processes; default: one in 5000 images and one a tar, up to the cores",
+        "test_percent=N": "of folder and wds without splits: how many in 100 become test, by a hash of each "
+        "name; default: 10",
+        "label=KEY": "of wds: the key of the label in <key>.json; default: <key>.cls. classes.txt beside the "
+        "tars names the classes, one a line",
+        "verify DIR": "reads every byte of a data set again",
+    },
+    [
+        f"{PROGRAM} source=digits to=data/digits",
+        f"{PROGRAM} source=cifar10 to=data/cifar10",
+        f"{PROGRAM} source=folder from=photos to=data/photos",
+        f"{PROGRAM} source=wds from='laion/*.tar' to=data/laion",
+    ],
+    {
+        0: "the data set is made, also by an earlier start",
+        1: "verify: something differs from what was written",
+        2: MISTAKE,
+        130: "interrupted; the same command continues",
+    },
+)
+VERIFY_HELP = help_page(
+    "Reads every byte of a data set and compares it with what was written.",
+    [f"{PROGRAM} verify DIR"],
+    {"DIR": "the folder of a data set, which holds dataset.json"},
+    [f"{PROGRAM} verify data/digits"],
+    {0: "all is as it was written", 1: "a line for each file or image that differs", 2: MISTAKE},
+)
+
 
 def main(arguments: list[str]) -> int:
     """The command. Returns its exit status: 1 where verify found something, 2 for a user's mistake."""
     try:
+        if HELP_WORDS & set(arguments):
+            print(VERIFY_HELP if arguments[0] == "verify" else HELP)
+            return 0
         if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
             return _verify(arguments[1])
-        if {"-h", "--help"} & set(arguments):
-            print(__doc__.strip())
-            return 0
         if not arguments or not all("=" in argument for argument in arguments):
-            print(__doc__.strip(), file=sys.stderr)
+            print(HELP, file=sys.stderr)
             return 2
         return _make(_options(arguments))
     except UserError as error:
@@ -64,15 +86,11 @@ def _options(arguments: list[str]) -> dict:
         if key in options or not value:
             what = "given twice" if key in options else "has no value"
             raise UserError(f"{argument}: {what}; give {key}= once")
-        if key in ("shard", "workers"):
-            if not re.fullmatch("[1-9][0-9]*", value):
-                raise UserError(f"{argument}: expected a whole number of at least 1")
-            value = int(value)
-        if key == "test_percent":
-            if not re.fullmatch("[0-9]{1,2}", value):
-                raise UserError(f"{argument}: expected a whole number from 0 to 99")
-            value = int(value)
-        options[key] = value
+        if key in ("shard", "workers") and not re.fullmatch("[1-9][0-9]*", value):
+            raise UserError(f"{argument}: expected a whole number of at least 1")
+        if key == "test_percent" and not re.fullmatch("[0-9]{1,2}", value):
+            raise UserError(f"{argument}: expected a whole number from 0 to 99")
+        options[key] = int(value) if key in ("shard", "workers", "test_percent") else value
     for key in ("source", "to"):
         if key not in options:
             raise UserError(f"{key}= is missing; for example source=digits to=data/digits")
@@ -82,7 +100,7 @@ def _options(arguments: list[str]) -> dict:
 def _make(options: dict) -> int:
     start = time.monotonic()
     to = options["to"]
-    more = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
+    more: dict[str, Any] = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
     more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
     there = is_made(Path(to))
     dataset = make(options["source"], to, **more)

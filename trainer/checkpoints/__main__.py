@@ -1,204 +1,63 @@
 """The command that inspects checkpoints: python -m trainer.checkpoints list|verify|prune DIR"""
 
 import argparse
-import os
 import sys
-import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines.common.arguments import Parser
+from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.locks import close_locked, open_locked
-from trainer.checkpoints.format import MANIFEST, Damaged, verify
-from trainer.checkpoints.load import NAME, newest, visible
-from trainer.checkpoints.retention import clean, expired, leftovers, remove
-from trainer.recipe import loading
 
 PROGRAM = "python -m trainer.checkpoints"
 DIR = "a run's folder, its checkpoints/ folder, a folder of runs such as outputs/, or one checkpoint images-N"
-NEXT = "; the next start continues from it, if verify finds it whole"
+HELP = help_page(
+    "Checkpoints at rest: what is there, whether it is whole, and how room is made.",
+    [f"{PROGRAM} list DIR", f"{PROGRAM} verify DIR", f"{PROGRAM} prune DIR [OPTION ...]"],
+    {
+        "list": "what is there: size, time, ranks, and which one the next start continues from",
+        "verify": "reads every byte",
+        "prune": "removes older ones as training does, never the newest whole one",
+        "DIR": DIR,
+        "OPTION": f"of prune; {PROGRAM} prune --help shows them",
+    },
+    [
+        f"{PROGRAM} list outputs",
+        f"{PROGRAM} verify outputs/dim_local",
+        f"{PROGRAM} prune outputs/dim_local --keep 1 --dry-run",
+    ],
+    {0: "done; verify: all are whole", 1: "verify: one is damaged; prune: none is whole", 2: MISTAKE},
+)
+LIST_HELP = help_page(
+    "Lists checkpoints with size, time, ranks and engine, and shows which one the next start continues from. "
+    "It reads manifests and sizes only.",
+    [f"{PROGRAM} list DIR"],
+    {"DIR": DIR},
+    [f"{PROGRAM} list outputs", f"{PROGRAM} list outputs/dim_local"],
+    {0: "listed", 2: MISTAKE},
+)
+VERIFY_HELP = help_page(
+    "Reads every byte of checkpoints and compares it with the digests in their manifests.",
+    [f"{PROGRAM} verify DIR"],
+    {"DIR": DIR},
+    [f"{PROGRAM} verify outputs/dim_local"],
+    {0: "all are whole", 1: "a line for each that is damaged", 2: MISTAKE},
+)
+PRUNE_HELP = help_page(
+    "Removes older checkpoints as training does, never the newest whole one. A run that is being written is "
+    "refused.",
+    [f"{PROGRAM} prune DIR [--keep N] [--keep-every M] [--dry-run]"],
+    {
+        "DIR": "a run's folder, its checkpoints/ folder, or a folder of runs such as outputs/",
+        "--keep N": "the newest N checkpoints stay; default: the recipe's save.keep",
+        "--keep-every M": "of each M images the first one stays; default: the recipe's save.keep_every",
+        "--dry-run": "prints what would be removed, and removes nothing",
+    },
+    [f"{PROGRAM} prune outputs/dim_local --keep 1 --dry-run", f"{PROGRAM} prune outputs --keep 2"],
+    {0: "done", 1: "no checkpoint is whole; nothing was removed", 2: MISTAKE},
+)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The checkpoints that the command line names, (images, path), fewest images first, and their folder."""
-
-    folder: Path
-    checkpoints: list[tuple[int, Path]]
-    single: bool = False  # the command line names one checkpoint, not its folder
-
-
-def select(directory: Path) -> list[Selection]:
-    """The checkpoints of DIR, a selection for each run. Raises UserError where DIR is no such folder."""
-    if not directory.name or directory.name == "..":
-        directory = directory.resolve()
-    if (match := NAME.fullmatch(directory.name)) and directory.is_dir():
-        return [Selection(directory.parent, [(int(match[1]), directory)], single=True)]
-    if (directory / "checkpoints").is_dir() or (directory / "journal.jsonl").is_file():
-        directory = directory / "checkpoints"
-    elif directory.name != "checkpoints" and not visible(directory):
-        if runs := sorted(directory.glob("*/checkpoints")):
-            return [Selection(folder, visible(folder)) for folder in runs]
-        raise UserError(f"{directory}: no checkpoints there; expected {DIR}")
-    if not directory.is_dir() and not directory.parent.is_dir():
-        raise UserError(f"{directory}: does not exist; expected {DIR}")
-    return [Selection(directory, visible(directory))]
-
-
-# ---- list ----------------------------------------------------------------------------------------
-
-
-def list_checkpoints(selection: Selection) -> int:
-    """Prints a line for each checkpoint, from its manifest and its files' sizes alone; returns 0."""
-    manifests = {path: inspect(path, digests=False) for _, path in selection.checkpoints}
-    count = len(manifests)
-    total = f"{count} checkpoint{'s' * (count != 1)}, {megabytes(sum(map(size, manifests)))}"
-    print(f"{selection.folder}: {total if manifests else 'none yet'}")
-    following = next_start(selection)
-    for path, (manifest, damage) in manifests.items():
-        ranks = f"{manifest.get('world', '?')} rank{'s' * (manifest.get('world') != 1)}"
-        columns = (
-            f"{megabytes(size(path)):>10}  {saved_at(path)}  {ranks:>8}  {manifest.get('engine', ''):14}"
-        )
-        status = f"damaged: {damage}" if damage else "complete, not read" + NEXT * (path == following)
-        print(f"  {path.name}  {columns}  {status}")
-    for path in [] if selection.single else leftovers(selection.folder):
-        print(f"  {path.name}  {megabytes(size(path))}: being saved or removed now, or left by a killed run")
-    return 0
-
-
-def inspect(path: Path, digests: bool) -> tuple[dict, str]:
-    """A checkpoint's manifest and "", or {} and the damage."""
-    try:
-        return verify(path, digests), ""
-    except Damaged as damage:
-        return {}, str(damage)
-
-
-def next_start(selection: Selection) -> Path | None:
-    """The checkpoint that the next start of this run continues from, if its digests hold."""
-    newest_first = reversed(visible(selection.folder))
-    return next((path for _, path in newest_first if not inspect(path, digests=False)[1]), None)
-
-
-def saved_at(path: Path) -> str:
-    """When a checkpoint was saved, local time."""
-    for written in (path / MANIFEST, path):
-        with suppress(FileNotFoundError):
-            return time.strftime("%Y-%m-%d %H:%M", time.localtime(written.stat().st_mtime))
-    return "removed meanwhile"
-
-
-def size(path: Path) -> int:
-    """Bytes of all files in a folder; without those that a run removes meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.stat(os.path.join(folder, name)).st_size
-    return total
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes in units of 10^6."""
-    return f"{count / 1e6:,.1f} MB"
-
-
-# ---- verify --------------------------------------------------------------------------------------
-
-
-def verify_checkpoints(selection: Selection) -> int:
-    """Reads every byte and prints a line for each checkpoint; returns 1 where one is damaged."""
-    damaged = 0
-    for _, path in selection.checkpoints:
-        _, damage = inspect(path, digests=True)
-        if damage and not path.exists():
-            print(f"{path}: removed meanwhile by its run")
-            continue
-        damaged += bool(damage)
-        print(
-            f"{path}: damaged: {damage}" if damage else f"{path}: whole, {megabytes(size(path))}", flush=True
-        )
-    if not selection.checkpoints:
-        print(f"{selection.folder}: no checkpoint yet")
-    return min(damaged, 1)
-
-
-# ---- prune ---------------------------------------------------------------------------------------
-
-
-def prune(selection: Selection, keep: int | None, keep_every: int | None, dry_run: bool) -> int:
-    """Removes what training would not have kept, and leftovers; returns 1 where no checkpoint is whole.
-
-    Raises UserError where the run is being written, how many to keep is not known, or removing fails.
-    """
-    if selection.single:
-        raise UserError(
-            f"{selection.checkpoints[0][1]}: is one checkpoint; prune takes the folder of its run"
-        )
-    keep, keep_every = retention_rule(selection.folder, keep, keep_every)
-    journal, lock = selection.folder.parent / "journal.jsonl", None
-    try:
-        if journal.exists():  # where there is none, no run is being written
-            lock = open_locked(journal)
-            if lock is None:
-                raise UserError(f"{selection.folder.parent}: a run is writing there; prune when it has ended")
-        return _prune(selection.folder, keep, keep_every, dry_run)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or selection.folder}: cannot be changed: {error.strerror}"
-        ) from error
-    finally:
-        if lock is not None:
-            close_locked(lock)
-
-
-def retention_rule(folder: Path, keep: int | None, keep_every: int | None) -> tuple[int, int]:
-    """Both options; None is replaced by the value in the run's recipe. Raises UserError without a recipe."""
-    recipe = folder.parent / "recipe.yaml"
-    if recipe.exists() and None in (keep, keep_every):
-        save = loading.load_saved(recipe).recipe.save
-        keep = save.keep if keep is None else keep
-        keep_every = save.keep_every if keep_every is None else keep_every
-    if keep is None:
-        raise UserError(f"{folder} has no recipe.yaml with save.keep beside it; pass --keep N")
-    return keep, keep_every or 0
-
-
-def _prune(folder: Path, keep: int, keep_every: int, dry_run: bool) -> int:
-    checkpoint = newest(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
-    if checkpoint is None and visible(folder):
-        print(f"error: {folder}: no checkpoint is whole; nothing was removed", file=sys.stderr)
-        return 1
-    superfluous = expired(folder, checkpoint.images, keep, keep_every) if checkpoint else []
-    rest = [(path, size(path)) for path in leftovers(folder)]
-    done, freed = "would be removed" if dry_run else "removed", 0
-    for path in superfluous:
-        freed += (count := size(path))
-        if not dry_run:
-            remove(path)
-        print(f"{path}: {done}, {megabytes(count)}", flush=True)
-    if not dry_run:
-        clean(folder, raise_user_error)
-    for path, count in rest:
-        freed += count
-        print(f"{path}: a leftover, {done}, {megabytes(count)}")
-    remaining = len(visible(folder)) - len(superfluous) * dry_run
-    print(f"{folder}: {remaining} kept, {megabytes(freed)} {'would be ' * dry_run}freed")
-    return 0
-
-
-def raise_user_error(line: str) -> None:
-    """A leftover that cannot be removed is a warning at a run's start, but an error where the user prunes."""
-    raise UserError(line)
-
-
-# ---- the command line ----------------------------------------------------------------------------
-
-
-def number(least: int):
+def number(least: int) -> Callable[[str], int]:
     """The argparse type of a whole number of at least `least`."""
 
     def read(text: str) -> int:
@@ -215,51 +74,25 @@ def number(least: int):
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line. Raises UserError."""
-    parser = Parser(prog=PROGRAM, description="Checkpoints at rest: what is there, is it whole, make room.")
+    parser = Parser(prog=PROGRAM, page=HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|prune")
-    helps = {
-        "list": "what is there: size, time, ranks, and which one the next start continues from",
-        "verify": "read every byte; status 1 where a checkpoint is damaged",
-        "prune": "remove older ones as training does, never the newest whole one",
-    }
-    for name, text in helps.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("folder", metavar="DIR", type=Path, help=DIR)
-    command.add_argument(
-        "--keep", type=number(1), metavar="N", help="the newest N stay (default: the recipe's save.keep)"
-    )
-    command.add_argument(
-        "--keep-every",
-        type=number(0),
-        metavar="M",
-        help="of each M images the first stays (default: the recipe's save.keep_every)",
-    )
-    command.add_argument("--dry-run", action="store_true", help="print what would be removed")
+    for name, page in (("list", LIST_HELP), ("verify", VERIFY_HELP), ("prune", PRUNE_HELP)):
+        command = commands.add_parser(name, page=page)
+        command.add_argument("folder", metavar="DIR", type=Path)
+    command.add_argument("--keep", type=number(1), metavar="N")
+    command.add_argument("--keep-every", type=number(0), metavar="M")
+    command.add_argument("--dry-run", action="store_true")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns 0, 1 where a checkpoint is damaged, 2 for a user's mistake."""
-    status = 0
     try:
         options = parse(arguments)
-        for selection in select(options.folder):
-            status = max(status, run(selection, options))
+        from trainer.checkpoints import inspection  # torch: help does not wait for it
+
+        return inspection.run(options, DIR)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return status
-
-
-def run(selection: Selection, options: argparse.Namespace) -> int:
-    """The command on one run's checkpoints; returns its status."""
-    if options.command == "list":
-        return list_checkpoints(selection)
-    if options.command == "verify":
-        return verify_checkpoints(selection)
-    try:
-        return prune(selection, options.keep, options.keep_every, options.dry_run)
-    except UserError as error:  # the other runs are still pruned
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -5,12 +5,35 @@ from pathlib import Path
 
 import yaml
 
-from data_pipelines.common.arguments import Parser
+from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
 from trainer.recipe.schema import NO_SECRETS, Tracking
 from trainer.tracking import mlflow_store
 from trainer.tracking.address import uri_for
 from trainer.tracking.delivery import Delivery
+
+PROGRAM = "python -m trainer.tracking"
+ARGUMENTS = {
+    "DIR": "the folder of outputs, or one run in it",
+    "--uri ADDRESS": "MLflow's, http(s)://HOST:PORT or sqlite:///FILE; default: the recipe's, or the file "
+    "mlflow.db beside the runs. Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+EXAMPLES = [f"{PROGRAM} sync outputs", f"{PROGRAM} sync outputs/dim_local --uri http://mlflow.example:5000"]
+STATUS = {0: "nothing is left to deliver", 1: "something is left; run it again later", 2: MISTAKE}
+HELP = help_page(
+    "Tracking of runs that trained without MLflow: all that they logged is in their journals.",
+    [f"{PROGRAM} sync DIR [--uri ADDRESS]"],
+    {"sync": "delivers to MLflow what it does not have yet", **ARGUMENTS},
+    EXAMPLES,
+    STATUS,
+)
+SYNC_HELP = help_page(
+    "Delivers to MLflow what it does not have yet: a line for each run. Nothing is delivered twice.",
+    [f"{PROGRAM} sync DIR [--uri ADDRESS]"],
+    ARGUMENTS,
+    EXAMPLES,
+    STATUS,
+)
 
 
 def sync(folder: Path, uri: str | None = None) -> int:
@@ -51,6 +74,7 @@ def _status(run: Path, uri: str | None, down: set[str]) -> int:
 def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
     recipe = _tracking_of(run)
     address = uri_for(uri or (None if recipe.uri == "none" else recipe.uri), run.resolve().parent)
+    assert address is not None  # `sync` has refused "none"
     delivery = Delivery(run, address, recipe.experiment, run.resolve().name, print)
     size = delivery.waiting()
     if not size:
@@ -93,11 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     A mistake in one run (a broken recipe.yaml) does not keep the others from being delivered.
     """
-    parser = Parser(prog="python -m trainer.tracking", description="Tracking of runs that had no network.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("sync", help="deliver to MLflow what runs without a network have left")
-    command.add_argument("folder", type=Path, help="the folder of outputs, or one run in it")
-    command.add_argument("--uri", help="MLflow's address (default: the recipe's, or outputs/mlflow.db)")
+    parser = Parser(prog=PROGRAM, page=HELP)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="sync")
+    command = commands.add_parser("sync", page=SYNC_HELP)
+    command.add_argument("folder", metavar="DIR", type=Path)
+    command.add_argument("--uri", metavar="ADDRESS")
     try:
         options = parser.parse_args(arguments)
         return sync(options.folder, options.uri)

@@ -9,7 +9,7 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from tests.helpers.torchvision_shapes import torchvision_shapes
-from trainer.exports import torchvision_resnet
+from trainer.exports import torchvision_resnet, torchvision_weights
 from trainer.exports.encoder import load_encoder
 from trainer.networks.build import build_encoder
 from trainer.recipe.loading import load
@@ -73,11 +73,11 @@ def test_networks_of_other_layers_are_refused_and_nothing_is_written(tmp_path):
     for weights in (lacking, wide, plain | {"layer1.0.se.weight": torch.zeros(3)}):
         torch.save(weights, tmp_path / "other.pt")
         with pytest.raises(UserError, match=r"no plain ResNet-18: 1 tensors") as refused:
-            torchvision_resnet.convert(tmp_path / "other.pt", tmp_path / "e.safetensors")
+            torchvision_weights.convert(tmp_path / "other.pt", tmp_path / "e.safetensors")
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "e.safetensors").exists()
     torch.save({name: tensor.half() for name, tensor in plain.items()}, tmp_path / "half.pt")
-    torchvision_resnet.convert(tmp_path / "half.pt", tmp_path / "e.safetensors")
+    torchvision_weights.convert(tmp_path / "half.pt", tmp_path / "e.safetensors")
     loaded = load_encoder(tmp_path / "e.safetensors")
     assert loaded(torch.randn(1, 3, 64, 64))["y"].dtype == torch.float32
 
@@ -88,7 +88,7 @@ def test_other_files_are_one_line(tmp_path):
     (tmp_path / "code.pt").write_bytes(pickle.dumps({"state_dict": subprocess.run}))
     for name in ("text", "other.pt", "code.pt", "missing"):
         with pytest.raises(UserError, match=name) as refused:
-            torchvision_resnet.read(tmp_path / name)
+            torchvision_weights.read(tmp_path / name)
         assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="from=CHECKPOINT"):
         torchvision_resnet.main(["from=a"])
