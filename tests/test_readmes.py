@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import ROOT
 from tests.helpers.command_lines import Done, process, script, tiny
 from tests.helpers.kept_files import kept_files
 from tests.helpers.readme_checks import (
@@ -135,10 +134,11 @@ def test_a_command_that_neither_runs_nor_says_what_it_needs_is_noticed(tmp_path)
 
 @pytest.fixture(scope="module")
 def checkout(digits, tmp_path_factory) -> Path:
-    """A copy of the checkout by links, with data, photographs and two finished runs of its own."""
+    """A copy of the repository, with data, photographs and two finished runs."""
     root = tmp_path_factory.mktemp("checkout")
-    for top in REPOSITORY.top:
-        (root / top).symlink_to(ROOT / top)
+    for file in FILES:
+        (root / name(file)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / name(file))
     shutil.copytree(digits.root, root / "data" / "digits")
     done = process(sys.executable, "trainer/main.py", *tiny(Path("outputs"), Path("data/digits")), cwd=root)
     assert done.status == 0, done.err
