@@ -220,11 +220,11 @@ def test_what_no_checkpoint_may_hold_is_known_before_a_save(train, factor):
 
 
 SMALLER = {  # networks of the recipe's kind that a test can afford
-    "dim": [],
+    "dim": ["encoder.channels=[8, 16, 32]", "encoder.fc=64"],
     "dim_alexnet": ["encoder.channels=[8, 8, 8, 8, 8]", "encoder.fc=32"],
     "resnet": ["encoder.width=16", "data.size=64"],  # of 8 channels oneDNN's backward pass ends the process
     "nvae": [
-        "data.size=32",
+        "data.size=16",
         "encoder.width=16",
         "encoder.tower=1",
         "encoder.decoder_tower=1",
@@ -246,6 +246,8 @@ def test_every_recipe_takes_two_steps(train, name):
     smaller = [*SMALLER[recipe.encoder.kind], "data.train=train", "data.labelled=null", "data.test=test"]
     if getattr(recipe.encoder, "stem", "") == "cifar":  # which halves nothing
         smaller.append("data.size=32")
+    if recipe.precision == "bf16":  # many times slower on cores without it; test_precision has its own steps
+        smaller.append("precision=float32")
     if name != "quickstart":
         smaller += [*SMALLER_OBJECTIVES[recipe.objective.kind], "schedule.warmup=0"]
         shuffle = recipe.key_shuffle
