@@ -3,12 +3,51 @@
 The recipes are installed as data of `trainer`: a package `recipes` would stand in everybody's site-packages.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+URL = "https://github.com/hybrid-infomax/hybrid-infomax"
+
+
+def long_description() -> str:
+    """README.md, with its links to files of the repository as addresses: an index shows it elsewhere."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\((?!https?://|#)([^)\s]+)\)", rf"]({URL}/blob/HEAD/\1)", text)
+    return re.sub(r'\b(src|srcset)="(?!https?://)([^"]+)"', rf'\1="{URL}/raw/HEAD/\2"', text)
+
 
 setup(
     name="hybrid-infomax",
     version="0.1.0",
     description="Pretraining of image encoders by mutual information, from a laptop to a cluster",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    author="The hybrid-infomax authors",
+    url=URL,
+    project_urls={
+        "Source": URL,
+        "Issues": f"{URL}/issues",
+        "Documentation": f"{URL}/blob/HEAD/README.md",
+        "Results": f"{URL}/blob/HEAD/benchmarks/README.md",
+    },
+    keywords=(
+        "self-supervised learning, mutual information, Deep InfoMax, MoCo, SimCLR, contrastive learning, "
+        "representation learning, WebDataset, DALI, DeepSpeed, MLflow, Slurm"
+    ),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["trainer", "trainer.*", "data_pipelines", "data_pipelines.*"]),

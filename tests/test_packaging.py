@@ -21,7 +21,7 @@ RECIPE_FILES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("
 def source(tmp_path_factory) -> Path:
     """A copy of what is packaged: building leaves files behind."""
     copy = tmp_path_factory.mktemp("source")
-    for name in (*SHIPPED, "recipes", "tests", "setup.py", "pyproject.toml"):
+    for name in (*SHIPPED, "recipes", "tests", "setup.py", "pyproject.toml", "README.md"):
         take = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         take(ROOT / name, copy / name)
     return copy
