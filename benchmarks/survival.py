@@ -25,7 +25,7 @@ import pytest
 
 from data_pipelines.shards.make import make
 from tests.helpers.faults.fault_harness import FaultHarness
-from tests.helpers.faults.forked_ranks import RankForker
+from tests.helpers.forked_ranks import RankForker
 from tests.helpers.faults.random_kills import kill_at_random
 from tests.helpers.faults.tiny_runs import RECIPES
 

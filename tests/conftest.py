@@ -11,6 +11,7 @@ import torch
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.shards.make import make
+from tests.helpers.forked_ranks import RankForker
 
 torch.set_num_threads(1)  # ranks and loaders of a test share a few cores
 
@@ -22,6 +23,13 @@ def digits(tmp_path_factory) -> Dataset:
     return make("digits", to=to, workers=1, progress=False)
 
 
+@pytest.fixture(scope="session")
+def forker():
+    """The parent process of forked ranks."""
+    with RankForker() as parent:
+        yield parent
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Of `-n auto`: a worker a core, four at most, since many tests start ranks."""
@@ -29,7 +37,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config, items):
-    """With several workers a file's tests stay together: they share what is dear. So do those of one Slurm."""
+    """With several workers a file's tests stay together: they share what is dear. So do those of Slurm."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             path = item.path.relative_to(config.rootpath)

@@ -3,8 +3,9 @@
 import pytest
 from safetensors.torch import load_file
 
+from tests.ranks.jobs import fork, launch
 from tests.ranks.test_engines import ENGINES, OBJECTIVES, engines, options
-from tests.ranks.test_ranks import WORLDS, distance, launch
+from tests.ranks.test_ranks import WORLDS, distance
 
 PAIRED = "hybrid"  # of which checkpoints go from every engine to every other
 READS = [  # objective, engine that saves, engine that reads: every pair of one, of the others each its own
@@ -17,7 +18,7 @@ READS = [  # objective, engine that saves, engine that reads: every pair of one,
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory, digits):
+def pairs(tmp_path_factory, digits, forker):
     """On 2 ranks every engine saves; on 1, 2 and 4 each takes a step from what it is to read."""
     folder = tmp_path_factory.mktemp("pairs")
     writing = [
@@ -32,7 +33,7 @@ def pairs(tmp_path_factory, digits):
         for objective in OBJECTIVES
         for engine in ENGINES
     ]
-    results = {"written": launch(folder, 2, writing)}
+    results = {"written": fork(forker, folder, 2, writing)}
     for world in WORLDS:
         jobs = [
             {

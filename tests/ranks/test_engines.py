@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ranks.jobs import fork, launch
 from tests.ranks.test_dim_on_ranks import COMPLETE
-from tests.ranks.test_ranks import KEEP, STEPS, WORLDS, distance, launch, recipe
+from tests.ranks.test_ranks import KEEP, STEPS, WORLDS, distance, recipe
 from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import load
 from trainer.distributed.engine_kind import EngineKind
@@ -66,7 +67,7 @@ def engines(world: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory, digits):
+def short(tmp_path_factory, digits, forker):
     """The folder, and on 2 ranks: each engine resumed, started from the checkpoint of the one before, with a
     layer that no loss reads, and made another engine."""
     folder = tmp_path_factory.mktemp("short")
@@ -95,7 +96,7 @@ def short(tmp_path_factory, digits):
     jobs += [
         {"name": f"wrong {engine}", "engine": engine, "recipe": words, "do": ["wrong"]} for engine in ENGINES
     ]
-    return folder, launch(folder, 2, jobs)
+    return folder, fork(forker, folder, 2, jobs)
 
 
 def test_all_engines_take_the_same_steps(short):
@@ -144,7 +145,7 @@ def test_an_engine_that_its_library_made_another_is_refused_on_every_rank(short,
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory, digits):
+def variants(tmp_path_factory, digits, forker):
     """On 2 ranks, each engine with and without accumulation, with keys that travel, and in bf16."""
     recipes = {
         f"{name} {objective}": [*options(objective, digits.root), *more]
@@ -158,7 +159,7 @@ def variants(tmp_path_factory, digits):
         for name, words in recipes.items()
         for engine in ENGINES
     ]
-    return launch(tmp_path_factory.mktemp("variants"), 2, jobs)
+    return fork(forker, tmp_path_factory.mktemp("variants"), 2, jobs)
 
 
 @pytest.mark.slow
@@ -192,12 +193,12 @@ def test_bf16_under_every_engine(variants, engine):
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
-def promise(request, tmp_path_factory, digits):
+def promise(request, tmp_path_factory, digits, forker):
     """An objective under every engine on 1, 2 and 4 ranks: (a) float64, (b) one step, (c) free."""
     folder = tmp_path_factory.mktemp("promise")
     wide, single = (options(request.param, digits.root, p) for p in ("float64", "float32"))
     kept = [{"name": "kept", "recipe": single, "do": ["free"], "steps": STEPS, "keep": KEEP}]
-    results = {0: launch(folder, 1, kept)}
+    results = {0: fork(forker, folder, 1, kept)}
     for world in WORLDS:
         jobs = []
         for engine in engines(world):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ranks.test_ranks import launch
+from tests.ranks.jobs import fork
 
 WORLDS = (1, 2)
 EVALUATE = {
@@ -15,9 +15,9 @@ EVALUATE = {
 
 
 @pytest.mark.slow
-def test_probes_are_equal_on_any_ranks(tmp_path, digits):
+def test_probes_are_equal_on_any_ranks(tmp_path, digits, forker):
     jobs = [{"data": str(digits.root), "evaluate": EVALUATE}]
-    results = {world: launch(tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
+    results = {world: fork(forker, tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
     figures, sums, refused, there = results[1]["ranks"][0]
     assert len(figures) == 12
     assert all(value > 0.3 for name, value in figures.items() if not name.endswith("std"))

@@ -5,10 +5,6 @@ losses and gradients. (c) float32, free: the same samples, losses within 1e-2. A
 any step ends with the bits of one that was not.
 """
 
-import json
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers import ROOT
+from tests.ranks.jobs import fork
 
 WORLDS = (1, 2, 4)
 KEEP = (0, 1, 5, 19)
@@ -41,32 +37,8 @@ def recipe(data: Path, precision: str) -> list[str]:
     ]
 
 
-def launch(
-    folder: Path, world: int, jobs: list[dict], worker: str = "worker.py", file: str | None = None
-) -> dict:
-    """Runs a worker on `world` ranks under a launch file and returns the results of each job by its name."""
-    name = str(world) if file is None else f"{file}-{world}"
-    described = folder / f"jobs-{name}.json"
-    described.write_text(json.dumps(jobs))
-    config = ROOT / "recipes/launch" / f"{file or ('ddp' if world > 1 else 'cpu')}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / worker), str(described)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    results = folder / f"results-{name}.json"
-    assert results.exists(), done.stdout + done.stderr
-    return json.loads(results.read_text())
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, digits):
+def runs(tmp_path_factory, digits, forker):
     """The folder of the jobs, and their results by number of ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     wide, single = recipe(digits.root, "float64"), recipe(digits.root, "float32")
@@ -76,9 +48,9 @@ def runs(tmp_path_factory, digits):
         {"name": "one step", "recipe": single, "do": ["one_step"], "from": ["float32"], "at": KEEP},
         {"name": "resume", "recipe": single, "do": ["resume"], "steps": 6},
     ]
-    results_on = {1: launch(folder, 1, jobs)}
+    results_on = {1: fork(forker, folder, 1, jobs)}
     jobs[1].pop("keep")  # one process has kept them for all
-    return folder, results_on | {world: launch(folder, world, jobs) for world in WORLDS[1:]}
+    return folder, results_on | {world: fork(forker, folder, world, jobs) for world in WORLDS[1:]}
 
 
 def test_float64_losses_are_equal_on_any_ranks(runs):

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.ranks.test_ranks import launch
+from tests.ranks.jobs import fork
 
 WORLDS = (1, 3)  # slices are uneven, and of two images one rank has none
 
 
 @pytest.mark.slow
-def test_reconstruction_is_equal_on_any_ranks(tmp_path, digits):
+def test_reconstruction_is_equal_on_any_ranks(tmp_path, digits, forker):
     jobs = [{"data": str(digits.root)}]
-    results = {world: launch(tmp_path, world, jobs, "worker_reconstruction.py") for world in WORLDS}
+    results = {world: fork(forker, tmp_path, world, jobs, "worker_reconstruction.py") for world in WORLDS}
     figures, errors, refused = results[1][0]
     assert len(figures) == 9
     assert len(errors) == 2

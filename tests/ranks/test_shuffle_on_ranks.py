@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.ranks.test_ranks import WORLDS, launch, recipe
+from tests.ranks.jobs import fork
+from tests.ranks.test_ranks import WORLDS, recipe
 
 pytestmark = pytest.mark.slow
 STEPS = 8
@@ -15,7 +16,7 @@ SPANNING = [  # a block is the whole batch: of 2 and 4 ranks each makes keys of 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, digits):
+def runs(tmp_path_factory, digits, forker):
     folder = tmp_path_factory.mktemp("shuffle")
     words = [word for word in recipe(digits.root, "float64") if not word.startswith("objective.")]
     words = [word for word in words if not word.startswith("data.views")] + SPANNING
@@ -23,7 +24,7 @@ def runs(tmp_path_factory, digits):
         {"name": name, "recipe": [*words, *more], "do": ["free", "resume"], "steps": STEPS}
         for name, more in (("float64", []), ("bf16", ["objective.queue.bf16=true"]))
     ]
-    return {world: launch(folder, world, jobs) for world in WORLDS}
+    return {world: fork(forker, folder, world, jobs) for world in WORLDS}
 
 
 @pytest.mark.parametrize("queue", ["float64", "bf16"])

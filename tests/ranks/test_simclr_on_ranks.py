@@ -5,7 +5,8 @@ import torch
 
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.plan import BatchShare
-from tests.ranks.test_ranks import WORLDS, launch, recipe
+from tests.ranks.jobs import fork
+from tests.ranks.test_ranks import WORLDS, recipe
 from tests.trainer.objectives.test_simclr import nt_xent, projections
 from trainer.recipe.loading import load
 from trainer.training.build import build_objective
@@ -29,10 +30,10 @@ def words(digits) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, words):
+def runs(tmp_path_factory, words, forker):
     folder = tmp_path_factory.mktemp("simclr")
     jobs = [{"name": "simclr", "recipe": words, "do": ["free", "resume"], "steps": STEPS}]
-    return {world: launch(folder, world, jobs) for world in WORLDS}
+    return {world: fork(forker, folder, world, jobs) for world in WORLDS}
 
 
 def first_loss(words: list[str]) -> float:

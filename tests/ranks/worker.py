@@ -1,4 +1,4 @@
-"""The program of the tests of several ranks, run on each by the real launcher: worker.py jobs-NAME.json
+"""The program of the tests of several ranks, forked or under the real launcher: worker.py jobs-NAME.json
 
 A job has a recipe, an engine (the launch file's, or another in its place) and methods to run; rank 0 writes
 the results of all jobs to results-NAME.json.

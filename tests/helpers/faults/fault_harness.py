@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.faults import tiny_runs
-from tests.helpers.faults.forked_ranks import ForkedRanks, RankForker
+from tests.helpers.forked_ranks import ForkedRanks, RankForker
 
 PATIENCE = 120.0  # seconds that a tiny run may take, on a machine that does other things as well
 BOUND = 30.0  # seconds for a step and a save, of which a tiny run needs a tenth of one

@@ -10,7 +10,6 @@ from pathlib import Path
 from tests.helpers.faults import tiny_runs
 from tests.helpers.faults.fault_harness import BOUND, KILLED, PATIENCE, FaultHarness
 from tests.helpers.faults.fault_hooks import PART, PHASES
-from tests.helpers.faults.forked_ranks import ForkedRanks
 from tests.helpers.faults.random_kills import arrived
 from tests.helpers.faults.tiny_runs import (
     BATCH,
@@ -19,6 +18,7 @@ from tests.helpers.faults.tiny_runs import (
     SAVE_EVERY,
     newest,
 )
+from tests.helpers.forked_ranks import ForkedRanks
 from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import kept, load
 

@@ -7,8 +7,8 @@ import time
 from tests.helpers.faults import tiny_runs
 from tests.helpers.faults.fault_harness import BOUND, PATIENCE, FaultHarness
 from tests.helpers.faults.fault_scenarios import errors
-from tests.helpers.faults.forked_ranks import ForkedRanks
 from tests.helpers.faults.tiny_runs import IMAGES
+from tests.helpers.forked_ranks import ForkedRanks
 
 PROBES = ["evaluate.at_end=true", "evaluate.controls=false", "evaluate.mlp=null"]
 LONG = [*PROBES[:2], "evaluate.mlp.epochs=100000"]  # on each rank some probes that take minutes

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from tests.helpers import ROOT
-from tests.helpers.faults.forked_ranks import MAIN
+from tests.helpers.forked_ranks import MAIN
 
 
 class Launched:

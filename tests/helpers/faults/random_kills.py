@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from tests.helpers.faults import tiny_runs
 from tests.helpers.faults.fault_harness import PATIENCE, FaultHarness, UndisturbedRun
-from tests.helpers.faults.forked_ranks import ForkedRanks
 from tests.helpers.faults.tiny_runs import BATCH, IMAGES
+from tests.helpers.forked_ranks import ForkedRanks
 
 KILLS_A_RUN = 4
 IN_START = 0.2  # share of the kills that are aimed at the time before the first step

@@ -1,12 +1,12 @@
-"""Real training on several processes at a second a start: a parent that has imported everything forks them.
+"""Real ranks at a second a start: a parent that has imported everything forks them.
 
     with RankForker() as forker:
         ranks = forker.start(folder / "logs", 2, ["recipe=quickstart", ...], die={"rank": 1, "images": 640})
         assert ranks.wait(60) == [0, 0], ranks.text()
 
 The parent is this module run by an interpreter of its own, with one thread and no parallel region before the
-fork. A forked rank is what `accelerate launch` starts: trainer/main.py run as a script, with its rank and the
-number of ranks in the environment. `fault_hooks` makes faults happen inside it.
+fork. A forked rank is what `accelerate launch` starts: trainer/main.py, or another script, run with its rank
+and the number of ranks in the environment. `fault_hooks` makes faults happen inside main.py.
 """
 
 import ctypes
@@ -55,10 +55,25 @@ class RankForker:
         self, logs: Path, world: int, arguments: list[str], engine: str = "ddp", **hooks: object
     ) -> "ForkedRanks":
         """Forks ranks that run main.py with `arguments`; their output and notes are written to `logs`."""
+        return self._start(MAIN, logs, world, arguments, ENGINES[engine], hooks)
+
+    def run(self, script: Path, logs: Path, world: int, *arguments: str) -> "ForkedRanks":
+        """Forks ranks that run another script; their output is written to `logs`."""
+        return self._start(script, logs, world, list(arguments), {}, None)
+
+    def _start(
+        self,
+        script: Path,
+        logs: Path,
+        world: int,
+        arguments: list[str],
+        engine: dict[str, str],
+        hooks: dict[str, object] | None,
+    ) -> "ForkedRanks":
         logs.mkdir(parents=True)
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | ENGINES[engine]
-        request = {"logs": str(logs), "world": world, "arguments": arguments, "hooks": hooks}
-        request |= {"environment": environment if world > 1 else {}}
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | engine
+        request = {"script": str(script), "logs": str(logs), "world": world, "arguments": arguments}
+        request |= {"environment": environment if world > 1 else {}, "hooks": hooks}
         return ForkedRanks(self, self._ask("start", request), logs)
 
     def ended(self) -> dict[int, int]:
@@ -209,9 +224,10 @@ def become(rank: int, request: dict) -> None:
     if world > 1:
         os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
         os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world)))
-    sys.argv = [str(MAIN), *request["arguments"]]
-    sys.path[0] = str(MAIN.parent)
-    fault_hooks.install(rank, logs, **request["hooks"])
+    sys.argv = [request["script"], *request["arguments"]]
+    sys.path[0] = str(Path(request["script"]).parent)
+    if request["hooks"] is not None:
+        fault_hooks.install(rank, logs, **request["hooks"])
 
 
 if __name__ == "__main__":
@@ -221,4 +237,4 @@ if __name__ == "__main__":
     import_all()
     number, request = serve()
     become(number, request)
-    runpy.run_path(str(MAIN), run_name="__main__")
+    runpy.run_path(request["script"], run_name="__main__")
