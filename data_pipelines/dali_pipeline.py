@@ -204,7 +204,7 @@ def remove_generated() -> None:
 
     DALI removes them at an orderly exit, which a killed process never reaches.
     """
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # at once: other threads import meanwhile
         if name.startswith("__autograph_generated_file"):
             for file in (module.__file__, module.__cached__):
                 with suppress(OSError):

@@ -1,6 +1,8 @@
 """The DALI graph against slow references, its independence of threads and slots, and undecodable images."""
 
+import gc
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.common.errors import Undecodable
 from data_pipelines.dali_graph import contrasted, inputs, windows
-from data_pipelines.dali_pipeline import ImagePipeline
+from data_pipelines.dali_pipeline import ImagePipeline, remove_generated
 from data_pipelines.draws import Draws, draw
 from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
 from tests.helpers.tiny_dataset import pictures, png
@@ -292,3 +294,25 @@ def test_undecodable_images_are_named_and_the_next_call_works(capfd):
         assert error.value.slots == [[], [11]]
         for view, right in zip(pipeline([images, images], [SIZES, SIZES], draws), expected, strict=True):
             assert torch.equal(view, right)
+
+
+def test_imports_of_other_threads_do_not_disturb_the_removal_of_generated_files():
+    """MLflow is imported beside the first evaluation; a collection of garbage lets that thread run."""
+    added = [f"module_of_another_thread_{number}" for number in range(5000)]
+    names = iter(added)
+
+    def import_another(phase: str, _: dict) -> None:
+        if name := next(names, None):
+            sys.modules[name] = sys
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(import_another)
+    gc.set_threshold(1)
+    try:
+        for _ in range(20):
+            remove_generated()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(import_another)
+        for name in added:
+            sys.modules.pop(name, None)

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import re
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -128,10 +131,13 @@ def test_a_run_ends_with_what_was_learned_and_where_it_is(finished):
     assert done.status == 0, done.err
     assert "Traceback" not in done.err
     assert done.out.splitlines()[0] == "recipe quickstart: 1 rank x 1 thread, single process, cpu, float32"
-    assert done.out.splitlines()[-3:] == [
+    encoder = folder / "export" / "encoder.safetensors"
+    assert done.out.splitlines()[-5:] == [
         f"run       {folder}",
-        f"encoder   {folder / 'export' / 'encoder.safetensors'}",
+        f"encoder   {encoder}",
         f"pictures  {folder / 'figures'}: {', '.join(sorted(p.name for p in folder.glob('figures/*.png')))}",
+        f'load      from trainer.exports.encoder import load_encoder; encoder = load_encoder("{encoder}")',
+        f"evaluate  accelerate launch trainer/main.py recipe=evaluate from={folder}",
     ]
     results = json.loads((folder / "results.json").read_text())
     assert {"probe/linear/conv", "probe/linear/fc", "probe/linear/y", "knn/y"} <= set(results)
@@ -164,6 +170,26 @@ def test_the_exported_encoder_is_the_one_that_was_measured(finished, root):
     features = encoder(torch.zeros(2, 3, 16, 16))
     assert features["y"].shape == (2, load(["recipe=quickstart"]).recipe.encoder.y)
     assert not torch.equal(encoder.fc[1].running_mean, torch.zeros(256))  # statistics were learned
+
+
+def test_the_line_that_loads_the_encoder_works_as_printed(finished):
+    (line,) = re.findall("^load      (.*)$", finished[2].out, re.MULTILINE)
+    names: dict = {}
+    exec(line, names)
+    assert names["encoder"](torch.zeros(1, 3, 16, 16))["y"].shape == (1, 32)
+
+
+@pytest.mark.slow
+def test_the_command_that_evaluates_works_as_printed(finished, tmp_path):
+    outputs, _, run = finished
+    (line,) = re.findall("^evaluate  (.*)$", run.out, re.MULTILINE)
+    shutil.copytree(outputs, tmp_path / "copy")  # its figures are compared with those of other tests
+    words = shlex.split(line.replace(str(outputs), str(tmp_path / "copy")))
+    less = ["evaluate.linear={iterations: 10}", "evaluate.mlp=null", "evaluate.svm=null"]
+    done = process(*words, *less, "evaluate.few_shot=null")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0].startswith("recipe evaluate: 1 rank")
+    assert [text.split()[0] for text in done.out.splitlines()[-4:]] == ["run", "encoder", "pictures", "load"]
 
 
 def test_the_same_command_prints_the_results_again(capsys, finished):

@@ -10,7 +10,7 @@ from trainer.evaluation.context import EvaluationContext
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
-from trainer.tasks import evaluate, report
+from trainer.tasks import commands, evaluate, report
 from trainer.tasks.preflight import check, check_finished, notes, open_data
 from trainer.tasks.training_run import TrainingTask, run_training
 from trainer.training.build import build_trainer
@@ -34,6 +34,9 @@ class Pretraining(TrainingTask):
 
     def check_finished(self, folder: RunFolder) -> None:
         check_finished(folder, self.recipe.data, self.loaded.commands)
+
+    def is_evaluable(self) -> bool:
+        return commands.has_labels(self.recipe.data)
 
     def build(self, run: Run) -> Trainer:
         return build_trainer(

@@ -15,6 +15,7 @@ from trainer.exports.encoder import export
 from trainer.objectives.objective import Objective
 from trainer.recipe.schema import TrainingRecipe
 from trainer.runs.folder import RunFolder
+from trainer.tasks import commands
 from trainer.tracking.address import open_command, uri_for
 from trainer.tracking.journal import read
 from trainer.training.trainer import Trainer
@@ -85,8 +86,11 @@ def draw_accuracies(folder: RunFolder) -> None:
 # ---- the last lines ------------------------------------------------------------------------------
 
 
-def summary(folder: RunFolder, recipe: TrainingRecipe) -> str:
-    """The last lines of a run: what was learned, where it is, how to look at it."""
+def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) -> str:
+    """The last lines of a run: what was learned, where it is, and commands for what may come next.
+
+    `evaluable`: the task evaluate is offered.
+    """
     results, lines = folder.results(), []
     for table in (charts.table(results), reconstructions.table(results)) if results else ():
         lines += [table, ""] if table else []
@@ -98,4 +102,8 @@ def summary(folder: RunFolder, recipe: TrainingRecipe) -> str:
         lines.append(f"pictures  {folder.path / 'figures'}: {', '.join(pictures)}")
     if uri := uri_for(recipe.tracking.uri, Path(recipe.outputs)):
         lines.append(f"MLflow    {open_command(uri)}")
+    if folder.encoder.exists():
+        lines.append(f"load      {commands.load_encoder(folder)}")
+        if evaluable:
+            lines.append(f"evaluate  {commands.evaluate(folder)}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
-from trainer.tasks import report
+from trainer.tasks import commands, report
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -53,6 +53,10 @@ class TrainingTask(ABC):
         """Checks on rank 0 that a finished run was trained on what the recipe names now. Raises UserError."""
 
     @abstractmethod
+    def is_evaluable(self) -> bool:
+        """Whether the task evaluate measures what was trained: images have labels, or nothing is known."""
+
+    @abstractmethod
     def build(self, run: Run) -> Trainer:
         """The trainer, with the state that the run continues from."""
 
@@ -81,7 +85,7 @@ def run_training(task: TrainingTask) -> int:
         collectives.run_on_main(lambda: task.check_finished(folder))
         if context.is_main:
             print(f"{folder.path} is finished; run=NAME starts another")
-            print(report.summary(folder, recipe))
+            print(report.summary(folder, recipe, task.is_evaluable()))
         return 0
     fingerprint = task.open()
     collectives.run_on_main(task.check)
@@ -104,7 +108,7 @@ def run_training(task: TrainingTask) -> int:
             trainer.close()
         run.stop_request.close()
     if context.is_main:
-        print(report.summary(folder, recipe))
+        print(report.summary(folder, recipe, task.is_evaluable()))
     return 0
 
 
@@ -143,7 +147,8 @@ def stopped(run: Run) -> int:
     elif run.stop_request.received:
         run.folder.write_status_once("stopped", images, why)
     run.progress.say(f"told to stop ({why}): {run.last_checkpoint()}")
-    run.progress.say("the same command continues it")
+    again = commands.continuation()
+    run.progress.say(f"the same command continues it{f': {again}' * bool(again)}")
     run.end("KILLED")
     return 1
 

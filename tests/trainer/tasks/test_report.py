@@ -23,6 +23,7 @@ def test_data_without_classes_has_its_pictures_and_its_health(capsys, digits, tm
     done = script(capsys, *tiny(tmp_path / "outputs", root, "evaluate.every=256", views))
     assert done.status == 0, done.err
     assert "was not drawn" not in done.err
+    assert "recipe=evaluate" not in done.out  # which needs labels
     folder = tmp_path / "outputs" / "quickstart"
     pictures = {"curves.png", "neighbours.png", "tsne.png", "views.png"}
     assert {path.name for path in (folder / "figures").iterdir()} == pictures

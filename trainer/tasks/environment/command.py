@@ -102,8 +102,8 @@ def engines(probed: dict[str, dict]) -> Iterator[str]:
         yield "engines: none, torch cannot be imported"
     else:
         gpu = torch["gpu"]
-        names = ", ".join(map(one_line, gpu["names"]))
-        yield f"torch and GPUs: {names or 'none: ' + one_line(gpu['why'])}"
+        usable = ", ".join(map(one_line, gpu["names"]))
+        yield f"torch and GPUs: {usable or 'none: ' + one_line(gpu['why'])}"
         yield f"torch: {torch['threads']} threads, {torch['backends']}"
         zero = "zero1, zero2, zero3" if "error" not in deepspeed else "no zero1 to zero3 without deepspeed"
         yield f"engines: single process, ddp, fsdp2, {zero}"

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 import warnings
+from types import ModuleType
 
 MARK = "probed "
 PROBED = (("torch", "nvidia.dali"), ("deepspeed",))  # the modules of each process
@@ -18,7 +19,7 @@ def facts(name: str) -> dict:
     return torch_facts(module) if name == "torch" else {}
 
 
-def torch_facts(torch) -> dict:
+def torch_facts(torch: ModuleType) -> dict:
     """torch's builds, threads and backends, and the names of the GPUs that it can use, or why it cannot."""
     builds = {"CUDA build": torch.version.cuda or "none"}
     if torch.version.hip:
@@ -34,7 +35,7 @@ def torch_facts(torch) -> dict:
     }
 
 
-def gpu_facts(torch) -> dict:
+def gpu_facts(torch: ModuleType) -> dict:
     """The GPUs that torch can use; where there is none, the reason in torch's words."""
     try:
         torch.cuda.init()
