@@ -18,9 +18,12 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.reader import Reader
 from data_pipelines.shards.make import make
 from tests.helpers.command_lines import MAIN, ROOT, mistake, process, script, tiny
+from trainer import main as trainer_main
+from trainer.distributed import launch
 from trainer.exports.encoder import load_encoder
 from trainer.recipe.loading import RECIPES, load
 from trainer.runs.folder import RunFolder
+from trainer.tracking import mlflow_store
 from trainer.tracking.journal import read
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -112,6 +115,20 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
 )
 def test_a_question_that_makes_no_sense(capsys, arguments, message):
     assert message in mistake(script(capsys, *arguments))
+
+
+def test_mlflow_is_set_up_before_a_library_imports_it(monkeypatch):
+    """As DeepSpeed does; else it logs to the screen, and sends telemetry."""
+    for name in mlflow_store.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+    def start(precision: str) -> None:
+        assert mlflow_store.SETTINGS.items() <= os.environ.items()
+        raise UserError("far enough")
+
+    monkeypatch.setattr(launch, "start", start)
+    with pytest.raises(UserError, match="far enough"):
+        trainer_main.train(load(["recipe=quickstart"]))
 
 
 # ---- a whole run ------------------------------------------------------------------------------------

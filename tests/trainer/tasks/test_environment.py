@@ -194,7 +194,7 @@ def test_the_commit_of_a_checkout_and_its_changes(monkeypatch, tmp_path):
     head = git("rev-parse", "--short=12", "HEAD").strip()
     assert versions.commit() == f"commit {head} with no changes"
     (tmp_path / "file").write_text("2")
-    assert versions.commit() == f"commit {head} with 1 changed files"
+    assert versions.commit() == f"commit {head} with 1 changed file"
 
 
 # ---- limits of the machine -------------------------------------------------------------------------

@@ -83,7 +83,8 @@ def commit() -> str:
         changes = git("status", "--porcelain", "--untracked-files=no").splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         return f"a checkout whose commit git does not say ({type(error).__name__})"
-    return f"commit {head} with {f'{len(changes)} changed files' if changes else 'no changes'}"
+    many = f"{len(changes)} changed file{'s' * (len(changes) != 1)}"
+    return f"commit {head} with {many if changes else 'no changes'}"
 
 
 def git(*words: str) -> str:
