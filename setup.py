@@ -73,5 +73,10 @@ setup(
         "tqdm",
         "psutil",
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"]},
+    extras_require={
+        "test": [
+            *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"),
+            *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
+        ]
+    },
 )

@@ -45,7 +45,7 @@ class Access:
 ONCE = Access()  # a read that fails is not tried again
 
 
-def local_folder(root) -> Path | None:
+def local_folder(root: str | Path) -> Path | None:
     """The folder that a root names; None for a remote one."""
     text = str(root)
     if text.startswith("file://"):
@@ -64,10 +64,11 @@ def command_of(root: str) -> list[str] | None:
 
 def cache_folder(access: Access, fingerprint: str) -> Path:
     """Where the files of a remote data set are kept on this machine."""
-    parent = access.cache
-    if parent is None:
+    if access.cache is None:
         parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax"
-    return Path(parent).expanduser() / fingerprint[:16]
+    else:
+        parent = Path(access.cache)
+    return parent.expanduser() / fingerprint[:16]
 
 
 def check_root(root: str) -> str:
@@ -75,7 +76,7 @@ def check_root(root: str) -> str:
     scheme = _scheme(root)
     if scheme == "pipe":
         try:
-            words = command_of(root)
+            words = command_of(root) or []
         except ValueError as error:
             raise ValueError(f"the command after pipe: cannot be split into words ({error})") from None
         if not any("{}" in word for word in words):

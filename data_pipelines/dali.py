@@ -123,7 +123,7 @@ def in_order(
     """
     maker = ImageViews(reader, options, [View()], [0], 0, batch, warn)
 
-    def batches():
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch]
             maker.ahead(part, ids[start + batch : start + AHEAD * batch])

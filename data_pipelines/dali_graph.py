@@ -4,12 +4,16 @@ DALI draws nothing: crops, colour factors, blur windows and flips are arguments,
 pure function of bytes and draws.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from nvidia.dali import Pipeline, fn, math, types
+from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import pipeline_def
 
 from data_pipelines.draws import Draws
-from data_pipelines.views import View
+from data_pipelines.views import Normalize, View
 
 
 def inputs(view: View, draws: Draws, corner: np.ndarray | int, device: str) -> dict[str, np.ndarray]:
@@ -48,23 +52,23 @@ def windows(sigma: np.ndarray, largest: float) -> np.ndarray:
     """
     radius = int(np.ceil(3 * largest))
     distance = np.abs(np.arange(-radius, radius + 1))
-    sigma = np.float64(sigma)[:, None]
+    sigma = sigma.astype(np.float64)[:, None]
     weights = np.exp(-(distance**2) / (2 * np.maximum(sigma, 1e-3) ** 2)) * (distance <= np.ceil(3 * sigma))
-    return np.float32(weights / weights.sum(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 @pipeline_def
-def header_graph():
+def header_graph() -> DataNode:
     return fn.peek_image_shape(fn.external_source(name="encoded"))
 
 
 @pipeline_def
-def decode_graph():
+def decode_graph() -> DataNode:
     return fn.decoders.image(fn.external_source(name="encoded"), device=_decoder(), output_type=types.RGB)
 
 
 @pipeline_def
-def decode_and_header_graph():
+def decode_and_header_graph() -> tuple[DataNode, DataNode]:
     encoded = fn.external_source(name="encoded")
     return fn.decoders.image(encoded, device=_decoder(), output_type=types.RGB), fn.peek_image_shape(encoded)
 
@@ -74,7 +78,14 @@ def _decoder() -> str:
 
 
 @pipeline_def(enable_conditionals=True)
-def view_graph(views, sources, size, normalize, device, fast):
+def view_graph(
+    views: Sequence[View],
+    sources: Sequence[int],
+    size: int,
+    normalize: Normalize,
+    device: str,
+    fast: bool,
+) -> tuple[DataNode, ...]:
     images = [decoded(number, fast) for number in range(max(sources) + 1)]
     return tuple(
         one_view(images[sources[number]], number, view, size, normalize, device)
@@ -82,9 +93,9 @@ def view_graph(views, sources, size, normalize, device, fast):
     )
 
 
-def decoded(number, fast):
+def decoded(number: int, fast: bool) -> DataNode:
     encoded = fn.external_source(name=f"encoded{number}")
-    options = {"device": _decoder(), "output_type": types.RGB}
+    options: dict[str, Any] = {"device": _decoder(), "output_type": types.RGB}
     if not fast:
         return fn.decoders.image(encoded, **options)
     # The region that all views show together: decoding the region of each of two views takes half as long
@@ -93,8 +104,10 @@ def decoded(number, fast):
     return fn.decoders.image_slice(encoded, corner, extent, axis_names="HW", **options)
 
 
-def one_view(image, number, view, size, normalize, device):
-    def argument(name):
+def one_view(
+    image: DataNode, number: int, view: View, size: int, normalize: Normalize, device: str
+) -> DataNode:
+    def argument(name: str) -> DataNode:
         return fn.external_source(name=f"{name}{number}")
 
     image = cut(image, argument("anchor"), argument("shape"), device)
@@ -122,14 +135,14 @@ def one_view(image, number, view, size, normalize, device):
     )
 
 
-def cut(image, anchor, shape, device):
+def cut(image: DataNode, anchor: DataNode, shape: DataNode, device: str) -> DataNode:
     if device == "cpu":  # `fn.multi_paste` takes a sixth of the time of `fn.slice`
         region = {"in_anchors": fn.expand_dims(anchor, axes=0), "shapes": fn.expand_dims(shape, axes=0)}
         return fn.multi_paste(image, output_size=shape, **region)
     return fn.slice(image, anchor, shape, axis_names="HW")
 
 
-def coloured(image, argument, view, device):
+def coloured(image: DataNode, argument: Callable[[str], DataNode], view: View, device: str) -> DataNode:
     """Jitter and grayscale; float32 in 0..255 where there is any. What changes nothing is left out."""
     jittered = argument("jittered") if view.jitter else False
     if view.jitter:
@@ -149,7 +162,7 @@ def coloured(image, argument, view, device):
     return image
 
 
-def contrasted(image, contrast, device):
+def contrasted(image: DataNode, contrast: DataNode, device: str) -> DataNode:
     """Contrast about the image's mean grey, as in torchvision; DALI's default centre is a constant."""
     grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
     mean = fn.cast(fn.reductions.mean(grey), dtype=types.FLOAT)
@@ -159,18 +172,18 @@ def contrasted(image, contrast, device):
     return fn.cast(mean + contrast * (image - mean), dtype=types.UINT8)
 
 
-def grayscale(image):
+def grayscale(image: DataNode) -> DataNode:
     grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
     return fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
 
 
-def twisted(image, saturation, hue):
+def twisted(image: DataNode, saturation: DataNode, hue: DataNode) -> DataNode:
     """Saturation and hue, float32 in 0..255: rounding to whole values makes the operator twice as slow."""
     image = fn.color_twist(image, saturation=saturation, hue=hue, dtype=types.FLOAT)
     return math.min(math.max(image, 0.0), 255.0)
 
 
-def blurred(image, sigma, window):
+def blurred(image: DataNode, sigma: DataNode, window: DataNode | None) -> DataNode:
     if window is None:
         return fn.gaussian_blur(image, sigma=sigma)
     # Columns, then rows: this takes a fifth of the time of `fn.gaussian_blur`.

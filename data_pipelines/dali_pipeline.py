@@ -3,13 +3,13 @@
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline
-from nvidia.dali.tensors import TensorCPU, TensorListCPU
+from nvidia.dali.tensors import TensorCPU, TensorListCPU, TensorListGPU
 
 from data_pipelines.common.errors import Undecodable
 from data_pipelines.dali_graph import decode_graph, header_graph, inputs, view_graph
@@ -152,7 +152,9 @@ class ImagePipeline:
         shapes = [(0, 0) if made is None else made.at(0)[:2] for made in self._alone(header_graph, images)]
         return np.flatnonzero((np.array(shapes) != sizes).any(axis=1)).tolist()
 
-    def _alone(self, graph, images: list[np.ndarray]) -> Iterator:
+    def _alone(
+        self, graph: Callable[..., Pipeline], images: list[np.ndarray]
+    ) -> Iterator[TensorListCPU | TensorListGPU | None]:
         """Yields the output of a graph for each image alone, in a batch of one; None where it fails."""
         pipeline = None
         for image in images:
@@ -166,7 +168,7 @@ class ImagePipeline:
                 made = pipeline = None
             yield made
 
-    def _tensor(self, output) -> torch.Tensor:
+    def _tensor(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
         # A copy: DALI writes its next batch into the same memory. On the CPU numpy copies, in this thread:
         # torch would wake its thread pool, whose waiting takes ten times the CPU time of the copy.
         if self.device.type == "cpu":
@@ -175,7 +177,7 @@ class ImagePipeline:
             # On a separate stream, and waited for, since DALI may then write again: the default stream is
             # busy with the steps of training, and would run the copy after them.
             with torch.cuda.stream(self.stream):
-                tensor = torch.from_dlpack(output.as_tensor()).clone()
+                tensor = torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
             self.stream.synchronize()
             tensor.record_stream(torch.cuda.default_stream(self.device))  # which will read it
         return tensor.permute(0, 3, 1, 2)  # NHWC memory is channels_last: nothing moves
@@ -187,7 +189,7 @@ class Memory:
     Fresh memory costs six times the copy itself: the system provides it page by page.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def copy(self, array: np.ndarray) -> np.ndarray:
@@ -206,6 +208,6 @@ def remove_generated() -> None:
     """
     for name, module in sys.modules.copy().items():  # at once: other threads import meanwhile
         if name.startswith("__autograph_generated_file"):
-            for file in (module.__file__, module.__cached__):
+            for file in filter(None, (module.__file__, module.__cached__)):
                 with suppress(OSError):
                     os.unlink(file)

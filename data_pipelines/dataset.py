@@ -170,7 +170,7 @@ def index_name(shard_name: str) -> str:
     return shard_name.removesuffix(".tar") + ".npy"
 
 
-def compressed(path) -> str | None:
+def compressed(path: str | Path) -> str | None:
     """How a file is compressed and which command rewrites it, for a message; None where it is not."""
     with open(path, "rb") as file:
         start = file.read(6)

@@ -17,7 +17,7 @@ _SAFE_IN_A_SHELL = re.compile(r"[A-Za-z0-9_.+=@,/-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset:
+def load_dataset(root: str | Path, source: str = "SOURCE", access: Access = ONCE) -> Dataset:
     """Reads dataset.json and checks that every shard and index is there in its full length.
 
     The cost is one stat a shard and index, whatever the number of images: no index is opened and nothing is
@@ -48,7 +48,7 @@ def load_dataset(root, source: str = "SOURCE", access: Access = ONCE) -> Dataset
     return dataset
 
 
-def read_description(root, source: str = "SOURCE") -> Dataset:
+def read_description(root: str | Path, source: str = "SOURCE") -> Dataset:
     """Reads dataset.json alone and checks its form; the shards are not looked at. Raises UserError."""
     root = Path(root)
     path = root / "dataset.json"
@@ -103,7 +103,7 @@ def _distrusted(shard: Shard, by_command: bool) -> str | None:
     return None
 
 
-def _described(text: str, root: Path, path, advice: str) -> Dataset:
+def _described(text: str, root: Path, path: str | Path, advice: str) -> Dataset:
     """Parses the text of the dataset.json at `path`; `advice` says how another is made. Raises UserError."""
     try:
         described = json.loads(text)
@@ -146,6 +146,6 @@ def _parse(root: Path, description: dict) -> Dataset:
     return dataset
 
 
-def _how_to_make(root, source: str, made_with: dict | None = None) -> str:
+def _how_to_make(root: str | Path, source: str, made_with: dict | None = None) -> str:
     options = "".join(f" {key}={value}" for key, value in (made_with or {}).items())
     return f"make it with `python -m data_pipelines.shards source={source}{options} to={root}`"

@@ -72,15 +72,15 @@ def draw(view: View, seed: int, positions: np.ndarray, index: int, sizes: np.nda
         on = u[:, JITTER] < view.jitter.probability
         ranges = (view.jitter.brightness, view.jitter.contrast, view.jitter.saturation, view.jitter.hue)
         shifts = [np.where(on, x * (2 * u[:, FACTORS + i] - 1), 0) for i, x in enumerate(ranges)]
-        brightness, contrast, saturation = (np.float32(1 + shift) for shift in shifts[:3])
-        hue = np.float32(360 * shifts[3])
+        brightness, contrast, saturation = ((1 + shift).astype(np.float32) for shift in shifts[:3])
+        hue = (360 * shifts[3]).astype(np.float32)
     gray = u[:, GRAY] < view.grayscale
     sigma = 0 * ones
     if view.blur:
         low, high = view.blur.sigma.low, view.blur.sigma.high
         on = u[:, BLUR] < view.blur.probability
-        sigma = np.float32(np.where(on, low + (high - low) * u[:, SIGMA], 0))
-    flip = np.int32(u[:, FLIP] < view.flip)
+        sigma = np.where(on, low + (high - low) * u[:, SIGMA], 0).astype(np.float32)
+    flip = (u[:, FLIP] < view.flip).astype(np.int32)
     return Draws(
         anchor, shape, flip, brightness, contrast, np.where(gray, np.float32(0), saturation), hue, sigma
     )

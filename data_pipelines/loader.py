@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -147,7 +148,10 @@ class Loader:
         return Batch(views, np.stack(view_ids), np.stack(positions), labels, seen, noise, order)
 
 
-class Prefetch:
+Item = TypeVar("Item")
+
+
+class Prefetch(Generic[Item]):
     """Runs an iterator in a thread, `depth` items ahead; errors come out where the item would have.
 
     Args:
@@ -157,16 +161,16 @@ class Prefetch:
             consumer gets Interrupted.
     """
 
-    END = object()
+    END = StopIteration()
 
-    def __init__(self, items: Iterator, depth: int, give_up: Callable[[float], bool] = lambda _: False):
-        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+    def __init__(self, items: Iterator[Item], depth: int, give_up: Callable[[float], bool] = lambda _: False):
+        self._queue: queue.Queue[Item | BaseException] = queue.Queue(maxsize=depth)
         self._give_up = give_up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
         self._thread.start()
 
-    def _run(self, items: Iterator) -> None:
+    def _run(self, items: Iterator[Item]) -> None:
         try:
             for item in items:
                 if not self._put(item):
@@ -175,7 +179,7 @@ class Prefetch:
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item) -> bool:
+    def _put(self, item: Item | BaseException) -> bool:
         while not self._closing.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -184,10 +188,10 @@ class Prefetch:
                 continue
         return False
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Item:
         if self._closing.is_set():
             raise StopIteration
         began = time.monotonic()
@@ -198,7 +202,7 @@ class Prefetch:
             except queue.Empty:
                 if self._give_up(time.monotonic() - began):
                     raise Interrupted from None
-        if item is self.END or isinstance(item, BaseException):
+        if isinstance(item, BaseException):
             self._queue.put(item)  # the next call ends in the same way
             raise StopIteration if item is self.END else item
         return item

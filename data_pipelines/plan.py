@@ -120,7 +120,7 @@ def shuffled(seed: int, images_seen: int, batch: int, group: int, groups: int) -
         raise ValueError(f"a batch of {batch} images is not made of whole blocks of {groups} x {group}")
     places = np.empty(batch, np.int64)
     for number in range(batch // block):
-        key_groups = [[] for _ in range(groups)]
+        key_groups: list[list[np.ndarray]] = [[] for _ in range(groups)]
         for query in range(groups):
             order = permutation(group, seed, "key groups", images_seen, number, query)
             for key in range(groups):

@@ -72,7 +72,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
-def file_digest(path, algorithm: str = "sha256") -> str:
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
     """The digest (hex) of a file. It finds damage; md5, as publishers give it, protects from no attacker."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:

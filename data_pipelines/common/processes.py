@@ -4,18 +4,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
+from typing import TypeVar
 
 from data_pipelines.common.errors import UserError
 
 # A worker takes two seconds to start, in which one process writes about so many small images.
 IMAGES_PER_WORKER = 5000
 
+Result = TypeVar("Result")
 
-def in_processes(function, jobs: list[tuple], images: int, workers: int | None) -> Iterator[tuple]:
+
+def in_processes(
+    function: Callable[..., Result], jobs: Sequence[tuple[object, ...]], images: int, workers: int | None
+) -> Iterator[tuple[int, Result]]:
     """Yields (number of the job, function(*job)) as they are done, in any order.
 
     workers: None for one for each IMAGES_PER_WORKER of the `images`, up to the cores that this process may
@@ -54,7 +59,7 @@ def _end_with_parent(theirs: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
 
-    def watch():
+    def watch() -> None:
         wait([theirs])
         os._exit(1)
 

@@ -1,6 +1,7 @@
 """What was probably meant by a misspelt word."""
 
 import difflib
+from collections.abc import Iterable
 
 
 def likeness(word: str, other: str) -> float:
@@ -11,11 +12,13 @@ def likeness(word: str, other: str) -> float:
     return difflib.SequenceMatcher(None, word, other).ratio()
 
 
-def closest(word, candidates, cutoff: float = 0.6) -> str | None:
+def closest(word: object, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The candidate most like `word`, if any is like it; the first of equals."""
-    scored = [(likeness(str(word), str(one)), one) for one in candidates]
-    best = max(scored, key=lambda pair: pair[0], default=(0, None))
-    return best[1] if best[0] >= cutoff else None
+    scored = [(likeness(str(word), one), one) for one in candidates]
+    if not scored:
+        return None
+    likest, best = max(scored, key=lambda pair: pair[0])
+    return best if likest >= cutoff else None
 
 
 def did_you_mean(word: str | None) -> str:

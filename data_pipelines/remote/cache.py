@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +214,7 @@ class ShardCache:
             return False
 
     @contextmanager
-    def _locked(self, stop: threading.Event):
+    def _locked(self, stop: threading.Event) -> Iterator[None]:
         """Locks the cache for all processes. Raises Interrupted, or TransientError after `QUIET` seconds."""
         self.folder.mkdir(parents=True, exist_ok=True)  # a user who empties caches may have removed it
         path, end = self.folder / ".lock", time.monotonic() + QUIET
@@ -249,7 +249,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def check_room(cache: ShardCache, shards: list[Shard], window: int) -> None:
+def check_room(cache: ShardCache, shards: Sequence[Shard], window: int) -> None:
     """Raises UserError where some `window` of these shards do not fit into a cache together."""
     sizes = sorted((shard.bytes + shard.index_bytes for shard in shards), reverse=True)
     needed = sum(sizes[:window]) + (cache.folder / "dataset.json").stat().st_size

@@ -86,16 +86,19 @@ class Command:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            process.stdout.close()
-            process.stderr.close()
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None  # both were asked for
+                pipe.close()
 
 
 class _Output:
     """Reads what a process writes, and keeps the end of its standard error."""
 
     def __init__(self, process: subprocess.Popen, address: str, stop: threading.Event):
+        assert process.stdout is not None
+        assert process.stderr is not None
         self.process, self.address, self.stop = process, address, stop
-        self.stderr_tail = b""
+        self.stderr, self.stderr_tail = process.stderr, b""
         self.selector = selectors.DefaultSelector()
         for pipe in (process.stdout, process.stderr):
             self.selector.register(pipe, selectors.EVENT_READ)
@@ -103,7 +106,7 @@ class _Output:
     def __enter__(self) -> "_Output":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.selector.close()
 
     def read(self) -> bytes:
@@ -132,11 +135,9 @@ class _Output:
 
     def _drain_stderr(self) -> None:
         """Reads the rest of the standard error of a process that has ended, without waiting."""
-        os.set_blocking(self.process.stderr.fileno(), False)
+        os.set_blocking(self.stderr.fileno(), False)
         with suppress(BlockingIOError):
-            self.stderr_tail = (self.stderr_tail + os.read(self.process.stderr.fileno(), CHUNK))[
-                -STDERR_BYTES:
-            ]
+            self.stderr_tail = (self.stderr_tail + os.read(self.stderr.fileno(), CHUNK))[-STDERR_BYTES:]
 
     def _failure(self, what: str) -> TransientError:
         lines = self.stderr_tail.decode("utf-8", "replace").strip().splitlines()

@@ -84,12 +84,13 @@ class Fetcher:
     def _run(self, stop: threading.Event) -> None:
         while True:
             with self._changed:
+                file = None
                 while not stop.is_set() and (file := self._next(now := time.monotonic())) is None:
                     self._changed.wait(self._pause(now))
-                if stop.is_set():
+                if file is None or stop.is_set():
                     return
                 keep = self._keep(file)
-            failure = None
+            failure: Exception | None = None
             try:
                 done = self.cache.fetch(file, keep, stop)
             except CacheFull:

@@ -4,8 +4,9 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Interrupted, TransientError
@@ -27,7 +28,17 @@ class Stream:
     read: Callable[[], bytes]
 
 
-def description(source, stop: threading.Event) -> bytes:
+class RemoteFiles(Protocol):
+    """What fetches the files below a remote root: `Web` or `Command`."""
+
+    advice: str
+
+    def address(self, name: str) -> str: ...
+
+    def open(self, name: str, start: int, stop: threading.Event) -> AbstractContextManager[Stream]: ...
+
+
+def description(source: RemoteFiles, stop: threading.Event) -> bytes:
     """dataset.json. Raises TransientError, UserError or Interrupted."""
     buffer, name = io.BytesIO(), "dataset.json"
     with source.open(name, 0, stop) as stream:
@@ -41,7 +52,7 @@ def description(source, stop: threading.Event) -> bytes:
 
 
 def download(
-    source,
+    source: RemoteFiles,
     name: str,
     part: BinaryIO,
     stop: threading.Event,
@@ -55,7 +66,7 @@ def download(
     out to be wrong, let it begin again.
 
     Args:
-        source: `Web` or `Command`.
+        source: of the file.
         name: of the file, below the source's root.
         stop: ends the transfer when it is set.
         size: bytes of the whole file, as dataset.json has them; None: as many as the source announces.

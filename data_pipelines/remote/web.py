@@ -10,6 +10,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 from urllib.parse import quote, urljoin, urlsplit
 
 from data_pipelines.access import scrubbed
@@ -63,8 +64,8 @@ class Web:
                 raise TransientError(
                     address, f" came from byte {begins:,}, asked from {start:,}", self.advice
                 )
-            length = response.headers.get("Content-Length", "")
-            length = int(length) if length.isdecimal() and len(length) < 19 else None
+            digits = response.headers.get("Content-Length", "")
+            length = int(digits) if digits.isdecimal() and len(digits) < 19 else None
             if total is not None:
                 length = total - begins
             yield Stream(begins, length, lambda: self._read(address, response))
@@ -98,7 +99,7 @@ class Web:
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a torn chunk
             raise self._failed(address, error) from None
 
-    def _failed(self, address: str, why) -> TransientError | UserError:
+    def _failed(self, address: str, why: object) -> TransientError | UserError:
         if isinstance(why, ssl.SSLCertVerificationError):
             return UserError(
                 f"{address} cannot be fetched: the server's certificate is not valid "
@@ -128,7 +129,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, root: str):
         self.root = root
 
-    def redirect_request(self, request, fp, code, message, headers, url):
+    def redirect_request(
+        self,
+        request: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        message: str,
+        headers: http.client.HTTPMessage,
+        url: str,
+    ) -> urllib.request.Request:
         scheme = urlsplit(url).scheme
         if scheme not in ("http", "https") or (request.type == "https" and scheme == "http"):
             raise UserError(
@@ -147,7 +156,9 @@ def _request(address: str, root: str) -> urllib.request.Request:
     if _server(address) != _server(root) or not _private(root):
         return request
     try:
-        login = netrc.netrc().hosts.get(urlsplit(address).hostname)  # not `default`, which means any host
+        login = netrc.netrc().hosts.get(
+            urlsplit(address).hostname or ""
+        )  # not `default`, which means any host
     except FileNotFoundError:
         login = None
     except (OSError, ValueError, netrc.NetrcParseError) as error:  # its text may hold a password
@@ -175,7 +186,7 @@ def _private(address: str) -> bool:
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True
     try:
-        return ipaddress.ip_address(parts.hostname).is_loopback
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
 

@@ -16,14 +16,23 @@ from data_pipelines.common.locks import lock
 from data_pipelines.common.processes import in_processes
 from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
 from data_pipelines.dataset_loading import load_dataset, read_description
-from data_pipelines.shards.write import UNFINISHED, Sums, write_shard
-from data_pipelines.sources.catalog import open_source
+from data_pipelines.shards.write import UNFINISHED, write_shard
+from data_pipelines.sources.catalog import Option, open_source
+from data_pipelines.sources.images import Sums
 from data_pipelines.sources.source import Source
 
 LOCK = ".lock"
 
 
-def make(source, to, from_=None, images_per_shard=None, workers=None, progress=True, **options) -> Dataset:
+def make(
+    source: str,
+    to: str | Path,
+    from_: str | Path | None = None,
+    images_per_shard: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    **options: Option,
+) -> Dataset:
     """Makes the data set `to` from a source, or continues it; returns it loaded. A finished one is kept.
 
     Processes that do this at the same time take turns, and the second finds it finished. A killed process
@@ -162,8 +171,18 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
             raise UserError(f"source={source.name}: no image of {split} can be used{first}")
     mean, std = sums.mean_and_std()
     classes = tuple(map(str, range(numbers)) if source.classes is None else source.classes)
-    described = (source.name, classes, mean, std, per_shard, splits, tuple(left_out))
-    dataset = Dataset(to, *described, fingerprint(splits), source.made_with)
+    dataset = Dataset(
+        to,
+        source.name,
+        classes,
+        mean,
+        std,
+        per_shard,
+        splits,
+        tuple(left_out),
+        fingerprint(splits),
+        source.made_with,
+    )
     replace_bytes(to / "dataset.json", describe(dataset).encode(), to / UNFINISHED / "dataset.part")
 
 
@@ -175,7 +194,7 @@ def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None,
         for number, chunk in enumerate(pixels.chunks(per_shard))
     ]
     images = sum(len(pixels) for pixels in source.splits.values())
-    entries = {split: [] for split in source.splits}
+    entries: dict[str, list[dict]] = {split: [] for split in source.splits}
     with tqdm(desc=f"{to}", total=len(jobs), unit="shard", disable=None if progress else True) as bar:
         for job, entry in in_processes(write_shard, [job[1:] for job in jobs], images, workers):
             entries[jobs[job][0]].append(entry)

@@ -17,7 +17,7 @@ from data_pipelines.sources.tars import index_shard
 from data_pipelines.sources.wds import samples
 
 
-def verify(root, workers: int | None = None, progress: bool = True) -> list[str]:
+def verify(root: str | Path, workers: int | None = None, progress: bool = True) -> list[str]:
     """Reads every byte again and returns the problems, a line each; an empty list where there are none.
 
     Checked are digests, lengths, the tar's structure, the index against the tar and against each fully
@@ -32,7 +32,8 @@ def verify(root, workers: int | None = None, progress: bool = True) -> list[str]
         return [str(error)]
     shards = [(split, shard) for split, part in dataset.splits.items() for shard in part.shards]
     images = sum(shard.images for _, shard in shards)
-    problems, sums = [[] for _ in shards], Sums()
+    problems: list[list[str]] = [[] for _ in shards]
+    sums = Sums()
     with tqdm(desc=f"{root}", total=images, unit="image", disable=None if progress else True) as bar:
         jobs = [(dataset, shard) for _, shard in shards]
         for job, (lines, counted) in in_processes(verify_shard, jobs, images, workers):

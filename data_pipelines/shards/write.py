@@ -13,20 +13,21 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import file_digest, replace_bytes, replacing
 from data_pipelines.dataset import index_name
 from data_pipelines.sources.images import Sums
+from data_pipelines.sources.source import Chunk
 from data_pipelines.sources.tars import index_shard
 from data_pipelines.sources.wds import Tars
 
 UNFINISHED = ".making"  # folder inside the data set's, for as long as it is being made
 
 
-def write_shard(chunk, root: Path, name: str, classes: int) -> dict:
+def write_shard(chunk: Chunk | Tars, root: Path, name: str, classes: int) -> dict:
     """Writes a chunk's images to root/name and its index beside it.
 
     A sample that cannot be decoded or has a wrong label is left out and named. A shard that was written
     before, from equal input, and still has its digests is kept.
 
     Args:
-        chunk: has digest() and samples(), as `pixels.Pixels`; or is a `wds.Tars`, which is indexed in place.
+        chunk: a `wds.Tars` is indexed in place.
         classes: their number; a label lies in 0..classes-1.
 
     Returns:
@@ -105,7 +106,7 @@ def _finished(note: Path, root: Path, name: str, wanted: str) -> dict | None:
     return None
 
 
-def _write_tar(chunk, path: Path, classes: int) -> tuple[np.ndarray, list[dict], Sums]:
+def _write_tar(chunk: Chunk, path: Path, classes: int) -> tuple[np.ndarray, list[dict], Sums]:
     """Writes all usable samples; returns the index, what is left out, and sums over pixels."""
     # Imported here, because it imports torch, which `verify` does not need.
     from webdataset import TarWriter

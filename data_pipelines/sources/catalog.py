@@ -9,7 +9,9 @@ few at a time, and a shard of one class makes batches of one class.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
@@ -18,8 +20,12 @@ from data_pipelines.sources.digits import open_digits
 from data_pipelines.sources.pixels import Pixels
 from data_pipelines.sources.source import Source
 
+Option: TypeAlias = int | str | None
 
-def open_source(name: str, from_: str | Path | None = None, progress: bool = True, **options) -> Source:
+
+def open_source(
+    name: str, from_: str | Path | None = None, progress: bool = True, **options: Option
+) -> Source:
     """Opens a source by its name.
 
     Args:
@@ -40,24 +46,24 @@ def open_source(name: str, from_: str | Path | None = None, progress: bool = Tru
     return opener(from_, progress, **{key: options.get(key) for key in keys})
 
 
-def _cifar10(from_, progress) -> Source:
+def _cifar10(from_: str | Path | None, progress: bool) -> Source:
     """CIFAR-10 (Krizhevsky 2009), official python layout and order; fetched when `from_` is not given."""
     return _cifar(cifar.CIFAR10, "cifar10", from_, progress)
 
 
-def _cifar100(from_, progress) -> Source:
+def _cifar100(from_: str | Path | None, progress: bool) -> Source:
     """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; fetched when `from_` is not given."""
     return _cifar(cifar.CIFAR100, "cifar100", from_, progress)
 
 
-def _cifar(layout: cifar.Layout, name: str, from_, progress) -> Source:
+def _cifar(layout: cifar.Layout, name: str, from_: str | Path | None, progress: bool) -> Source:
     path = cifar.fetch(layout.url, layout.md5, progress=progress) if from_ is None else Path(from_)
     classes, pixels = cifar.read(path, layout)
     splits = {split: Pixels(split, 0, images, labels) for split, (images, labels) in pixels.items()}
     return Source(name, classes, splits, images_per_shard=5000)
 
 
-def _stl10(from_, progress) -> Source:
+def _stl10(from_: str | Path | None, progress: bool) -> Source:
     """STL-10 (Coates, Ng, Lee 2011): train and test of 10 classes, and the unlabelled split."""
     if from_ is None:
         raise UserError(f"from= is missing; {stl10.EXPECTED}")
@@ -65,7 +71,7 @@ def _stl10(from_, progress) -> Source:
     return Source("stl10", classes, splits, images_per_shard=1000)
 
 
-def _folder(from_, progress, test_percent) -> Source:
+def _folder(from_: str | Path | None, progress: bool, test_percent: int | None) -> Source:
     """Folders of image files, labelled or not."""
     if from_ is None:
         raise UserError("from= is missing; source=folder takes a folder of images, or of folders of them")
@@ -74,7 +80,7 @@ def _folder(from_, progress, test_percent) -> Source:
     return Source("folder", classes, splits, 1000, left_out, made_with)
 
 
-def _wds(from_, progress, test_percent, label) -> Source:
+def _wds(from_: str | Path | None, progress: bool, test_percent: int | None, label: str | None) -> Source:
     """WebDataset tars, indexed where they lie."""
     if from_ is None:
         raise UserError(
@@ -85,12 +91,12 @@ def _wds(from_, progress, test_percent, label) -> Source:
     return Source("wds", classes, splits, images_per_shard=0, made_with=made_with)
 
 
-def _not_none(**options) -> dict:
+def _not_none(**options: Option) -> dict[str, Option]:
     return {key: value for key, value in options.items() if value is not None}
 
 
 # Each name with the function that opens it, and its options.
-SOURCES = {
+SOURCES: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
     "digits": (open_digits, ()),
     "cifar10": (_cifar10, ()),
     "cifar100": (_cifar100, ()),

@@ -11,9 +11,11 @@ import pickle
 import tarfile
 import threading
 import zlib
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 from tqdm import tqdm
@@ -120,9 +122,8 @@ def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tup
     files = (_read_folder if path.is_dir() else _read_archive)(path, names, layout)
     meta = _unpickle(files[layout.meta], f"{path}: {layout.meta}", layout)
     classes, count = meta.get(layout.names), meta.get(b"num_cases_per_batch")
-    named = isinstance(classes, list) and all(isinstance(name, bytes) for name in classes)
     counted = type(count) is int or layout is CIFAR100  # which has no such key
-    if not named or not counted:
+    if not isinstance(classes, list) or not all(isinstance(name, bytes) for name in classes) or not counted:
         wanted = layout.names.decode() + " and num_cases_per_batch" * (layout is CIFAR10)
         raise UserError(f"{path}: {layout.meta} holds no {wanted}; is this {layout.title}?")
     splits = {}
@@ -133,7 +134,7 @@ def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tup
     return [name.decode("utf-8", "replace") for name in classes], splits
 
 
-def _read_folder(path: Path, names, layout: Layout) -> dict[str, bytes]:
+def _read_folder(path: Path, names: Iterable[str], layout: Layout) -> dict[str, bytes]:
     folder = path / layout.folder if (path / layout.folder).is_dir() else path
     files = {}
     for name in names:
@@ -146,7 +147,7 @@ def _read_folder(path: Path, names, layout: Layout) -> dict[str, bytes]:
     return files
 
 
-def _read_archive(path: Path, names, layout: Layout) -> dict[str, bytes]:
+def _read_archive(path: Path, names: Collection[str], layout: Layout) -> dict[str, bytes]:
     """Members are read out of the stream one by one; nothing is ever extracted to the disk."""
     files = {}
     try:
@@ -154,7 +155,9 @@ def _read_archive(path: Path, names, layout: Layout) -> dict[str, bytes]:
             for member in archive:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if folder == layout.folder and name in names and member.isreg() and member.size <= LARGEST:
-                    files[name] = archive.extractfile(member).read()
+                    content = archive.extractfile(member)
+                    assert content is not None  # it is a regular file
+                    files[name] = content.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(f"from={path} cannot be read ({why}); {layout.expected}") from None
@@ -169,8 +172,7 @@ def _batch(data: bytes, where: str, count: int | None, layout: Layout) -> tuple[
     batch = _unpickle(data, where, layout)
     pixels, labels = batch.get(b"data"), batch.get(layout.labels)
     hint = f"; is this {layout.title}?"
-    whole = isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
-    if not whole or len(labels) != (count or len(labels)):
+    if not _whole_numbers(labels) or len(labels) != (count or len(labels)):
         name = layout.labels.decode()
         raise UserError(f"{where}: {name} are not {count or 'all'} whole numbers, one an image{hint}")
     if isinstance(pixels, _Array):
@@ -183,12 +185,16 @@ def _batch(data: bytes, where: str, count: int | None, layout: Layout) -> tuple[
     return pixels, np.array(labels, dtype=np.int64)
 
 
+def _whole_numbers(labels: object) -> TypeGuard[list[int]]:
+    return isinstance(labels, list) and all(type(n) is int and abs(n) < 1 << 31 for n in labels)
+
+
 class _Array:
     """Stands in for numpy.ndarray while a batch is read: keeps the parts of the pickled state as they are."""
 
-    state = None
+    state: Any = None
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
     def array(self) -> np.ndarray | None:
@@ -205,10 +211,10 @@ class _Array:
 class _Dtype:
     """Stands in for numpy.dtype: keeps its code, such as "u1"."""
 
-    def __init__(self, code=None, *_):
+    def __init__(self, code: object = None, *_: object):
         self.code = code
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         """Byte order, alignment and flags say nothing about single bytes."""
 
 
@@ -223,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
     Even numpy's reconstruction is not admitted: a crafted dtype state can make it read foreign memory.
     """
 
-    admitted = {
+    admitted: dict[tuple[str, str], Callable] = {
         ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
         ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
         ("numpy", "ndarray"): _Array,
@@ -231,7 +237,7 @@ class _Unpickler(pickle.Unpickler):
         ("_codecs", "encode"): _encode,
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Callable:
         if (module, name) not in self.admitted:
             wanted = f"{module}.{name}"
             raise pickle.UnpicklingError(f"it asks for {wanted!r}, which no CIFAR file needs")

@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits."""
 
+from pathlib import Path
+
 import numpy as np
 
 from data_pipelines.common.errors import UserError
@@ -7,7 +9,7 @@ from data_pipelines.sources.pixels import Pixels
 from data_pipelines.sources.source import Source
 
 
-def open_digits(from_, progress) -> Source:
+def open_digits(from_: str | Path | None, progress: bool) -> Source:
     """scikit-learn's digits: 1,797 real handwritten digits of 8x8 pixels in 17 greys (UCI optdigits, 1998).
 
     Every fifth image of each class, counted in the published order, is the test split: 1,438 and 359 images.

@@ -93,14 +93,14 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
         raise UserError(f"from={root}: {why}; give a folder of images") from None
     classes = sorted({path.split("/")[0] for path in listed["train"] if "/" in path})
     numbers = {name: number for number, name in enumerate(classes)}
-    pairs = {}
+    pairs: dict[str, list[tuple[str, int | None]]] = {}
     for split, paths in listed.items():
         folder = splits[split] and f"{splits[split]}/"
         labels = _labels(root / folder, split, paths, numbers)
         pairs[split] = []
         for path, name in zip(paths, labels, strict=True):
             if name is None or name in numbers:
-                pairs[split].append((folder + path, numbers.get(name)))
+                pairs[split].append((folder + path, None if name is None else numbers[name]))
             else:
                 why = f"{printable(name)!r} is no class of train" if name else "it lies in no class folder"
                 left_out.append({"member": printable(folder + path), "why": why})
@@ -146,7 +146,7 @@ def _images(root: Path, folder: str, left_out: list[dict]) -> list[str]:
     """Paths below root/folder of all files that are named as images are; the others are left out."""
     images = []
     start = os.path.join(root, folder)
-    below = [(start, "", (os.path.realpath(start),))]
+    below: list[tuple[str, str, tuple[str, ...]]] = [(start, "", (os.path.realpath(start),))]
     while below:
         at, prefix, above = below.pop()
         with os.scandir(at) as entries:
@@ -186,4 +186,4 @@ def _labels(folder: Path, split: str, paths: list[str], classes: dict[str, int])
                 f"{folder}: no folder of {split} ({few}, ...) is a class of train; name them alike"
             )
         return [None] * len(paths)
-    return within
+    return list(within)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -55,6 +55,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+Colour: TypeAlias = tuple[float, float, float]  # a number a channel: red, green, blue
 
 
 class Picture(NamedTuple):
@@ -110,13 +113,13 @@ class Sums:
         self.total = [a + b for a, b in zip(self.total, other.total, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
 
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def mean_and_std(self) -> tuple[Colour, Colour]:
         """Mean and standard deviation per channel, of pixels in [0, 1], over all pixels."""
-        mean = tuple(total / self.pixels / 255 for total in self.total)
+        red, green, blue = (total / self.pixels / 255 for total in self.total)
         # n·Σx² − (Σx)² in whole numbers loses nothing to cancellation.
         pairs = zip(self.total, self.squares, strict=True)
-        std = tuple(math.sqrt(self.pixels * square - total**2) / self.pixels / 255 for total, square in pairs)
-        return mean, std
+        stds = [math.sqrt(self.pixels * square - total**2) / self.pixels / 255 for total, square in pairs]
+        return (red, green, blue), (stds[0], stds[1], stds[2])
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -159,7 +162,7 @@ def _decode(encoded: bytes) -> tuple[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong and bearable, such as a damaged EXIF block
             with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
-                return image.format, np.asarray(_upright(image, _rgb(image)))
+                return image.format or "", np.asarray(_upright(image, _rgb(image)))
     except UnidentifiedImageError:
         raise ValueError("cannot identify it as an image") from None
 
@@ -208,13 +211,18 @@ def _loader_agrees(encoded: bytes, values: np.ndarray) -> bool:
 
 
 @cache
-def _loader():
+def _loader() -> Any:
     """A pipeline of one image at a time: among several, a broken header makes DALI 2.4 write over its own
     memory (`dali_pipeline._headers_agree`)."""
     # Imported here, because only shards of existing image files need it.
     from data_pipelines.dali_graph import decode_and_header_graph
 
-    one_image = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
+    one_image: dict[str, Any] = {
+        "batch_size": 1,
+        "num_threads": 1,
+        "device_id": None,
+        "prefetch_queue_depth": 1,
+    }
     pipeline = decode_and_header_graph(**one_image, exec_async=False, exec_pipelined=False)
     pipeline.build()
     return pipeline

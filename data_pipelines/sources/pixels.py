@@ -36,8 +36,8 @@ class Pixels:
     def digest(self) -> str:
         """sha256 (hex) of all that decides what is written, to recognise a finished shard."""
         digest = hashlib.sha256(f"{self.prefix} {self.first} {self.images.shape} {PNG_LEVEL}\n".encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
     def samples(self) -> Iterator[Sample]:

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from data_pipelines.common.errors import UserError
 
@@ -34,7 +36,12 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def by_hash(parts: dict[str, list], percent: int | None, where: str, name) -> dict[str, list]:
+Item = TypeVar("Item")
+
+
+def by_hash(
+    parts: dict[str, list[Item]], percent: int | None, where: str, name: Callable[[Item], str]
+) -> dict[str, list[Item]]:
     """{split: items}: unchanged where there are several, else cut into train and test by each name(item).
 
     percent: how many in 100 become the test split; None: TEST_PERCENT. Raises UserError where there is a

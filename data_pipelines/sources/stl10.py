@@ -81,7 +81,9 @@ def read(path: Path) -> tuple[list[str], dict[str, Slice]]:
             if rest or not count:
                 size = file.stat().st_size
                 raise UserError(f"{file} has {size:,} bytes, expected a multiple of {IMAGE:,}: is it whole?")
-            labels = [None] * count if split == "unlabelled" else _labels(folder / f"{stem}_y.bin", count)
+            labels: list[int | None] = [None] * count
+            if split != "unlabelled":
+                labels[:] = _labels(folder / f"{stem}_y.bin", count)
             splits[split] = Slice(file, split, 0, labels)
     except OSError as error:
         why = f"{error.filename} cannot be read ({error.strerror})"

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,15 @@ class Member(NamedTuple):
     plain: bool
 
 
-def members(path) -> tuple[list[Member], str | None]:
+def members(path: str | Path) -> tuple[list[Member], str | None]:
     """All complete members of a tar, in order, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
     """
     if why := compressed(path):
         raise UserError(f"{path} {why}")
-    listed, end, size = [], 0, os.stat(path).st_size
+    listed: list[Member] = []
+    end, size = 0, os.stat(path).st_size
     try:
         with tarfile.open(path, "r:", errorlevel=2) as tar:
             for member in tar:
@@ -48,7 +50,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse()
 
 
-def index_shard(path) -> np.ndarray:
+def index_shard(path: str | Path) -> np.ndarray:
     """The index of a shard that this package wrote, from its headers: INDEX [images], image sizes still 0.
 
     Raises UserError when the tar is compressed, cut short or damaged, or when its members are not pairs of an
@@ -57,14 +59,16 @@ def index_shard(path) -> np.ndarray:
     listed, damage = members(path)
     if damage:
         raise UserError(f"{path} {damage}")
-    images, labels = {}, {}
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
     with open(path, "rb") as file:
         for member in listed:
             key, _, kind = member.name.rpartition(".")
-            known = labels if kind == "cls" else images if kind in EXTENSIONS.values() else None
-            if known is None or key in known or not member.plain:
+            is_image = kind in EXTENSIONS.values()
+            known = images if is_image else labels
+            if not (is_image or kind == "cls") or key in known or not member.plain:
                 raise UserError(f"{path}: member {member.name!r} is not one image or <key>.cls")
-            if known is images:
+            if is_image:
                 images[key] = (member.offset, member.size)
                 continue
             text = os.pread(file.fileno(), min(member.size, 32), member.offset)

@@ -9,7 +9,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +97,9 @@ class Tars:
         return self.percent is None or splits.in_test(key, self.percent) == (self.split == "test")
 
 
-def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[list[TarSample], str | None]:
+def samples(
+    path: str | Path, label: str | None, classes: Sequence[str] | None
+) -> tuple[list[TarSample], str | None]:
     """All samples of a tar, in order, also unusable ones, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
@@ -111,20 +113,22 @@ def samples(path, label: str | None, classes: tuple[str, ...] | None) -> tuple[l
             groups.setdefault(folder + slash + stem, []).append((suffix.lower(), member))
     if damage and groups:
         groups.popitem()  # its label may be what was cut off
-    in_order = []
+    in_order: list[TarSample] = []
     with open(path, "rb") as file:
         for key, group in groups.items():
             in_order += _sample(file.fileno(), key, group, label, classes)
     return in_order, damage
 
 
-def _sample(fd: int, key: str, group, label: str | None, classes) -> Iterator[TarSample]:
+def _sample(
+    fd: int, key: str, group: list[tuple[str, Member]], label: str | None, classes: Sequence[str] | None
+) -> Iterator[TarSample]:
     """Yields the sample itself, and one that cannot be used for each further image in it."""
     # In the order of SUFFIXES, x.jpg before x.left.jpg; Python's sort keeps the tar's order among equals.
-    images = [
-        (suffix.count("."), _rank(suffix), member) for suffix, member in group if _rank(suffix) is not None
+    ranked = [
+        (suffix.count("."), rank, member) for suffix, member in group if (rank := _rank(suffix)) is not None
     ]
-    images = [member for *_, member in sorted(images, key=lambda entry: entry[:2])]
+    images = [member for _, _, member in sorted(ranked, key=lambda entry: entry[:2])]
     if not images:
         yield TarSample(key, group[0][1], why="its sample has no image")
         return
@@ -149,7 +153,7 @@ def _rank(suffix: str) -> int | None:
     return SUFFIXES.index(ending) if ending in SUFFIXES else None
 
 
-def _label(fd: int, texts: dict[str, Member], label: str | None, classes) -> int:
+def _label(fd: int, texts: dict[str, Member], label: str | None, classes: Sequence[str] | None) -> int:
     """The label of a sample; -1: none. Raises ValueError where it is not the number or name of a class."""
     if label is not None:
         value = _json(fd, texts["json"]).get(label, -1) if "json" in texts else -1
@@ -203,22 +207,22 @@ def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[
         classes = None
     if label is not None:
         _check_label(paths[0], label, classes)
-    by_name: dict[str | None, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
+    unnamed: list[str] = []
     for name, path in zip(names, paths, strict=True):
-        by_name.setdefault(splits.named(name), []).append(path)
-    if None in by_name and len(by_name) > 1:
-        other = next(name for name in by_name if name)
-        apart = f"{by_name[None][0]} names no split and {by_name[other][0]} names {other}"
+        split = splits.named(name)
+        (unnamed if split is None else by_name.setdefault(split, [])).append(path)
+    if unnamed and by_name:
+        other = next(iter(by_name))
+        apart = f"{unnamed[0]} names no split and {by_name[other][0]} names {other}"
         raise UserError(f"from={from_}: {apart}; rename either")
     options = (label, tuple(classes) if classes is not None else None)
-    if len(by_name) == 1:
+    if len(by_name) <= 1:
         percent = splits.TEST_PERCENT if test_percent is None else test_percent
         parts = ("train", "test") if percent else ("train",)
         return classes, {split: Tars(paths, split, percent, *options) for split in parts}
     if "train" not in by_name:
-        raise UserError(
-            f"from={from_} has {', '.join(map(str, by_name))} but no train; give the folder above them"
-        )
+        raise UserError(f"from={from_} has {', '.join(by_name)} but no train; give the folder above them")
     splits.by_hash(by_name, test_percent, f"from={from_}", str)  # has splits: refuses a percentage
     order = sorted(by_name, key=lambda split: split != "train")
     return classes, {split: Tars(by_name[split], split, None, *options) for split in order}
@@ -245,7 +249,7 @@ def _find(from_: str) -> tuple[str, list[str]]:
     return base or ".", names
 
 
-def _check_label(path: str, label: str, classes) -> None:
+def _check_label(path: str, label: str, classes: Sequence[str] | None) -> None:
     with open(path, "rb") as file:
         for member in members(path)[0]:
             if not member.name.endswith(".json") or not member.plain:

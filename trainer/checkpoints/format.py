@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
     Raises OSError, and KeyError for a dtype that the format does not have.
     """
-    header, end = {"__metadata__": metadata}, 0
+    header: dict[str, dict] = {"__metadata__": metadata}
+    end = 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # aligns each of them
     for name, tensor in ordered:
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -77,7 +79,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for content in (len(text).to_bytes(8, "little"), text, *(bytes_of(tensor) for _, tensor in ordered)):
+        head = memoryview(len(text).to_bytes(8, "little") + text)
+        for content in (head, *(bytes_of(tensor) for _, tensor in ordered)):
             for start in range(0, len(content), BLOCK):
                 digest.update(content[start : start + BLOCK])
                 file.write(content[start : start + BLOCK])
@@ -88,7 +91,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous host tensor, writable."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def write_part(path: Path, parts: Mapping[str, TensorShard]) -> dict:
@@ -270,12 +273,12 @@ def read_rows(path: Path, targets: dict[str, tuple[int, torch.Tensor]]) -> dict[
     return filled
 
 
-def read_exactly(file, target: memoryview) -> memoryview:
+def read_exactly(file: FileIO, target: memoryview) -> memoryview:
     """Fills `target` from the file; one read returns 2 GiB at most on Linux. Raises Damaged, OSError."""
     done = 0
     while done < len(target):
         read = file.readinto(target[done:])
         if not read:
-            raise Damaged(f"{Path(file.name).name} ends too early")
+            raise Damaged(f"{Path(str(file.name)).name} ends too early")
         done += read
     return target

@@ -156,7 +156,7 @@ def retention_rule(folder: Path, keep: int | None, keep_every: int | None) -> tu
     """Both options; None is replaced by the value in the run's recipe. Raises UserError without a recipe."""
     recipe = folder.parent / "recipe.yaml"
     if recipe.exists() and None in (keep, keep_every):
-        save = loading.load_saved(recipe).recipe.save
+        save = loading.saved_training(recipe).save
         keep = save.keep if keep is None else keep
         keep_every = save.keep_every if keep_every is None else keep_every
     if keep is None:

@@ -47,8 +47,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         except Damaged as why:
             damaged.append((path, why))
     instead = f"using {checkpoint.path.name}" if checkpoint else "there is no undamaged one before it"
-    for path, why in damaged:
-        warn(f"checkpoint {path} is damaged ({why}); {instead}")
+    for path, damage in damaged:
+        warn(f"checkpoint {path} is damaged ({damage}); {instead}")
     return checkpoint
 
 
@@ -77,8 +77,8 @@ def load_rows(
             targets[name] = (start, torch.empty(rows, dtype=DTYPES[dtype]))
         missing_rows = {name: row_count(tensor.shape) for name, (_, tensor) in targets.items()}
         for part in part_names(manifest):
-            for name, rows in read_rows(path / part, targets).items():
-                missing_rows[name] -= rows
+            for name, count in read_rows(path / part, targets).items():
+                missing_rows[name] -= count
         if any(missing_rows.values()):
             raise Damaged(
                 f"rows of {next(n for n in missing_rows if missing_rows[n])!r} are in none of its parts"

@@ -7,6 +7,7 @@ CPU, whose timeout is hours: the other ranks wait there while rank 0 evaluates o
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.common.errors import SharedError, UserError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+Value = TypeVar("Value")
 
 _cpu_group: "dist.ProcessGroup | None" = None
 
@@ -78,13 +84,13 @@ def all_gather(rows: Tensor) -> Tensor:
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
@@ -124,7 +130,7 @@ def on_device(index: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def store() -> "dist.Store":
+def store() -> "Store":
     """The key-value store of the process group: the launcher's, or rank 0's where there is none."""
     return dist.distributed_c10d._get_default_store()
 
@@ -148,7 +154,7 @@ def barrier() -> None:
         dist.barrier(group=_cpu_group)
 
 
-def broadcast_object(value):
+def broadcast_object(value: Value) -> Value:
     """Rank 0's value of a small object, on every rank."""
     if world_size() == 1:
         return value
@@ -157,13 +163,14 @@ def broadcast_object(value):
     return box[0]
 
 
-def run_on_main(function: Callable):
+def run_on_main(function: Callable[[], Value]) -> Value:
     """Runs a function on rank 0 and returns its value, a small object, on every rank.
 
     Raises:
         SharedError: on every rank, where it raised a UserError: no rank waits for one that has ended.
     """
-    value = mistake = None
+    value: Any = None
+    mistake: str | None = None
     if rank() == 0:
         try:
             value = function()
@@ -175,14 +182,16 @@ def run_on_main(function: Callable):
     return value
 
 
-def run_on_all(function: Callable) -> list:
+def run_on_all(function: Callable[[], Value]) -> list[Value]:
     """Runs a function on every rank and returns all values, small objects, in the order of the ranks.
 
     Raises:
         SharedError: on every rank, the UserErrors of all ranks. Where the function raised something else on a
             rank, that is raised there, and this on the others.
     """
-    value = mistake = other_error = None
+    value: Any = None
+    mistake: str | None = None
+    other_error: Exception | None = None
     try:
         value = function()
     except UserError as error:

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from trainer.distributed.partitioned import is_partitioned, own_part
+
 
 @torch.no_grad()
 def ema_update_(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum: float) -> None:
@@ -15,11 +17,10 @@ def ema_update_(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum:
     Args:
         momentum: m in [0, 1); keys are kept in float32 or wider: bf16 would lose most of a small step.
     """
-    partitioned = [key for key in keys if "ds_tensor" in vars(key)]  # by ZeRO-3
-    if partitioned:
-        keys, queries = [key.ds_tensor for key in keys], [query.ds_tensor for query in queries]
-    torch._foreach_mul_(keys, momentum)
-    torch._foreach_add_(keys, queries, alpha=1 - momentum)
+    partitioned = [key for key in keys if is_partitioned(key)]
+    moving, goals = [own_part(key) for key in keys], [own_part(query) for query in queries]
+    torch._foreach_mul_(moving, momentum)
+    torch._foreach_add_(moving, goals, alpha=1 - momentum)
     for key in partitioned:
         if key.ds_status == type(key.ds_status).AVAILABLE:
             # ZeRO-3 keeps whole copies of small parameters beside their shards: this one is out of date.

@@ -11,12 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
 
 from data_pipelines.common.errors import UserError
 from trainer.distributed.engine_kind import EngineKind
+
+if TYPE_CHECKING:
+    import accelerate
+    import torch
 
 ACCELERATE = {
     "accelerate",
@@ -40,8 +45,8 @@ class DistributedContext:
     world_size: int
     threads: int
     engine: EngineKind
-    device: "torch.device"  # noqa: F821 - torch is imported after the environment is set
-    accelerator: "accelerate.Accelerator"  # noqa: F821
+    device: "torch.device"  # torch is imported after the environment is set
+    accelerator: "accelerate.Accelerator"
 
     @property
     def is_main(self) -> bool:
@@ -101,12 +106,12 @@ def stop_with_launcher(launcher: psutil.Process | None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def launch_options(words: list[str]) -> dict[str, object]:
+def launch_options(words: list[str]) -> dict[str, Any]:
     """The options of an `accelerate launch`: those in its words go before those in its configuration file.
 
     The file is the one that the words name, or else accelerate's default file.
     """
-    options: dict[str, object] = {}
+    options: dict[str, str] = {}
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         following = words[number + 1] if number + 1 < len(words) else ""
@@ -123,7 +128,7 @@ def default_config_file() -> Path:
     return Path(home).expanduser() / "accelerate" / "default_config.yaml"
 
 
-def accelerate_options() -> dict[str, object]:
+def accelerate_options() -> dict[str, Any]:
     """The options of the `accelerate launch` that started this process; empty where none did."""
     process = launcher()
     words = process.cmdline() if process else []

@@ -1,7 +1,7 @@
 """Rows of a tensor: which of them a rank has, and modules of which each rank keeps its own rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,6 @@ def row_range(count: int, rank: int, world: int) -> tuple[int, int]:
     return rank * count // world, (rank + 1) * count // world
 
 
-def row_count(shape) -> int:
+def row_count(shape: Sequence[int]) -> int:
     """Rows of a tensor of this shape; a 0-dim tensor is one row."""
     return shape[0] if len(shape) else 1

@@ -40,11 +40,12 @@ class StopRequest:
         self.received: str | None = None
         self._file, self._last_look = file, 0.0
         self._raises, self._last_signal = False, 0.0
-        self._flag, self._work = torch.zeros(1, dtype=torch.int32), None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: torch.distributed.Work | None = None
         self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
 
-    def _receive(self, number: int, _) -> None:
+    def _receive(self, number: int, _: object) -> None:
         again, self._last_signal = time.monotonic() - self._last_signal > SAME_PRESS, time.monotonic()
         if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
@@ -52,7 +53,7 @@ class StopRequest:
         if first or again:
             self._raise()
 
-    def _raise(self, *_) -> None:
+    def _raise(self, *_: object) -> None:
         if self._raises:
             signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN)
             raise Stopped

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.checkpoints import state
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.engine import BuildOptimizer, Ddp, Engine, SingleProcess
+from trainer.objectives.objective import Objective
 
 
 def open_engine(
     context: DistributedContext,
-    objective: nn.Module,
+    objective: Objective,
     build_optimizer: BuildOptimizer,
     precision: str,
     saved: Mapping[str, Tensor] | None = None,

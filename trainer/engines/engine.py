@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.loader import Batch
 from trainer.checkpoints import state
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.precision import with_precision
+from trainer.objectives.objective import Objective, Values
 
 CHUNK = 2**22  # numbers that `all_finite` looks at in one call
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -36,14 +38,14 @@ class Engine(ABC):
         optimizer: its `param_groups` hold the learning rate, which the caller sets.
     """
 
-    objective: nn.Module
+    objective: Objective
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -59,7 +61,7 @@ class Engine(ABC):
         """Before the first micro-batch."""
         self.optimizer.zero_grad()
 
-    def forward(self, batch) -> dict[str, Tensor | float]:
+    def forward(self, batch: Batch) -> Values:
         """The objective's named scalars for this rank's rows of a batch; `loss` is to be minimized."""
         return self.model(batch)
 
@@ -98,7 +100,7 @@ class Engine(ABC):
         flags = [all_finite(tensor) for tensor in (*self.local_tensors(), *shards)]
         return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
 
-    def unsharded(self) -> nn.Module:
+    def unsharded(self) -> Objective:
         """The objective with all its parameters on every rank: for evaluation, export and pictures.
 
         Where parameters are sharded it is a copy with the weights of this moment, in the same mode.
@@ -111,7 +113,7 @@ class SingleProcess(Engine):
 
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -128,9 +130,11 @@ class SingleProcess(Engine):
 class Ddp(SingleProcess):
     """Every rank has all parameters; gradients are averaged."""
 
+    model: DistributedDataParallel
+
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -163,8 +167,8 @@ def make_contiguous(objective: nn.Module) -> None:
 
 
 def copy_with_weights(
-    template: nn.Module, weights: Mapping[str, Tensor], training: bool, device: torch.device
-) -> nn.Module:
+    template: Objective, weights: Mapping[str, Tensor], training: bool, device: torch.device
+) -> Objective:
     """A copy of `template`, an objective before it was sharded, with these weights, in this mode."""
     objective = copy.deepcopy(template).to(device)
     objective.load_state_dict(weights)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.checkpoints import state
@@ -22,16 +22,15 @@ from trainer.engines.engine import (
     make_contiguous,
 )
 from trainer.engines.precision import with_precision
+from trainer.objectives.objective import Objective
 
 
 class Fsdp(Engine):
     """Parameters are sharded along their first dimension and gathered while a pass needs them."""
 
-    objective: FSDPModule
-
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -43,7 +42,7 @@ class Fsdp(Engine):
         mesh = init_device_mesh(context.device.type, (collectives.world_size(),))
         for block in list(sharded_blocks(objective)):
             fully_shard(block, mesh=mesh)
-        self.objective = fully_shard(objective, mesh=mesh)
+        self.objective, self._sharded = objective, fully_shard(objective, mesh=mesh)  # in place: one object
         sharded = all(isinstance(parameter, DTensor) for parameter in objective.parameters())
         check_engine(EngineKind.FSDP2, sharded, objective)
         self.model = with_precision(self.objective, precision, context.device)
@@ -57,6 +56,7 @@ class Fsdp(Engine):
             for slot, value in slots.items():
                 value = value.to(self.device)
                 if state.elementwise(slot, value, parameter):
+                    assert isinstance(parameter, DTensor)
                     # every rank has the whole tensor and keeps its shard: nothing is sent
                     mesh, placements = parameter.device_mesh, parameter.placements
                     value = value.to(parameter.dtype).contiguous()
@@ -64,8 +64,8 @@ class Fsdp(Engine):
                 self.optimizer.state[parameter][slot] = value
 
     @contextmanager
-    def micro_batch(self, last: bool):
-        self.objective.set_requires_gradient_sync(last)
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        self._sharded.set_requires_gradient_sync(last)
         yield
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Fsdp(Engine):
         return state.gather(self.objective, value_of, slots)
 
     @torch.no_grad()
-    def unsharded(self) -> nn.Module:
+    def unsharded(self) -> Objective:
         weights = {
             name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             for name, tensor in self.objective.state_dict().items()
@@ -94,8 +94,8 @@ def sharded_blocks(module: nn.Module) -> Iterator[nn.Module]:
     gathered when it needs them. Parameters in no block are gathered for the whole pass.
     """
     for child in module.children():
-        layers = not isinstance(child, nn.Sequential) and list(child.children()) and list(child.parameters())
-        if layers and isinstance(module, nn.Sequential):
+        layers = not isinstance(child, nn.Sequential) and any(True for _ in child.children())
+        if layers and any(True for _ in child.parameters()) and isinstance(module, nn.Sequential):
             yield child
         else:
             yield from sharded_blocks(child)

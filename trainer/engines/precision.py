@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from data_pipelines.loader import Batch
+
 
 def forward_precision(precision: str, device: torch.device) -> AbstractContextManager:
     """A context for one call of an objective: with "bf16", autocast to bfloat16 where that is safe.
@@ -25,7 +27,7 @@ class MixedPrecision(nn.Module):
         super().__init__()
         self.objective, self.device = objective, device
 
-    def forward(self, batch) -> dict[str, Tensor | float]:
+    def forward(self, batch: Batch) -> dict[str, Tensor | float]:
         with forward_precision("bf16", self.device):
             values = self.objective(batch)
         bf16 = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.bfloat16}

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from trainer.checkpoints import state
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.partitioned import PartitionedParameter, is_partitioned
 from trainer.engines.engine import (
     BuildOptimizer,
     Engine,
@@ -25,6 +27,7 @@ from trainer.engines.engine import (
     make_contiguous,
 )
 from trainer.engines.precision import with_precision
+from trainer.objectives.objective import Objective
 
 BUCKET = 50_000_000  # elements in one message; DeepSpeed's own 5e8 reserve 2 GB
 
@@ -49,9 +52,12 @@ class FlatSlice:
 class Zero(Engine):
     """ZeRO of the stage of `context.engine`."""
 
+    model: Any  # DeepSpeed's engine and the optimizer within it, which have no types
+    optimizer: Any
+
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -80,9 +86,10 @@ class Zero(Engine):
     def _flat_slice(self, parameter: nn.Parameter, group: int) -> FlatSlice:
         zero = self.optimizer
         if self.stage == 3:
+            assert is_partitioned(parameter)
             number, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
             return FlatSlice(zero.fp32_partitioned_groups_flat[number], offset, *partition_range(parameter))
-        flat, mapping = zero.single_partition_of_fp32_groups[group], parameter._hp_mapping
+        flat, mapping = zero.single_partition_of_fp32_groups[group], vars(parameter)["_hp_mapping"]
         if mapping is None:  # other ranks have all of it
             return FlatSlice(flat, 0, 0, 0)
         in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -104,7 +111,7 @@ class Zero(Engine):
     # ---- a step ----------------------------------------------------------------------------------
 
     @contextmanager
-    def micro_batch(self, last: bool):
+    def micro_batch(self, last: bool) -> Iterator[None]:
         self.model.set_gradient_accumulation_boundary(last)
         yield
 
@@ -132,14 +139,15 @@ class Zero(Engine):
         Defined between the last backward pass of a step and the step.
         """
         if self.stage == 3:
+            assert is_partitioned(parameter)
             number, index = self._positions[parameter]
             return self.optimizer.averaged_gradients[number][index].narrow(
                 0, 0, partition_range(parameter)[1]
             )
-        mapping = parameter._hp_mapping
+        mapping = vars(parameter)["_hp_mapping"]
         if mapping is None:  # other ranks have all of it
             return torch.empty(0, dtype=parameter.dtype, device=self.device)
-        return mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        return mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"])
 
     def step(self) -> None:
         self.model.step()
@@ -154,11 +162,15 @@ class Zero(Engine):
             return state.own_rows(self._whole(tensor)) if is_partitioned(tensor) else tensor.detach()
 
         def slots(parameter: nn.Parameter) -> dict[str, state.StateValue]:
-            place, values = self.slices.get(parameter), {}
+            if parameter not in self.slices:
+                return {}
+            place, values = self.slices[parameter], dict[str, state.StateValue]()
             for slot, value in self._slots(place).items():
                 if value.shape == place.flat.shape:
-                    value = state.own_rows(self._all_gather(place.view(value), place.first, parameter))
-                values[slot] = value
+                    whole = self._all_gather(place.view(value), place.first, parameter)
+                    values[slot] = state.own_rows(whole)
+                else:
+                    values[slot] = value
             return values
 
         return state.gather(self.objective, weight, slots)
@@ -177,9 +189,9 @@ class Zero(Engine):
         whole[first : first + len(elements)] = elements
         return collectives.all_reduce_sum(whole).view(shape)
 
-    def _slots(self, place: FlatSlice | None) -> dict[str, Tensor]:
+    def _slots(self, place: FlatSlice) -> dict[str, Tensor]:
         """The optimizer's tensors for a flat tensor, by slot."""
-        slots = self.base_optimizer.state.get(place.flat, {}) if place else {}
+        slots = self.base_optimizer.state.get(place.flat, {})
         return {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
 
     def local_tensors(self) -> Iterator[Tensor]:
@@ -196,26 +208,21 @@ class Zero(Engine):
         return super().finite() & (not self.skipped_step)
 
     @torch.no_grad()
-    def unsharded(self) -> nn.Module:
-        if self.stage < 3:
+    def unsharded(self) -> Objective:
+        if self._template is None:
             return self.objective
         weights = {n: self._whole(t) for n, t in self.objective.state_dict(keep_vars=True).items()}
         return copy_with_weights(self._template, weights, self.objective.training, self.device)
 
 
-def is_partitioned(tensor: Tensor) -> bool:
-    """Whether ZeRO-3 has cut a parameter: a rank's part is its `ds_tensor`, padded to equal lengths."""
-    return hasattr(tensor, "ds_tensor")
-
-
-def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
+def partition_range(parameter: PartitionedParameter) -> tuple[int, int]:
     """This rank's part of a partitioned parameter: its first element, the number of its elements."""
     size = parameter.ds_tensor.numel()
     first = min(collectives.rank() * size, parameter.ds_numel)
     return first, min(size, parameter.ds_numel - first)
 
 
-def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int):
+def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -> Any:
     """DeepSpeed's engine around a model, without what it does by default: clipping, its own optimizer."""
     import deepspeed
     from deepspeed import ops

@@ -17,10 +17,11 @@ with EvaluationContext(
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,8 +113,11 @@ class EvaluationContext:
     encode: Encode | None = None
     readers: Readers | None = None
     _stack: ExitStack = field(init=False, repr=False, default_factory=ExitStack)
-    _examples: list[Examples | None] | None = field(init=False, repr=False, default=None)
-    _subsets: dict[str, tuple[Features, Tensor] | None] = field(init=False, repr=False, default_factory=dict)
+    _examples: Sequence[Examples | None] | None = field(init=False, repr=False, default=None)
+    # By split, and whether mirrored images are among them.
+    _subsets: dict[tuple[str, bool], tuple[Features, Tensor] | None] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if self.encode is None:
@@ -128,9 +132,14 @@ class EvaluationContext:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def encoding(self, subject: str, encode: Encode, **changes) -> "EvaluationContext":
+    def encoding(self, subject: str, encode: Encode, **changes: Any) -> "EvaluationContext":
         """A context of other features: the same readers, its own cached features, and `changes` of fields."""
         return replace(self, subject=subject, encode=encode, **changes)
+
+    @property
+    def _opened(self) -> Readers:
+        assert self.readers is not None  # since `__post_init__`
+        return self.readers
 
     # ---- where, and on what ------------------------------------------------------------------------
 
@@ -149,16 +158,16 @@ class EvaluationContext:
 
     @property
     def train(self) -> Reader:
-        return self.readers[self.recipe.data.train]
+        return self._opened[self.recipe.data.train]
 
     @property
     def labelled(self) -> Reader:
         """The split that probes learn from."""
-        return self.readers[self.recipe.labelled_split]
+        return self._opened[self.recipe.labelled_split]
 
     @property
     def test(self) -> Reader:
-        return self.readers[self.recipe.data.test]
+        return self._opened[self.recipe.data.test]
 
     @property
     def reference(self) -> Reader:
@@ -167,7 +176,7 @@ class EvaluationContext:
 
     # ---- features, encoded once ----------------------------------------------------------------------
 
-    def examples(self) -> list[Examples | None]:
+    def examples(self) -> Sequence[Examples | None]:
         """The features of `reference` and of `test` images; collective, encoded at the first call.
 
         With classes: all images that have a label, with all features, in files that every rank maps until the
@@ -181,7 +190,8 @@ class EvaluationContext:
         return self._examples
 
     def _cached(self) -> list[Examples]:
-        splits = [(reader, self.readers.labelled_ids(reader)) for reader in (self.reference, self.test)]
+        assert self.encode is not None  # since `__post_init__`
+        splits = [(reader, self._opened.labelled_ids(reader)) for reader in (self.reference, self.test)]
         features = cached(self.folder / FOLDER, self.encode, splits, self.images, self.options.batch)
         return self._stack.enter_context(features)
 
@@ -209,6 +219,7 @@ class EvaluationContext:
         """
 
         def encode(view: Tensor) -> Features:
+            assert self.encode is not None  # since `__post_init__`
             y = {"y": self.encode(view)["y"]}
             return y | {"mirrored": self.encode(view.flip(-1))["y"]} if mirrored else y
 
@@ -261,7 +272,7 @@ class Evaluator(ABC):
 
 def run_evaluators(evaluators: Iterable[Evaluator], context: EvaluationContext) -> dict[str, float]:
     """The figures of the evaluators that are wanted, in their order; collective."""
-    figures = {}
+    figures: dict[str, float] = {}
     for evaluator in evaluators:
         if evaluator.wanted(context):
             figures |= evaluator.run(context)

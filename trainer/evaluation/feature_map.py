@@ -1,5 +1,7 @@
 """A map of test images by t-SNE of their features."""
 
+from pathlib import Path
+
 import numpy as np
 
 from data_pipelines.draws import permutation
@@ -15,12 +17,12 @@ class FeatureMap(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         _, test = context.examples()
-        if context.is_main and len(test.ids) >= tsne.FEWEST:
+        if context.is_main and test is not None and len(test.ids) >= tsne.FEWEST:
             with context.drawing("tsne.png") as path:
                 self.draw(path, context, test)
         return {}
 
-    def draw(self, path, context: EvaluationContext, test: Examples) -> None:
+    def draw(self, path: Path, context: EvaluationContext, test: Examples) -> None:
         recipe = context.recipe
         shown = np.sort(permutation(len(test.ids), recipe.seed, "t-SNE")[: tsne.MOST])
         points = tsne.embed(test.features["y"][shown].numpy(), recipe.seed)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,8 @@ def gathered(
     parts = list(encoded(encode, reader, local if count else ids[:1], images, batch))
     labels = collectives.gather_to_main(torch.cat([labels for _, labels in parts])[:count])
     rows = {name: torch.cat([part[name] for part, _ in parts])[:count] for name in parts[0][0]}
-    features = {name: collectives.gather_to_main(part) for name, part in rows.items()}
+    everywhere = {name: collectives.gather_to_main(part) for name, part in rows.items()}
+    features = {name: part for name, part in everywhere.items() if part is not None}
     return None if labels is None else (features, labels)
 
 
@@ -148,7 +150,9 @@ def _write(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
     rows_of_rank = np.array_split(np.arange(len(ids)), collectives.world_size())[collectives.rank()]
-    files, labels, widths = {}, [np.empty(0, np.int64)], {}
+    files: dict[str, FileIO] = {}
+    widths: dict[str, int] = {}
+    labels = [np.empty(0, np.int64)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
@@ -162,7 +166,7 @@ def _write(
                         files[name] = opened.enter_context(open(handle, "wb", buffering=0))
                         files[name].seek(int(rows_of_rank[0]) * width * 4)
                 for name, rows in features.items():
-                    _write_all(files[name], memoryview(rows.contiguous().numpy()).cast("B"))
+                    _write_all(files[name], rows.contiguous().numpy().data.cast("B"))
                 labels.append(batch_labels.numpy())
     except OSError as error:
         raise UserError(
@@ -171,7 +175,7 @@ def _write(
     return np.concatenate(labels), widths
 
 
-def _write_all(file, data: memoryview) -> None:
+def _write_all(file: FileIO, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
 

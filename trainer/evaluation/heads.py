@@ -8,7 +8,8 @@ Arguments, results and errors are those of `probes`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from trainer.recipe.evaluation import MlpProbe, SgdProbe, SvmProbe
 
 MOMENTUM = 0.9
 Options = MlpProbe | SgdProbe | SvmProbe
+Section = TypeVar("Section", MlpProbe, SgdProbe, SvmProbe)  # the options of one kind of head
 
 
 @torch.inference_mode(False)  # gradients, also where the caller has switched them off
@@ -42,12 +44,12 @@ def head_probes(
     """
     check(train_x, train_y, test_x, test_y, classes)
     mean, scale = statistics(train_x)
-    results = {}
+    results: dict[str, list[float]] = {}
     for batch in dict.fromkeys(options.batch for options in wanted.values()):
-        heads = {name: options for name, options in wanted.items() if options.batch == batch}
-        if min(batch, len(train_x)) < max(options.fewest_images for options in heads.values()):
+        equal = {name: options for name, options in wanted.items() if options.batch == batch}
+        if min(batch, len(train_x)) < max(options.fewest_images for options in equal.values()):
             raise UserError("the MLP probe's batch-norm needs at least 2 training images at a time, got 1")
-        heads = {name: build(options, train_x, classes, seed) for name, options in heads.items()}
+        heads = {name: build(options, train_x, classes, seed) for name, options in equal.items()}
         fit(list(heads.values()), train_x, train_y, mean, scale, seed)
         for name, head in heads.items():
             if not all(parameter.isfinite().all() for parameter in head.parameters()):
@@ -59,8 +61,8 @@ def head_probes(
 
 def build(options: Options, x: Tensor, classes: int, seed: int) -> "Head":
     """A head for features like x [N, d], of their type and on their device."""
-    kind = {MlpProbe: Mlp, SgdProbe: Softmax, SvmProbe: Svms}[type(options)]
-    return kind(x.shape[1], classes, options, seed).to(x.device, x.dtype)
+    kinds: dict[type, Callable[..., Head]] = {MlpProbe: Mlp, SgdProbe: Softmax, SvmProbe: Svms}
+    return kinds[type(options)](x.shape[1], classes, options, seed).to(x.device, x.dtype)
 
 
 def fit(heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tensor, seed: int) -> None:
@@ -85,6 +87,7 @@ def fit(heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tens
             labels, parts = y[chosen], products.split(widths, dim=1)
             losses = [head.loss(head(part), labels) for head, part in zip(active, parts, strict=True)]
             torch.stack(losses).sum().backward()  # no loss sees another head: each gets its own gradient
+            assert products.grad is not None
             gradients = (products.grad.T @ images).split(widths)
             for head, gradient in zip(active, gradients, strict=True):
                 head.step(gradient, epoch + step / steps)
@@ -95,24 +98,26 @@ def accuracies(
     heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tensor
 ) -> list[list[float]]:
     """The accuracy of each head on features x [N, d] with labels y [N]; of SVMs, of each run."""
-    right = [0] * len(heads)
+    right: list[list[Tensor]] = [[] for _ in heads]
     for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True):
         images = (rows - mean).mul_(scale)
         for number, head in enumerate(heads):
             guesses = head.eval()(functional.linear(images, head.weight)).argmax(-1)
-            right[number] += (guesses.view(len(labels), -1) == labels.unsqueeze(1)).sum(0)
-    return [(count.double() / len(x)).tolist() for count in right]
+            right[number].append((guesses.view(len(labels), -1) == labels.unsqueeze(1)).sum(0))
+    return [(torch.stack(counts).sum(0).double() / len(x)).tolist() for counts in right]
 
 
-class Head(nn.Module):
+class Head(nn.Module, Generic[Section]):
     """A classifier on the products [n, units] of standardised features [n, d] with its `weight` [units, d].
 
     `forward` makes logits of the products, `loss` their mean loss; a subclass sets `weight` and both.
     """
 
-    def __init__(self, options: Options):
+    weight: nn.Parameter
+
+    def __init__(self, options: Section):
         super().__init__()
-        self.options = options
+        self.options: Section = options
 
     @property
     def units(self) -> int:
@@ -142,7 +147,7 @@ class Head(nn.Module):
         return functional.cross_entropy(logits, labels)
 
 
-class Softmax(Head):
+class Softmax(Head[SgdProbe]):
     """Multinomial logistic regression. Its inputs are of unit mean square: features over the root of d."""
 
     def __init__(self, inputs: int, classes: int, options: SgdProbe, seed: int):
@@ -156,7 +161,7 @@ class Softmax(Head):
         return products * self.scale + self.bias
 
 
-class Svms(Head):
+class Svms(Head[SvmProbe]):
     """Linear SVMs, one against the rest, inputs as those of `Softmax`; they differ in initial weights."""
 
     def __init__(self, inputs: int, classes: int, options: SvmProbe, seed: int):
@@ -191,7 +196,7 @@ def hinge(values: Tensor, labels: Tensor) -> Tensor:
     return (1 - (2 * labelled - 1) * values).relu()
 
 
-class Mlp(Head):
+class Mlp(Head[MlpProbe]):
     """The probe of the Deep InfoMax paper: Linear, dropout, batch-norm, ReLU, Linear; Adam."""
 
     def __init__(self, inputs: int, classes: int, options: MlpProbe, seed: int):

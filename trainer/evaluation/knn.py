@@ -21,12 +21,14 @@ class Knn(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         test, train = context.sampled(context.test), context.sampled(context.labelled)
-        if test is None:
+        if train is None or test is None:
             return {}
-        rows = [part for features, labels in (train, test) for part in _labelled_rows(features["y"], labels)]
-        if not all(map(len, rows)):
+        train_x, train_y = _labelled_rows(train[0]["y"], train[1])
+        test_x, test_y = _labelled_rows(test[0]["y"], test[1])
+        if not len(train_y) or not len(test_y):
             return {}
-        return {"knn/y/online": knn_accuracy(*rows, len(context.classes), context.options.knn)}
+        classes, k = len(context.classes), context.options.knn
+        return {"knn/y/online": knn_accuracy(train_x, train_y, test_x, test_y, classes, k)}
 
 
 def _labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ class LinearCodec:
         _, vectors = torch.linalg.eigh((second / count).addr_(mean, mean, alpha=-1))  # smallest first
         (view,) = replace(sample, ids=sample.ids[:1]).views()
         components = min(sum(part.numel() for part in codec.encode(view)) // across**2, width)
-        kind = {"dtype": sample.images.dtype}
-        return cls((mean + 0.5).to(**kind), vectors[:, width - components :].to(**kind), side)
+        dtype = sample.images.dtype
+        return cls((mean + 0.5).to(dtype), vectors[:, width - components :].to(dtype), side)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """What is left of pixels [n, 3, H, W] after encoding and decoding, not clamped."""

@@ -27,7 +27,8 @@ def measure(context: EvaluationContext) -> dict[str, float]:
     Raises:
         SharedError: an evaluator or the disk does not allow it.
     """
-    options, objective, results = context.options, context.objective, {}
+    options, objective = context.options, context.objective
+    results: dict[str, float] = {}
     objective.eval()
     if options.recalibrate and context.classes:
         results |= _recalibrated(context)
@@ -53,7 +54,9 @@ def _recalibrated(context: EvaluationContext) -> dict[str, float]:
 
 def _untrained(context: EvaluationContext) -> dict[str, float]:
     """The figures of the network as it was before training; with batch-norm, also after re-estimating it."""
-    untrained, results = context.untrained().to(context.device).eval(), {}
+    assert context.untrained is not None  # where controls are wanted
+    untrained = context.untrained().to(context.device).eval()
+    results: dict[str, float] = {}
     normed = any(isinstance(layer, GroupBatchNorm) for layer in untrained.encoder.modules())
     for name in ("untrained", "untrained_recalibrated")[: 1 + normed]:
         if name == "untrained_recalibrated":

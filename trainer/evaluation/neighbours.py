@@ -1,5 +1,7 @@
 """The nearest neighbours of test images, as a page."""
 
+from pathlib import Path
+
 import torch
 
 from data_pipelines.draws import permutation
@@ -16,12 +18,12 @@ class Neighbours(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         reference, test = context.examples()
-        if context.is_main:
+        if context.is_main and reference is not None and test is not None:
             with context.drawing("neighbours.png") as path:
                 self.draw(path, context, reference, test)
         return {}
 
-    def draw(self, path, context: EvaluationContext, reference: Examples, test: Examples) -> None:
+    def draw(self, path: Path, context: EvaluationContext, reference: Examples, test: Examples) -> None:
         chosen = permutation(len(test.ids), context.recipe.seed, "shown")[:SHOWN]
         shown = torch.from_numpy(chosen.copy())
         rows = nearest(reference.features["y"], test.features["y"][shown], NEAREST)

@@ -10,6 +10,7 @@ ValueError for arguments of the wrong shape or type, or labels out of range.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def few_shot_probe(
         chosen = torch.cat(picks).to(train_x.device)
         x, y = train_x[chosen], train_y[chosen]
         weight, bias = _fit_softmax(x, y, classes, mean, scale, FEW_SHOT_L2, linear.iterations)
-        accuracies.append(_accuracy(lambda x, w=weight, b=bias: functional.linear(x, w, b), test_x, test_y))
+        accuracies.append(_accuracy(partial(functional.linear, weight=weight, bias=bias), test_x, test_y))
     return sum(accuracies) / len(accuracies)
 
 
@@ -122,7 +123,7 @@ def _fit_softmax(
     """
     mean, scale = mean.double(), scale.double()
     solution = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)  # W, then the bias
-    solution.grad = torch.zeros_like(solution)
+    gradient = solution.grad = torch.zeros_like(solution)
     solution.requires_grad_()
 
     def for_raw_features() -> tuple[Tensor, Tensor]:
@@ -141,15 +142,16 @@ def _fit_softmax(
             slope[:, :-1] += error.T @ rows
             slope[:, -1] += error.sum(0, dtype=torch.float64)
         slope[:, :-1] -= slope[:, -1:] * mean
-        solution.grad[:, :-1] = slope[:, :-1] * scale / len(x) + l2 * solution[:, :-1]
-        solution.grad[:, -1] = slope[:, -1] / len(x)
+        gradient[:, :-1] = slope[:, :-1] * scale / len(x) + l2 * solution[:, :-1]
+        gradient[:, -1] = slope[:, -1] / len(x)
         return loss
 
     optimizer = torch.optim.LBFGS(
         [solution], max_iter=iterations, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
     optimizer.step(loss_and_gradient)
-    return tuple(part.detach() for part in for_raw_features())
+    weight, bias = for_raw_features()
+    return weight.detach(), bias.detach()
 
 
 def _pick(images: Tensor, shots: int, seed: int, draw: int, label: int) -> Tensor:

@@ -44,6 +44,7 @@ class Reconstruction(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         codec, train, test = context.objective.codec, context.train, context.test
+        assert codec is not None  # since it was wanted
         images, seed = context.images, context.recipe.seed
         figures, linear = measure(codec, train, test, images, context.options, seed, context.say)
         if context.is_main:
@@ -183,12 +184,13 @@ def draw(context: EvaluationContext, codec: Codec, linear: LinearCodec | None) -
         }
         reconstructions.reconstructions(path, as_pictures(originals), columns)
     if pairs := min(SHOWN_PAIRS, len(ids) // 2):
-        ends = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        zero, one = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
         with context.drawing("interpolations.png") as path:
-            between = interpolated(codec, *(views[end] for end in ends), STEPS)
+            between = interpolated(codec, views[zero], views[one], STEPS)
             reconstructions.interpolations(
                 path,
-                *(as_pictures(originals[end]) for end in ends),
+                as_pictures(originals[zero]),
+                as_pictures(originals[one]),
                 {name: [as_pictures(frames) for frames in lines] for name, lines in between.items()},
             )
 

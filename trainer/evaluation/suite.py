@@ -26,7 +26,10 @@ class Probes(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         classes, options, seed = len(context.classes), context.options, context.recipe.seed
-        figures = measure_probes(*context.examples(), classes, options, seed, context.device)
+        train, test = context.examples()
+        assert train is not None  # on every rank, since there are classes
+        assert test is not None
+        figures = measure_probes(train, test, classes, options, seed, context.device)
         context.say(
             f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in figures.items())
         )
@@ -111,26 +114,23 @@ class _Data:
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """On the GPU, if there is one with room for it; else as it is mapped."""
-        tensors = (
-            self.train.features[self.name],
-            self.train.labels,
-            self.test.features[self.name],
-            self.test.labels,
-        )
+        train_x, train_y = self.train.features[self.name], self.train.labels
+        test_x, test_y = self.test.features[self.name], self.test.labels
         if self.device.type == "cuda":
-            size = sum(tensor.nbytes for tensor in tensors)
+            size = sum(tensor.nbytes for tensor in (train_x, train_y, test_x, test_y))
             if 2 * size < torch.cuda.mem_get_info(self.device)[0]:
-                tensors = tuple(tensor.to(self.device) for tensor in tensors)
-        return *tensors, self.classes
+                train_x, train_y = train_x.to(self.device), train_y.to(self.device)
+                test_x, test_y = test_x.to(self.device), test_y.to(self.device)
+        return train_x, train_y, test_x, test_y, self.classes
 
 
 def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int) -> list[Job]:
     images, test_images, work = len(data.train.labels), len(data.test.labels), []
-    if options.linear:
-        cost = 4 * images * data.width * data.classes * options.linear.iterations * L_BFGS_COST
+    if probe := options.linear:
+        cost = 4 * images * data.width * data.classes * probe.iterations * L_BFGS_COST
 
         def linear() -> dict[str, float]:
-            return {f"probe/linear/{name}": probes.linear_probe(*data(), options.linear)}
+            return {f"probe/linear/{name}": probes.linear_probe(*data(), probe)}
 
         work.append(Job(f"linear/{name}", cost, linear))
     if wanted:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ class GroupBatchNorm(nn.Module):
     forward pass: `update_running_stats` moves them once an optimizer step, by the mean over all
     groups of the global batch. Parameter and buffer names are torch's. Ioffe and Szegedy, arXiv 1502.03167.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, features: int, group: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
@@ -48,7 +52,7 @@ class GroupBatchNorm(nn.Module):
         self.groups += len(groups)
         return torch.cat(parts)
 
-    def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # of torch's own BatchNorm: a count unused here
         super()._load_from_state_dict(state_dict, prefix, *others)
 

@@ -1,5 +1,7 @@
 """From the options of an encoder or a critic to the network; an unknown kind is a KeyError."""
 
+from collections.abc import Callable
+
 from trainer.networks.dim_alexnet import DimAlexNet, FoldedAlexNet
 from trainer.networks.dim_encoder import DimEncoder
 from trainer.networks.encoder import Encoder
@@ -50,8 +52,8 @@ def _global_concat(options: ConcatCritic, bound: str, encoder: Encoder) -> Criti
     return Concat(features, encoder.widths["y"], options.units, whole=True)
 
 
-LOCAL_CRITICS = {"dot": _local_dot, "concat": _local_concat}
-GLOBAL_CRITICS = {"dot": _global_dot, "concat": _global_concat}
+LOCAL_CRITICS: dict[str, Callable[..., Critic]] = {"dot": _local_dot, "concat": _local_concat}
+GLOBAL_CRITICS: dict[str, Callable[..., Critic]] = {"dot": _global_dot, "concat": _global_concat}
 
 
 def build_local_critic(options: CriticOptions, bound: str, encoder: Encoder, norm: str, group: int) -> Critic:

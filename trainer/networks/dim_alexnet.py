@@ -15,7 +15,7 @@ LOCAL = 2  # the convolution whose map is local
 
 def convolutions(before: int, channels: list[int], norm: Norm, first: int = 0) -> list[nn.Module]:
     """AlexNet's convolutions (3/1/1) from number `first` on, the first of them with `before` channels in."""
-    layers = []
+    layers: list[nn.Module] = []
     for number in range(first, len(channels)):
         layer = convolution(before, channels[number], 3, 1, 1, norm)
         if number in POOLED:

@@ -1,5 +1,7 @@
 """Residual cells of NVAE (Vahdat and Kautz, arXiv 2007.03898), as jiamings/d2c has them in an autoencoder."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ RESIDUAL = 0.1  # weight of a cell's body beside its shortcut
 class WeightNormConv2d(nn.Conv2d):
     """A convolution whose filters are e^log_norm · v / (|v| + 1e-5): `weight` holds the v of each filter."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.log_norm = nn.Parameter((self.weight.detach().flatten(1).norm(dim=1) + 1e-2).log())
 

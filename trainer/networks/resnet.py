@@ -50,6 +50,9 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
 
 
+Block = type[BasicBlock] | type[Bottleneck]
+
+
 def shortcut(before: int, after: int, stride: int, norm: Norm) -> nn.Sequential:
     """The identity where the shape stays, else a 1x1 convolution and a norm."""
     if stride == 1 and before == after:
@@ -57,7 +60,7 @@ def shortcut(before: int, after: int, stride: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
 
 
-def stage(block: type, before: int, planes: int, blocks: int, stride: int, norm: Norm) -> nn.Sequential:
+def stage(block: Block, before: int, planes: int, blocks: int, stride: int, norm: Norm) -> nn.Sequential:
     """`blocks` residual blocks in a row, the first with the stride."""
     after = block.expansion * planes
     rest = [block(after, planes, 1, norm) for _ in range(blocks - 1)]
@@ -79,7 +82,7 @@ class ResNet(Encoder):
         zero_init_residual: a block's last norm starts at zero weight, so the block as its shortcut.
     """
 
-    DEPTHS = {
+    DEPTHS: dict[int, tuple[Block, tuple[int, ...]]] = {
         18: (BasicBlock, (2, 2, 2, 2)),
         34: (BasicBlock, (3, 4, 6, 3)),
         50: (Bottleneck, (3, 4, 6, 3)),
@@ -102,6 +105,7 @@ class ResNet(Encoder):
         self.block, self.blocks = self.DEPTHS[depth]
         self.width, self.zero_init_residual = width, zero_init_residual
         self.norm = partial(normalization, norm, group=group)
+        self.maxpool: nn.Module
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
             self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -160,4 +164,6 @@ def _initialise(module: nn.Module, zero_init_residual: bool) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         if zero_init_residual and isinstance(layer, (BasicBlock, Bottleneck)):
-            nn.init.zeros_((layer.bn3 if isinstance(layer, Bottleneck) else layer.bn2).weight)
+            last = layer.bn3 if isinstance(layer, Bottleneck) else layer.bn2
+            assert isinstance(last.weight, Tensor)
+            nn.init.zeros_(last.weight)

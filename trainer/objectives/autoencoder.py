@@ -16,7 +16,9 @@ class Autoencoder(Objective):
 
     def __init__(self, encoder: Encoder, normalize: Normalize):
         super().__init__()
-        self.encoder, self.decoder, self.normalize = encoder, encoder.decoder(), normalize
+        decoder = encoder.decoder()
+        assert decoder is not None  # the recipe is refused where the encoder has none
+        self.encoder, self.decoder, self.normalize = encoder, decoder, normalize
 
     @property
     def codec(self) -> Codec:

@@ -87,7 +87,7 @@ def reduce_in_pieces(
     """
     rows = max(1, PIECE // (local.shape[0] * local.shape[1] * cost))
 
-    def piece(local: Tensor, part: Tensor, shift: int) -> tuple:
+    def piece(local: Tensor, part: Tensor, shift: int) -> tuple[Tensor, Tensor, Tensor | None]:
         pairs = reduce_scores(score(local, part), shift, bound == "jsd")
         return pairs.positives, pairs.log_negatives, pairs.softplus_negatives
 
@@ -175,6 +175,7 @@ def jsd_loss(pairs: Pairs) -> Tensor:
     E_product sp(T) + E_joint sp(-T) - 2 log 2, with sp the softplus: at least -2 log 2. Negatives are
     the mean over all ordered pairs of other images and their locations (arXiv 1808.06670, equation 4).
     """
+    assert pairs.softplus_negatives is not None  # computed for this bound
     negative = pairs.softplus_negatives.sum() / (len(pairs.softplus_negatives) * pairs.count)
     return negative + softplus(-pairs.positives).mean() - 2 * math.log(2)
 
@@ -238,6 +239,9 @@ class RunningMean(nn.Module):
     It moves once an optimizer step, by the mean over all groups of the global batch, and is equal on all
     ranks. Within a step a group sees the mean of the steps before, moved by its own e^T alone.
     """
+
+    log_mean: Tensor
+    started: Tensor
 
     def __init__(self, momentum: float = 0.9):
         super().__init__()

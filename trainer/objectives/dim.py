@@ -87,7 +87,7 @@ class Dim(ContrastiveObjective):
             loss = loss + options.coordinates * task
             values["coordinates"] = task.detach()
             values["coordinates/random_guess"] = 2 * math.log(self.encoder.local_side)
-        if self.classifier:
+        if self.classifier and options.supervised:
             task = self.classifier(features[self.conv], batch.label, self._noise(batch, "dropout"))
             loss = loss + options.supervised.weight * task
             values["supervised"] = task.detach()
@@ -97,7 +97,7 @@ class Dim(ContrastiveObjective):
         """The loss of one term, the mean over its groups; its figures go into `values`."""
         losses, information = [], []
         for pairs in self._pairs(critic, local, y):
-            extra = ()
+            extra: tuple[Tensor, ...] = ()
             if name in self.denominators:
                 extra = (self.denominators[name](bounds.log_mean(pairs)),)
             losses.append(bounds.LOSSES[self.options.bound](pairs, *extra))
@@ -118,13 +118,13 @@ class Dim(ContrastiveObjective):
         size = self.negatives if self.training else self.negatives or self.group
         return bounds.reduce_groups(critic.scores, local, y, critic.cost, size, self.options.bound)
 
-    def _noise(self, batch, purpose: str) -> list[torch.Generator]:
+    def _noise(self, batch: Batch, purpose: str) -> list[torch.Generator]:
         return batch.noise.groups(purpose, self.group, batch.views[0].device)
 
     def _dtype(self) -> torch.dtype:
         return next(self.encoder.parameters()).dtype
 
-    def _real(self, batch, width: int) -> Tensor:
+    def _real(self, batch: Batch, width: int) -> Tensor:
         """Points of the prior, uniform on [0, 1]^width, as many as images."""
         samples = [
             torch.rand(self.group, width, generator=g, device=g.device, dtype=self._dtype())
@@ -132,7 +132,7 @@ class Dim(ContrastiveObjective):
         ]
         return torch.cat(samples)
 
-    def _locations(self, batch, local: Tensor) -> Tensor:
+    def _locations(self, batch: Batch, local: Tensor) -> Tensor:
         """The locations that count this step, [n, L', units]: all, or drawn a group with replacement."""
         if self.options.locations is None:
             return local
@@ -149,6 +149,7 @@ class Dim(ContrastiveObjective):
         """Moves the running means of the Donsker-Varadhan bound too."""
         super().after_step()
         for denominator in self.denominators.values():
+            assert isinstance(denominator, bounds.RunningMean)
             denominator.update()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:

@@ -28,11 +28,13 @@ class Hybrid(Objective):
         self.contrast, self.options, self.normalize = contrast, options, normalize
         self.omega, _, _ = options.weighed()
         self.directions = contrast.directions
-        self.decoder = contrast.encoder.decoder()
+        decoder = contrast.encoder.decoder()
+        assert decoder is not None  # the recipe is refused where the encoder has none
+        self.decoder = decoder
         self.views = options.views
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:  # type: ignore[override]  # an attribute would register it twice
         return self.contrast.encoder
 
     @property

@@ -94,7 +94,7 @@ class Moco(ContrastiveObjective):
         rest = self.queue.log_sum_exp(queries, temperature, self.step)
         entropy = softplus(rest - (queries * keys).sum(1) / temperature).mean()
         m = self.queue.keys_at(self.step) + 1
-        values = {
+        values: Values = {
             "loss": directions * entropy,
             "contrast": directions * entropy.detach(),
             "contrast/random_guess": directions * math.log(m),

@@ -10,6 +10,8 @@ backward pass is a scaling. Shards of the keys combine exactly by their log-sum-
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +145,7 @@ class MomentumQueue(ShardedModule):
             )
         }
 
-    def load_sharded_state_dict(self, rows: dict[str, Tensor]) -> None:
+    def load_sharded_state_dict(self, rows: Mapping[str, Tensor]) -> None:
         """Takes this rank's rows back: `keys` [batch / ranks, T, width].
 
         Raises:
@@ -181,7 +183,7 @@ class _LogSumExp(torch.autograd.Function):
     """Of queries [n, D] over the shards [N, D] of all ranks. Saves the softmax-weighted mean of the keys."""
 
     @staticmethod
-    def forward(ctx, queries: Tensor, shard: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, shard: Tensor, temperature: float) -> Tensor:
         everyones = collectives.all_gather(queries)
         mean, log = attend(everyones, shard, temperature)
         top = collectives.all_reduce_max(log.clone())
@@ -194,7 +196,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mean,) = ctx.saved_tensors
         return gradient[:, None] * mean / ctx.temperature, None, None
 

@@ -24,13 +24,14 @@ class Discriminator(nn.Module):
         second pass of automatic differentiation, which engines that shard parameters do not survive.
         """
         hidden, open_ = u, []
-        for layer in self.layers[:-1]:
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        for layer in layers[:-1]:
             before = layer(hidden)
             open_.append((before > 0).to(before.dtype))
             hidden = before * open_[-1]
-        t = self.layers[-1](hidden).squeeze(1)
-        gradient = self.layers[-1].weight.expand(len(u), -1)
-        for layer, mask in zip(self.layers[-2::-1], open_[::-1], strict=True):
+        t = layers[-1](hidden).squeeze(1)
+        gradient = layers[-1].weight.expand(len(u), -1)
+        for layer, mask in zip(layers[-2::-1], open_[::-1], strict=True):
             gradient = (gradient * mask) @ layer.weight
         return t, gradient
 

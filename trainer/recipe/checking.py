@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.messages import (
     Expected,
+    Sections,
     choices,
     either,
     expected,
@@ -20,19 +23,8 @@ from trainer.recipe.messages import (
 )
 from trainer.recipe.optimizers import MissingKey
 from trainer.recipe.schema import EvaluateRun, Pretrain, Recipe
-from trainer.recipe.yaml12 import (
-    COMMAND_LINE,
-    DEFAULT,
-    LARGEST,
-    SourcedValue,
-    defaults,
-    first_source,
-    merge,
-    origins,
-    parse,
-    strip_origins,
-    to_yaml_line,
-)
+from trainer.recipe.trees import defaults, first_source, merge, origins, strip_origins
+from trainer.recipe.yaml12 import COMMAND_LINE, DEFAULT, LARGEST, SourcedValue, Tree, parse, to_yaml_line
 
 RECIPE = expected(Recipe)
 
@@ -54,27 +46,28 @@ class _Check:
         self.meant: set[str] = set()  # keys that misspelt ones probably mean: not reported as missing too
         self.everywhere = paths(RECIPE.sections)
 
-    def run(self, tree: dict):
-        recipe = None
+    def run(self, tree: dict[str, Tree]) -> tuple[Pretrain | EvaluateRun, dict[str, str]]:
+        recipe: Any = None
+        complete: Tree = tree
         section = self._member(RECIPE.sections, tree, "")
         if section:
             self.everywhere = paths((section,))
-            tree = self._complete(Expected(section), tree, "")
+            complete = self._complete(Expected(section), tree, "")
             try:
-                recipe = section.model_validate(strip_origins(tree))
+                recipe = section.model_validate(strip_origins(complete))
             except ValidationError as error:
                 for mistake in error.errors(include_url=False):
                     if mistake["type"] != "value_error" or not self.structure:  # an unknown key explains it
-                        self._translate(mistake, section, tree)
+                        self._translate(mistake, section, complete)
         mistakes = list(dict.fromkeys(" ".join(text.split()) for text in self.structure + self.values))
         if mistakes:
             more = len(mistakes) - 1
             raise UserError(mistakes[0] + (f" (and {more} more mistake{'s' * (more > 1)})" if more else ""))
-        return recipe, origins(tree)
+        return recipe, origins(complete)
 
     # -- structure: which keys, which kinds, defaults
 
-    def _complete(self, what: Expected, tree, at: str):
+    def _complete(self, what: Expected, tree: Tree, at: str) -> Tree:
         """The tree without unknown keys and with every default; `at` ends in a dot, or is empty."""
         if what.item and isinstance(tree, list):
             return [self._complete(what.item, item, f"{at}{index}.") for index, item in enumerate(tree)]
@@ -101,7 +94,7 @@ class _Check:
                 self.values.append(f"{tree.where}: {at[:-1]}: expected {what.words()}, got {tree.raw}")
         return tree
 
-    def _member(self, sections: tuple, tree: dict, at: str):
+    def _member(self, sections: Sections, tree: dict[str, Tree], at: str) -> type[BaseModel] | None:
         """The member of a tagged union that a section's `kind` (a recipe's `task`) chooses, if it does."""
         name = tag(sections)
         if name is None:
@@ -123,7 +116,9 @@ class _Check:
             self.structure.append(f"{self.file}: {at}{name}: missing, expected {words}")
         return None
 
-    def _unknown(self, key: str, node, section, sections: tuple, at: str):
+    def _unknown(
+        self, key: str, node: Tree, section: type[BaseModel] | None, sections: Sections, at: str
+    ) -> None:
         """`section` is the member of `sections` that holds the key, None where that is not known."""
         candidates = (section,) if section else sections
         siblings = list(dict.fromkeys(key for one in candidates for key in fields(one)))
@@ -144,7 +139,7 @@ class _Check:
 
     # -- values: pydantic finds what is wrong, the schema says what is right
 
-    def _translate(self, error: dict, section, tree: dict):
+    def _translate(self, error: ErrorDetails, section: type[BaseModel], tree: Tree) -> None:
         if error["type"].startswith("union_tag"):
             return  # reported by _member
         dotted, what, node, holder, what_holds = _locate(error["loc"], section, tree)
@@ -163,7 +158,7 @@ class _Check:
             hint = _hint(what, node, dotted)
             self.values.append(f"{self._where(node)}: {dotted}: expected {what.words()}, got {got}{hint}")
 
-    def _where(self, node, line: bool = True) -> str:
+    def _where(self, node: Tree | None, line: bool = True) -> str:
         """File and line of a value; the file of a section; the recipe's file for defaults."""
         source = first_source(node)
         if source is None or source.origin == DEFAULT:
@@ -171,9 +166,10 @@ class _Check:
         return source.where if line and not isinstance(node, dict) else source.origin
 
 
-def _with_default(child: Expected, node, at: str):
-    """A key's node, or None, laid on the schema's default as on a base recipe."""
+def _with_default(child: Expected, node: Tree | None, at: str) -> Tree:
+    """A key's node, or None, laid on the schema's default as on a base recipe; one of the two is there."""
     if child.default is ...:
+        assert node is not None
         return node
     default = child.default
     if child.sections and default is not None:
@@ -183,9 +179,20 @@ def _with_default(child: Expected, node, at: str):
     return defaults(default) if node is None else merge(defaults(default), node, at)
 
 
-def _locate(loc: tuple, section, tree: dict):
-    """Returns the dotted key of pydantic's location, its Expected and node, and those of its section."""
-    what, node, names = Expected(section), tree, []
+class Located(NamedTuple):
+    """A key of a recipe: its dotted name, what is expected and what is there, and the same of its section."""
+
+    dotted: str
+    what: Expected
+    node: Tree | None
+    holder: Tree | None
+    what_holds: Expected
+
+
+def _locate(loc: tuple[int | str, ...], section: type[BaseModel], tree: Tree) -> Located:
+    """The key that pydantic's location names."""
+    node: Tree | None = tree
+    what, names = Expected(section), []
     holder, what_holds = node, what
     for step in loc:
         # pydantic names the member of a union, which is no key of the recipe
@@ -195,20 +202,23 @@ def _locate(loc: tuple, section, tree: dict):
         if isinstance(step, str) and not what.sections:  # a number or a word: pydantic names each in turn
             continue
         holder, what_holds = node, what
-        what = what.item if isinstance(step, int) else fields(what.sections[0])[step]
-        missing = isinstance(step, str) and step not in node
-        node = None if missing else node[step]
+        if isinstance(step, int):
+            assert what.item is not None and isinstance(node, list)  # noqa: PT018
+            what, node = what.item, node[step]
+        else:
+            assert isinstance(node, dict)
+            what, node = fields(what.sections[0])[step], node.get(step)
         names.append(str(step))
-    return ".".join(names), what, node, holder, what_holds
+    return Located(".".join(names), what, node, holder, what_holds)
 
 
-def _kind_is_wrong(what: Expected, section) -> bool:
+def _kind_is_wrong(what: Expected, section: Tree | None) -> bool:
     """Whether a section's `kind` is no choice: then keys that it dropped are not reported as missing too."""
     kind = section.get("kind") if isinstance(section, dict) else None
     return kind is not None and strip_origins(kind) not in fields(what.sections[0])["kind"].options
 
 
-def _dropped(section, dotted: str) -> str:
+def _dropped(section: Tree | None, dotted: str) -> str:
     kind = section.get("kind") if isinstance(section, dict) else None
     if not isinstance(kind, SourcedValue) or kind.was is None:
         return ""
@@ -216,7 +226,7 @@ def _dropped(section, dotted: str) -> str:
     return f" ({parent}.kind went from {kind.was} to {kind.value}, which drops the keys it inherited)"
 
 
-def _hint(what: Expected, node, dotted: str) -> str:
+def _hint(what: Expected, node: Tree | None, dotted: str) -> str:
     """How the value was probably meant."""
     if what.item and what.item.sections and isinstance(node, dict):
         return f"; give a list, or address an item as {dotted}.0"
@@ -239,5 +249,6 @@ def _number(text: str) -> str | None:
         leaf = parse(text.strip().replace("_", "").replace(",", ""), "", lines=False)
     except UserError:
         return None
-    number = isinstance(leaf, SourcedValue) and type(leaf.value) in (int, float)
-    return to_yaml_line(leaf.value) if number else None
+    if not isinstance(leaf, SourcedValue) or type(leaf.value) not in (int, float):
+        return None
+    return to_yaml_line(leaf.value)

@@ -52,7 +52,7 @@ class FoldedAlexNet(DimAlexNet):
     The map of the last convolution, the patches put together again, is local.
     """
 
-    kind: Literal["folded_alexnet"]
+    kind: Literal["folded_alexnet"]  # type: ignore[assignment]  # a kind of its own, with the same keys
 
 
 class FoldedResNet(EncoderOptions):

@@ -10,7 +10,8 @@ from shlex import quote
 from typing import Any
 
 from trainer.recipe.messages import shown
-from trainer.recipe.yaml12 import flatten, to_yaml_line
+from trainer.recipe.trees import flatten
+from trainer.recipe.yaml12 import to_yaml_line
 
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 NOT_FINGERPRINTED = (

@@ -8,9 +8,10 @@ today.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
@@ -18,16 +19,8 @@ from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
 from trainer.recipe.messages import either, shown
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import (
-    COMMAND_LINE,
-    SourcedValue,
-    first_source,
-    merge,
-    parse,
-    rename,
-    strip_origins,
-    to_yaml_line,
-)
+from trainer.recipe.trees import merge, nested, rename, source_of, strip_origins
+from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, Tree, parse, to_yaml_line
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 INSTALLED = CHECKOUT / "trainer" / "_recipes"  # setup.py installs recipes/ there; no checkout has it
@@ -38,15 +31,18 @@ LONGEST_CHAIN = 50  # recipes, each the base of the one before
 OLD_NAMES = {"data.patience": "data.retry_seconds"}
 
 
+Recipe = TypeVar("Recipe", bound=Pretrain | EvaluateRun, covariant=True)
+
+
 @dataclass(frozen=True)
-class ResolvedRecipe:
+class ResolvedRecipe(Generic[Recipe]):
     """A valid recipe, its file's name, and for each dotted key a file's name, "command line" or "default".
 
     commands: whether `--allow-commands` was given, which no recipe can say: `data.root` may start programs.
     notices: a line for each old name of a key in the recipe's files or on the command line.
     """
 
-    recipe: Pretrain | EvaluateRun
+    recipe: Recipe
     name: str
     origin: dict[str, str]
     commands: bool = False
@@ -76,7 +72,7 @@ class Listed(NamedTuple):
     description: str
 
 
-def load(arguments: list[str]) -> ResolvedRecipe:
+def load(arguments: list[str]) -> ResolvedRecipe[Pretrain | EvaluateRun]:
     """`["recipe=dim_local", "optimizer.lr=3e-4", ...]` -> the recipe, validated.
 
     `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
@@ -87,7 +83,7 @@ def load(arguments: list[str]) -> ResolvedRecipe:
     return _loaded(path, overrides, notices)
 
 
-def load_saved(path) -> ResolvedRecipe:
+def load_saved(path: str | Path) -> ResolvedRecipe[Pretrain | EvaluateRun]:
     """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
     try:
         return replace(_loaded(Path(path), {}, []), notices=())  # a run of an older version keeps its names
@@ -96,6 +92,17 @@ def load_saved(path) -> ResolvedRecipe:
         raise UserError(
             f"{message} (the run wrote it otherwise; mend it, or remove the run's folder)"
         ) from None
+
+
+def saved_training(path: str | Path) -> Pretrain:
+    """The recipe of a run's recipe.yaml, as `load_saved`; a UserError where that is of no run that trains."""
+    recipe = load_saved(path).recipe
+    if not recipe.trains:
+        raise UserError(
+            f"{path}: task: expected a recipe that trains, got {recipe.task} (the run wrote it otherwise; "
+            "mend it, or remove the run's folder)"
+        )
+    return recipe
 
 
 def listing() -> list[Listed]:
@@ -112,12 +119,16 @@ def listing() -> list[Listed]:
     return recipes
 
 
-def _loaded(path: Path, overrides: dict, notices: list[str]) -> ResolvedRecipe:
+def _loaded(
+    path: Path, overrides: dict[str, Tree], notices: list[str]
+) -> ResolvedRecipe[Pretrain | EvaluateRun]:
     recipe, origin = check(merge(_inherited(path, notices), overrides), path.name)
     return ResolvedRecipe(recipe, path.stem, origin, notices=tuple(notices))
 
 
-def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
+def _lines(
+    section: dict[str, Any], at: str, indent: int, origin: dict[str, str]
+) -> Iterator[tuple[str, str | None]]:
     """A section as lines of YAML, each with the origin of its value (None where it only opens a section)."""
     for key, value in section.items():
         pad, dotted = " " * indent, f"{at}{key}"
@@ -137,9 +148,10 @@ def _lines(section: dict, at: str, indent: int, origin: dict[str, str]):
 # ---- from arguments and files to one tree ----------------------------------------------------------
 
 
-def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict]:
+def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict[str, Tree]]:
     """Arguments -> the recipe's file and one tree of overrides; of a key given twice, the last stands."""
-    path, overrides = None, {}
+    path: Path | None = None
+    overrides: dict[str, Tree] = {}
     for argument in arguments:
         dotted, equals, text = argument.partition("=")
         if not equals or not all(dotted.split(".")):
@@ -151,10 +163,7 @@ def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict]
         if dotted == "recipe":
             path = _find(text, Path(), COMMAND_LINE)
             continue
-        value = _value(dotted, text)
-        for name in reversed(dotted.split(".")):
-            value = {name: value}
-        overrides = merge(overrides, value)
+        overrides = merge(overrides, nested(dotted, _value(dotted, text)))
     if path is None:
         near = did_you_mean("recipe" if any(closest(key, ["recipe"]) for key in overrides) else None)
         raise UserError(
@@ -163,7 +172,7 @@ def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict]
     return path, _with_names_of_today(overrides, notices)
 
 
-def _value(dotted: str, text: str):
+def _value(dotted: str, text: str) -> Tree:
     try:
         value = parse(text, COMMAND_LINE, lines=False)
     except UserError as error:
@@ -192,7 +201,7 @@ def _find(name: str, folder: Path, where: str) -> Path:
     raise UserError(f"{where}: {what}{hint or f'; expected {either(_names())}, or a path to a .yaml file'}")
 
 
-def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> dict:
+def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> dict[str, Tree]:
     """A recipe's file merged onto the chain of its bases; old names of keys are added to `notices`."""
     path = path.resolve()
     if path in chain:
@@ -223,11 +232,11 @@ def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> 
     return merge(_inherited(below, notices, (*chain, path)), tree)
 
 
-def _with_names_of_today(tree: dict, notices: list[str]) -> dict:
+def _with_names_of_today(tree: dict[str, Tree], notices: list[str]) -> dict[str, Tree]:
     """The tree of one file, or of the command line, without old names of keys, which go into `notices`."""
     for old, new in OLD_NAMES.items():
         renamed = rename(tree, old, new)
         if renamed is not tree:
-            notices.append(f"{first_source(renamed).origin}: {old} is {new} now")
+            notices.append(f"{source_of(renamed).origin}: {old} is {new} now")
         tree = renamed
     return tree

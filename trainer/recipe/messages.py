@@ -3,13 +3,15 @@
 import types
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from data_pipelines.common.suggest import closest, likeness
 from trainer.recipe.yaml12 import to_yaml_line
+
+Sections: TypeAlias = tuple[type[BaseModel], ...]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Expected:
     default: Any = ...  # ... : the key is required
 
     @property
-    def sections(self) -> tuple:
+    def sections(self) -> Sections:
         """The section classes that may stand here: one, or the members of a tagged union; else none."""
         members = get_args(self.type) if _is_union(self.type) else (self.type,)
         return (
@@ -84,13 +86,14 @@ class Expected:
         return name + (", not empty" if self.type is str and rules.get("min_length") else "")
 
 
-def _is_union(annotation) -> bool:
+def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
 
-def expected(annotation, info: FieldInfo | None = None) -> Expected:
+def expected(annotation: Any, info: FieldInfo | None = None) -> Expected:
     """The annotation of a key, or of a list's items, with the rules attached to it at any depth."""
-    rules, nullable = {}, False
+    rules: dict[str, Any] = {}
+    nullable = False
     _collect(info, rules)
     while True:
         if get_origin(annotation) is Annotated:
@@ -106,7 +109,7 @@ def expected(annotation, info: FieldInfo | None = None) -> Expected:
     return Expected(annotation, rules, nullable, default)
 
 
-def _collect(extra, rules: dict):
+def _collect(extra: object, rules: dict[str, Any]) -> None:
     if isinstance(extra, FieldInfo):
         for inner in extra.metadata:
             _collect(inner, rules)
@@ -117,27 +120,28 @@ def _collect(extra, rules: dict):
 
 
 @cache
-def fields(section) -> dict[str, Expected]:
+def fields(section: type[BaseModel]) -> dict[str, Expected]:
     """The keys of a section class as a recipe writes them (`from`, not `from_`)."""
     return {
         info.alias or name: expected(info.annotation, info) for name, info in section.model_fields.items()
     }
 
 
-def tag(sections: tuple) -> str | None:
+def tag(sections: Sections) -> str | None:
     """The key that distinguishes the members of a tagged union: `task` of recipes, `kind` of sections."""
     return next(
         (name for name in ("task", "kind") if len(sections) > 1 and name in fields(sections[0])), None
     )
 
 
-def choices(sections: tuple) -> dict:
-    """The tag's choices, each with its section class."""
-    return {choice: one for one in sections for choice in fields(one)[tag(sections)].options}
+def choices(sections: Sections) -> dict[str, type[BaseModel]]:
+    """The tag's choices, each with its section class; none where it is no tagged union."""
+    name = tag(sections)
+    return {choice: one for one in sections for choice in fields(one)[name].options} if name else {}
 
 
 @cache
-def paths(sections: tuple, at: str = "") -> list[str]:
+def paths(sections: Sections, at: str = "") -> list[str]:
     """Every dotted key of these sections; of a list of sections the keys of its first item."""
     dotted = []
     for section in sections:
@@ -152,7 +156,7 @@ def either(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def shown(value, limit: int = 60) -> str:
+def shown(value: object, limit: int = 60) -> str:
     """A value as it is shown in a message: text in quotes, anything long cut."""
     text = repr(value) if isinstance(value, str) else to_yaml_line(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -87,7 +87,7 @@ class DimObjective(ObjectiveOptions):
     supervised: Supervised | None = None
 
     @model_validator(mode="after")
-    def _learns(self):
+    def _learns(self) -> "DimObjective":
         if not self.alpha and not self.beta:
             raise ValueError("alpha and beta are both 0: nothing ties y to the image; raise one of them")
         return self
@@ -215,7 +215,7 @@ class HybridObjective(ObjectiveOptions):
     detach_y: bool = key(False, "whether the decoder reads y but sends no gradient into it")
 
     @model_validator(mode="after")
-    def _one_weight(self):
+    def _one_weight(self) -> "HybridObjective":
         if (self.omega is None) == (self.alpha is None):
             raise ValueError("give either omega or alpha (and sigma), one of the two; the other as null")
         if self.omega is not None and self.sigma is not None:
@@ -225,9 +225,10 @@ class HybridObjective(ObjectiveOptions):
     def weighed(self) -> tuple[float, float, float]:
         """omega, and an alpha and sigma that make it."""
         sigma = self.sigma or 1.0
-        if self.omega is None:
-            return self.alpha / (1 - self.alpha) / (2 * sigma**2), self.alpha, sigma
-        return self.omega, 2 * self.omega / (1 + 2 * self.omega), sigma
+        if self.omega is not None:
+            return self.omega, 2 * self.omega / (1 + 2 * self.omega), sigma
+        assert self.alpha is not None  # one of the two is given
+        return self.alpha / (1 - self.alpha) / (2 * sigma**2), self.alpha, sigma
 
     @property
     def views(self) -> int:

@@ -32,7 +32,7 @@ class OptimizerOptions(Section):
     clip: Weight = key(0.0, "the largest norm of the gradient; 0: no clipping", "1")
 
     @model_validator(mode="after")
-    def _one_rate(self):
+    def _one_rate(self) -> "OptimizerOptions":
         if self.lr is None and self.lr_per_256 is None:
             raise MissingKey(
                 "no learning rate: expected lr, or lr_per_256 (for a batch of 256), a number above 0"
@@ -66,6 +66,7 @@ class OptimizerOptions(Section):
         """
         if self.lr is not None:
             return self.lr
+        assert self.lr_per_256 is not None  # one of the two is given
         factor = batch / 256
         return self.lr_per_256 * (factor**0.5 if self.scaling == "sqrt" else factor)
 
@@ -96,7 +97,7 @@ class SgdOptions(OptimizerOptions):
     nesterov: bool = key(False, "whether the gradient is looked at ahead along the momentum")
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self):
+    def _nesterov_has_momentum(self) -> "SgdOptions":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true looks ahead along the momentum, which is 0; raise momentum")
         return self

@@ -7,7 +7,7 @@ Intervals and lengths of training are in images (global count), never in steps o
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
@@ -141,46 +141,10 @@ class Tracking(Section):
 # ---- the recipes ---------------------------------------------------------------------------------
 
 
-class TrainingRecipe(Protocol):
-    """What every recipe that trains has: all that trainer, preflight, plan, report and tracking read of it.
-
-    Intervals and lengths are in images.
-    """
-
-    task: Any
-    seed: int
-    precision: Any
-    outputs: str
-    run: str | None
-    batch: int
-    accumulate: int
-    groups: Groups
-    images: int
-    objective: Any
-    optimizer: Any
-    schedule: Any
-    save: Save
-    log: Log
-    evaluate: Evaluate
-    tracking: Tracking
-    step_timeout: float
-    profile: int
-
-    @property
-    def key_shuffle(self) -> Shuffle | None: ...
-
-    @property
-    def stage_timeout(self) -> float: ...
-
-    def advice(self, images: int | None) -> Iterator[str]: ...
-
-    def folder(self, name: str) -> Path: ...
-
-
 class Pretrain(Section):
     """Pretraining of an encoder by an objective."""
 
-    trains: ClassVar[bool] = True
+    trains: ClassVar[Literal[True]] = True
 
     task: Literal["pretrain"]
     seed: Count = key(0, "seed of everything random in the run", "1")
@@ -250,7 +214,7 @@ class EvaluateRun(Section):
     What is left at its default in `tracking` is as the run's own recipe says.
     """
 
-    trains: ClassVar[bool] = False
+    trains: ClassVar[Literal[False]] = False
 
     task: Literal["evaluate"]
     from_: Annotated[str, Field(alias="from")] = key(..., "the run's folder")

@@ -6,8 +6,8 @@ booleans and nulls are those of the YAML 1.2 core schema (https://yaml.org/spec/
 
 import itertools
 import re
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -51,7 +51,10 @@ class SourcedValue:
         return self.origin if self.line is None else f"{self.origin}, line {self.line}"
 
 
-class Empty(dict):
+Tree: TypeAlias = SourcedValue | dict[str, "Tree"] | list["Tree"]
+
+
+class Empty(dict[str, "Tree"]):
     """A section without keys. It has no leaf that knows its origin, so `source` does."""
 
     def __init__(self, source: SourcedValue):
@@ -64,7 +67,7 @@ class CoreLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # a new dictionary: without those of YAML 1.1
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
             name = event.tag.replace("tag:yaml.org,2002:", "!!")
@@ -82,7 +85,7 @@ for tag, pattern, first in CORE:
     CoreDumper.add_implicit_resolver(tag, regexp, first)
 
 
-def _represent_text(dumper, text: str):
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # Text of several lines is quoted, and so stays on one line.
     return dumper.represent_scalar(STR, text, style='"' if "\n" in text else None)
 
@@ -90,7 +93,7 @@ def _represent_text(dumper, text: str):
 CoreDumper.add_representer(str, _represent_text)
 
 
-def parse(text: str, origin: str, lines: bool = True):
+def parse(text: str, origin: str, lines: bool = True) -> Tree | None:
     """YAML text -> dicts and lists with `SourcedValue` at the leaves, or None when the text holds nothing.
 
     Raises UserError for what is not YAML, and for tags, duplicate keys, an anchor inside itself, and what is
@@ -113,7 +116,9 @@ def parse(text: str, origin: str, lines: bool = True):
     return None if node is None else _tree(node, origin, lines, (), itertools.count(1))
 
 
-def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.count[int]"):
+def _tree(
+    node: yaml.Node, origin: str, lines: bool, above: tuple[yaml.Node, ...], counter: "itertools.count[int]"
+) -> Tree:
     if next(counter) > MOST_VALUES:
         raise UserError(f"{origin}: more than {MOST_VALUES:,} values, its aliases (*) written out")
     here = f"{origin}, line {node.start_mark.line + 1}" if lines else origin
@@ -139,7 +144,7 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         return [_tree(item, origin, lines, above, counter) for item in node.value]
-    section = {}
+    section: dict[str, Tree] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(f"{here}: a key must be one word, not a list or a section")
@@ -150,7 +155,7 @@ def _tree(node, origin: str, lines: bool, above: tuple, counter: "itertools.coun
     return section
 
 
-def _scalar(tag: str, text: str):
+def _scalar(tag: str, text: str) -> Any:
     if tag == NULL:
         return None
     if tag == BOOL:
@@ -163,117 +168,9 @@ def _scalar(tag: str, text: str):
     return text
 
 
-def to_yaml_line(value) -> str:
+def to_yaml_line(value: object) -> str:
     """A plain value as one line of YAML that `parse` reads back equal."""
     wrapped = [value]  # inside a list, a plain scalar needs no document end mark
     return yaml.dump(wrapped, Dumper=CoreDumper, default_flow_style=True, width=10**9, allow_unicode=True)[
         1:-2
     ]
-
-
-# ---- trees whose leaves are SourcedValue -----------------------------------------------------------
-
-
-def merge(base, over, at: str = ""):
-    """The tree `over` laid on the tree `base`, by the rule of `trainer.recipe.loading`. Changes neither."""
-    if isinstance(base, dict) and isinstance(over, dict):
-        old, new = base.get("kind"), over.get("kind")
-        if isinstance(old, SourcedValue) and isinstance(new, SourcedValue) and old.value != new.value:
-            was = None if old.origin == DEFAULT else old.value
-            base, over = {}, over | {"kind": replace(new, was=was)}
-        merged = {key: merge(base[key], value, f"{at}{key}.") for key, value in over.items() if key in base}
-        return base | over | merged
-    if isinstance(base, list) and isinstance(over, dict) and over and all(key.isdecimal() for key in over):
-        items = list(base)
-        for key, value in over.items():
-            if int(key) >= len(items):
-                raise UserError(
-                    f"{first_source(value).origin}: {at}{key}: the list {at[:-1]} has {len(items)} item(s), "
-                    f"counted from 0; to lengthen it, give it whole"
-                )
-            items[int(key)] = merge(items[int(key)], value, f"{at}{key}.")
-        return items
-    return over
-
-
-def rename(tree: dict, old: str, new: str) -> dict:
-    """The tree with the key `new` in place of `old` (both dotted), if it has that. Changes nothing in place.
-
-    Raises:
-        UserError: it has both.
-    """
-    value = _at(tree, old)
-    if value is None:
-        return tree
-    if _at(tree, new) is not None:
-        raise UserError(
-            f"{first_source(value).where}: {old}: the old name of {new}, which is set as well; leave one out"
-        )
-    for name in reversed(new.split(".")):
-        value = {name: value}
-    return merge(_without(tree, old), value)
-
-
-def _at(tree, dotted: str):
-    """What a tree of sections holds at a dotted key; None where it has no such key."""
-    for name in dotted.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
-
-
-def _without(tree: dict, dotted: str) -> dict:
-    name, _, rest = dotted.partition(".")
-    if not rest:
-        return {key: value for key, value in tree.items() if key != name}
-    return tree | {name: _without(tree[name], rest)}
-
-
-def strip_origins(tree):
-    """A tree with the bare values at its leaves."""
-    if isinstance(tree, dict):
-        return {key: strip_origins(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [strip_origins(item) for item in tree]
-    return tree.value if isinstance(tree, SourcedValue) else tree
-
-
-def flatten(tree, at: str = ""):
-    """Dotted key and value of each leaf; a list of plain values is one leaf, a list of sections is not."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from flatten(value, f"{at}.{key}" if at else key)
-    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        for index, item in enumerate(tree):
-            yield from flatten(item, f"{at}.{index}")
-    else:
-        yield at, tree
-
-
-def first_source(tree) -> SourcedValue | None:
-    """The leaf that stands for a tree's origin: one of the command line, else of a file, else a default."""
-    leaves = list(_leaves(tree))
-    ranks = {COMMAND_LINE: 0, DEFAULT: 2}
-    return min(leaves, key=lambda leaf: ranks.get(leaf.origin, 1), default=None)
-
-
-def _leaves(tree):
-    if isinstance(tree, SourcedValue | Empty):
-        yield tree if isinstance(tree, SourcedValue) else tree.source
-    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _leaves(part)
-
-
-def defaults(value):
-    """A plain value of the schema as a tree whose origin is "default"."""
-    if isinstance(value, dict):
-        return {key: defaults(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [defaults(part) for part in value]
-    return SourcedValue(value, DEFAULT)
-
-
-def origins(tree) -> dict[str, str]:
-    """Dotted key -> origin of each leaf; a list of values from several places names them all."""
-    return {
-        key: ", ".join(dict.fromkeys(leaf.origin for leaf in _leaves(value))) for key, value in flatten(tree)
-    }

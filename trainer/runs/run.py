@@ -19,6 +19,7 @@ from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import StopRequest
 from trainer.recipe.fingerprint import differences, remedy
 from trainer.recipe.loading import ResolvedRecipe
+from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.progress import Progress
 from trainer.tracking.address import uri_for
@@ -48,10 +49,11 @@ class Run:
         UserError: the folder cannot be written, is in use, or belongs to a run of another recipe or data set.
     """
 
-    def __init__(self, loaded: ResolvedRecipe, context: DistributedContext, data: str, world: dict):
+    def __init__(self, loaded: ResolvedRecipe[Pretrain], context: DistributedContext, data: str, world: dict):
         self.loaded, self.context, self.data = loaded, context, data
         self.folder = RunFolder.of(loaded)
-        self.journal = self.follower = None
+        self.journal: Journal | None = None
+        self.follower: Follower | None = None
         self._last_save = 0  # images of the checkpoint that was begun last
         self.checkpoint = collectives.run_on_main(lambda: self._take_over(world))
         self.attempt = collectives.broadcast_object(f"{time.time_ns():x}")  # names this start's saves

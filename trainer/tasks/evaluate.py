@@ -31,7 +31,7 @@ from trainer.training.build import build_objective
 from trainer.training.data import image_options
 
 
-def run(loaded: loading.ResolvedRecipe, context: DistributedContext) -> int:
+def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext) -> int:
     """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
 
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
@@ -40,7 +40,7 @@ def run(loaded: loading.ResolvedRecipe, context: DistributedContext) -> int:
     """
     options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
 
-    def stop(*_) -> None:  # raises nothing: in a finalizer of DALI's an exception would be lost
+    def stop(*_: object) -> None:  # raises nothing: in a finalizer of DALI's an exception would be lost
         if context.is_main:
             shutil.rmtree(target.path / FOLDER, ignore_errors=True)
         launch.leave(128 + signal.SIGTERM)
@@ -50,7 +50,7 @@ def run(loaded: loading.ResolvedRecipe, context: DistributedContext) -> int:
             raise UserError(
                 f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
             )
-        recipe = loading.load_saved(folder.path / "recipe.yaml").recipe
+        recipe = loading.saved_training(folder.path / "recipe.yaml")
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         checkpoint = choose(folder, options)
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
@@ -134,7 +134,7 @@ def is_newest(folder: RunFolder, checkpoint: Checkpoint) -> bool:
     return checkpoint.images == load_module.kept(folder.checkpoints)[-1]
 
 
-def tracked(loaded: loading.ResolvedRecipe, recipe: Pretrain) -> Tracking:
+def tracked(loaded: loading.ResolvedRecipe[EvaluateRun], recipe: Pretrain) -> Tracking:
     """Where the run is tracked: the run's `tracking`, with the keys that this evaluation's recipe sets."""
     keys = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
     return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in keys})

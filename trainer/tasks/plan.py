@@ -28,17 +28,18 @@ def run(loaded: ResolvedRecipe) -> int:
     recipe = loaded.recipe
     if not recipe.trains:
         raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only training is planned")
+    dataset: Dataset | None
     try:
         access = recipe.data.access(loaded.commands)
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
     check_batch_division(recipe, 1)
-    train = dataset and dataset.split(recipe.data.train)
+    train = dataset.split(recipe.data.train) if dataset else None
     if dataset:
         dataset.split(recipe.data.test)
         check_evaluation(recipe, dataset)
-    images = train and train.images
+    images = train.images if train else None
     total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
     print(f"data       {describe_data(recipe, dataset) if dataset else missing}")

@@ -22,7 +22,8 @@ from trainer.evaluation.features import check_room, has_labels
 from trainer.evaluation.measure import compared_pixels
 from trainer.objectives.momentum_queue import path
 from trainer.recipe.evaluation import Evaluate
-from trainer.recipe.schema import Data, Pretrain, TrainingRecipe
+from trainer.recipe.schema import Data, Pretrain
+from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tracking.address import uri_for
 from trainer.training.build import build_objective
@@ -191,15 +192,15 @@ def notes(
             f"{steps} in all"
         )
     yield from recipe.advice(images)
-    if queue := queue_bytes(recipe):
-        keys = recipe.objective.momentum_queue.keys
+    if momentum_queue := recipe.objective.momentum_queue:
+        keys, queue = momentum_queue.keys, queue_bytes(recipe)
         kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)
         yield (
             f"queue of {keys:,} keys, {keys // world_size:,} a rank ({queue / world_size / 1e6:,.1f} MB), "
             f"{kernel} attention"
         )
-    if blocks_span_ranks(recipe, world_size):
+    if (shuffle := recipe.key_shuffle) and blocks_span_ranks(recipe, world_size):
         yield (
-            f"blocks of {recipe.objective.contrast_key}shuffle={recipe.key_shuffle.groups} groups span "
+            f"blocks of {recipe.objective.contrast_key}shuffle={shuffle.groups} groups span "
             "ranks: the key views of other ranks' samples are read and decoded a second time"
         )

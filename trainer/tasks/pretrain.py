@@ -8,16 +8,16 @@ from trainer.distributed.signals import Stopped
 from trainer.evaluation import online
 from trainer.evaluation.context import EvaluationContext
 from trainer.recipe.loading import ResolvedRecipe
+from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, evaluate, report
 from trainer.tasks.preflight import check, check_finished, notes, open_data
 from trainer.tasks.training_run import TrainingTask, run_training
-from trainer.training.build import build_trainer
-from trainer.training.trainer import Trainer
+from trainer.training.build import ImageTrainer, build_trainer
 
 
-def run(loaded: ResolvedRecipe, context: DistributedContext) -> int:
+def run(loaded: ResolvedRecipe[Pretrain], context: DistributedContext) -> int:
     """Pretrains, evaluates and exports; the process's exit status (1: stopped on request, run it again)."""
     return run_training(Pretraining(loaded, context))
 
@@ -38,25 +38,25 @@ class Pretraining(TrainingTask):
     def is_evaluable(self) -> bool:
         return commands.has_labels(self.recipe.data)
 
-    def build(self, run: Run) -> Trainer:
+    def build(self, run: Run) -> ImageTrainer:
         return build_trainer(
             *(self.recipe, self.context, self.dataset, run.load(), run.images, run.warn),
             # Of several ranks none may leave a step that the others are in.
             stopping=lambda: self.context.world_size == 1 and run.stop_request.received is not None,
         )
 
-    def notes(self, trainer: Trainer) -> Iterator[str]:
+    def notes(self, trainer: ImageTrainer) -> Iterator[str]:
         context = self.context
         return notes(self.recipe, trainer.data.samples, context.world_size, context.device, context.engine)
 
-    def evaluate_online(self, trainer: Trainer, run: Run) -> None:
+    def evaluate_online(self, trainer: ImageTrainer, run: Run) -> None:
         evaluate_online(trainer, run)
 
-    def finish(self, trainer: Trainer, run: Run) -> None:
+    def finish(self, trainer: ImageTrainer, run: Run) -> None:
         finish(trainer, run)
 
 
-def evaluate_online(trainer: Trainer, run: Run) -> None:
+def evaluate_online(trainer: ImageTrainer, run: Run) -> None:
     """The online kNN, and the information on held-out images.
 
     Raises:
@@ -84,7 +84,7 @@ def evaluate_online(trainer: Trainer, run: Run) -> None:
     run.progress.say(f"{trainer.images:>12,} images  {line}")
 
 
-def finish(trainer: Trainer, run: Run) -> None:
+def finish(trainer: ImageTrainer, run: Run) -> None:
     """Exports the encoder, evaluates it and draws the pictures."""
     recipe, folder, objective = trainer.recipe, run.folder, trainer.unsharded()
     if trainer.context.is_main:

@@ -13,17 +13,17 @@ from trainer.evaluation.figures import charts, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
 from trainer.objectives.objective import Objective
-from trainer.recipe.schema import TrainingRecipe
+from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
 from trainer.tracking.address import open_command, uri_for
 from trainer.tracking.journal import read
-from trainer.training.trainer import Trainer
+from trainer.training.build import ImageTrainer
 
 SHOWN = 24  # images on the page of views, together with their views
 
 
-def export_encoder(trainer: Trainer, objective: Objective, folder: RunFolder) -> None:
+def export_encoder(trainer: ImageTrainer, objective: Objective, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it."""
     metadata = {
         "encoder": json.dumps(trainer.recipe.encoder_options()),
@@ -37,7 +37,7 @@ def export_encoder(trainer: Trainer, objective: Objective, folder: RunFolder) ->
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def draw_views(trainer: Trainer, folder: RunFolder) -> None:
+def draw_views(trainer: ImageTrainer, folder: RunFolder) -> None:
     """What the encoder sees: the first images of the run, beside them their views where those differ."""
     recipe = trainer.recipe
     views = recipe.data.views

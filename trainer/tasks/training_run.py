@@ -19,6 +19,7 @@ from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
+from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, report
@@ -29,7 +30,7 @@ from trainer.training.trainer import Trainer
 class TrainingTask(ABC):
     """What a task that trains does in its own way. Every method but `check` is called on every rank."""
 
-    def __init__(self, loaded: ResolvedRecipe, context: DistributedContext):
+    def __init__(self, loaded: ResolvedRecipe[Pretrain], context: DistributedContext):
         self.loaded, self.recipe, self.context = loaded, loaded.recipe, context
 
     @abstractmethod
@@ -153,7 +154,7 @@ def stopped(run: Run) -> int:
     return 1
 
 
-def run_tags(loaded: ResolvedRecipe, trainer: Trainer) -> dict[str, object]:
+def run_tags(loaded: ResolvedRecipe[Pretrain], trainer: Trainer) -> dict[str, object]:
     """Tags of the MLflow run."""
     return {
         "recipe": loaded.name,
@@ -277,7 +278,7 @@ class Clock:
         return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
 
     @contextmanager
-    def aside(self):
+    def aside(self) -> Iterator[None]:
         """Time that does not count: evaluation and saving."""
         began = time.perf_counter()
         yield

@@ -9,14 +9,26 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_pipelines.common.files import flush, replace_text
 from data_pipelines.common.locks import close_locked, open_locked
 from trainer.tracking import mlflow_store
 from trainer.tracking.journal import FIELDS, read
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 BATCH = {"metric": 500, "parameter": 100}  # MLflow's log_batch takes 1,000 metrics and 100 parameters
 TRIES = 3  # to send an artifact again where everything else can be sent
+
+
+class Connection(NamedTuple):
+    """The run in MLflow that a journal is delivered to."""
+
+    client: "MlflowClient"
+    run_id: str
+    journal_id: str
 
 
 class Delivery:
@@ -38,9 +50,8 @@ class Delivery:
         self.run_name = run_name
         self.report = report
         self._state = self.folder / "delivered.json"
-        self._lock = None
-        self._client = None
-        self._run_id = None
+        self._lock: int | None = None
+        self._connection: Connection | None = None
         self.offset = 0
         self.aside: list[dict] = []
 
@@ -55,7 +66,7 @@ class Delivery:
         if not self.waiting():
             return
         try:
-            if self._client is None:
+            if self._connection is None:
                 self._connect()
                 self._send_aside()
             # A record in MLflow must survive a power cut here: a replay would send it with another time.
@@ -64,17 +75,17 @@ class Delivery:
                 self._send(records)
                 if records[-1]["kind"] == "end":
                     self._send_aside()
-                    mlflow_store.remove_twins(self._client, self._run_id, self._id)
+                    mlflow_store.remove_twins(*self._connected())
                 self.offset = end
                 self._save()
         except Exception:
-            self._client = None
+            self._connection = None
             raise
 
     def waiting(self) -> int:
         """Bytes of the journal that have not been delivered."""
         aside = 0
-        if self._client is None:
+        if self._connection is None:
             known = self._known(self._first())
             self.offset, self.aside = known.get("offset", 0), known.get("aside", [])
             aside = sum(len(json.dumps(record)) + 1 for record in self.aside)
@@ -121,17 +132,23 @@ class Delivery:
                 client, experiment, first["value"], self.run_name, first["time"]
             )
             offset, aside = 0, []
-        self._client, self._run_id, self._id = client, run_id, first["value"]
+        self._connection = Connection(client, run_id, first["value"])
         self.offset, self.aside = offset, aside
         self._save()
 
+    def _connected(self) -> "Connection":
+        assert self._connection is not None  # `deliver` connects before it sends
+        return self._connection
+
     def _save(self) -> None:
-        entry = {"journal": self._id, "run_id": self._run_id, "offset": self.offset, "aside": self.aside}
+        _, run_id, journal_id = self._connected()
+        entry = {"journal": journal_id, "run_id": run_id, "offset": self.offset, "aside": self.aside}
         replace_text(self._state, json.dumps({**delivered(self.folder), self.address: entry}, indent=1))
 
     def _send(self, records: list[dict]) -> None:
+        client, run_id, journal_id = self._connected()
         try:
-            mlflow_store.send(self._client, self._run_id, self.folder, records)
+            mlflow_store.send(client, run_id, self.folder, records)
         except Exception as error:
             if mlflow_store.is_outage(error):
                 if records[0]["kind"] != "artifact":
@@ -145,14 +162,15 @@ class Delivery:
                 return
             # The record is at fault if a harmless write passes now and the record is refused again; else the
             # store or the run is gone, or was away for a moment.
-            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
+            mlflow_store.write(client, run_id, {"journal.id": journal_id})
             self._send_again(records)
 
     def _try_artifact(self, records: list[dict]) -> None:
         """Sends one artifact again; where only artifacts fail, they must not hold up the rest."""
+        client, run_id, journal_id = self._connected()
         for tries_left in reversed(range(TRIES)):
             # this raises where MLflow is away, and not its store of artifacts alone
-            mlflow_store.write(self._client, self._run_id, {"journal.id": self._id})
+            mlflow_store.write(client, run_id, {"journal.id": journal_id})
             try:
                 return self._send_again(records)
             except Exception as error:
@@ -176,8 +194,9 @@ class Delivery:
             self._save()
 
     def _send_again(self, records: list[dict]) -> None:
+        client, run_id, _ = self._connected()
         try:
-            mlflow_store.send(self._client, self._run_id, self.folder, records)
+            mlflow_store.send(client, run_id, self.folder, records)
         except Exception as error:
             if mlflow_store.is_outage(error):
                 raise
@@ -202,7 +221,7 @@ def delivered(run_folder: Path) -> dict:
     return {address: entry for address, entry in entries.items() if _is_formed(entry)}
 
 
-def _is_formed(entry) -> bool:
+def _is_formed(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and all(isinstance(entry.get(key), str) for key in ("journal", "run_id"))

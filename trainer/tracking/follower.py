@@ -33,7 +33,7 @@ class Follower:
         self._delivery = Delivery(run_folder, uri, experiment, run_name, report)
         self._report = report
         self._closing = threading.Event()
-        self._outage_since = None
+        self._outage_since: float | None = None
         self._complete = False
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
         self._thread.start()

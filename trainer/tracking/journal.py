@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import flush
@@ -127,7 +128,7 @@ class Journal:
         if os.fstat(self._fd).st_size > end:
             os.ftruncate(self._fd, end)
 
-    def write(self, kind: str, name: str, value, images: int) -> bool:
+    def write(self, kind: str, name: str, value: Any, images: int) -> bool:
         """Appends one record; returns False where (name, images), or that warning, was written before.
 
         A metric's `value` is anything that float() accepts, another value anything that JSON represents.
@@ -221,12 +222,12 @@ class Journal:
         close_locked(self._fd)
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     # JSON has no infinity and no NaN: they become text that float() reads back.
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _digest(name: str, text) -> bytes:
+def _digest(name: str, text: object) -> bytes:
     return hashlib.blake2b(f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -6,10 +6,17 @@ MLflow is imported inside the functions: the import costs seconds, also to a run
 import os
 import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipelines.common.files import replacing
 from data_pipelines.common.locks import close_locked, open_locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+    from mlflow.entities import Run as MlflowRun
 
 SETTINGS = {
     # The follower waits during outages, and can be woken. MLflow's own retries last minutes, and a retried
@@ -41,7 +48,7 @@ def configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def _answered(value, question: str):
+def _answered(value: str | None, question: str) -> str:
     """`value`; raises Outage where it is empty: MLflow's client parses an empty page as empty fields."""
     if not value:
         raise Outage(f"an empty answer to {question}; is it an MLflow, and nothing in between?")
@@ -76,7 +83,7 @@ def is_outage(error: Exception) -> bool:
     return status >= 500 or status in NOT_THE_RECORDS_FAULT
 
 
-def connect(uri: str, artifacts: Path):
+def connect(uri: str, artifacts: Path | None) -> "MlflowClient":
     """The MlflowClient for `uri`; makes a SQLite store where there is none.
 
     Raises Outage, or what MLflow raises where the store cannot be opened.
@@ -88,7 +95,7 @@ def connect(uri: str, artifacts: Path):
     return MlflowClient(uri)
 
 
-def create_sqlite(path: Path, artifacts: Path) -> None:
+def create_sqlite(path: Path, artifacts: Path | None) -> None:
     """Makes MLflow's SQLite store at `path`, whole or not at all, where there is none.
 
     MLflow needs seconds to make the tables, and a store with half of them stays broken. So they are made
@@ -114,7 +121,7 @@ def create_sqlite(path: Path, artifacts: Path) -> None:
         close_locked(lock)
 
 
-def experiment_id(client, name: str, artifacts: Path | None) -> str:
+def experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
     """The id of the experiment `name`; makes it where there is none.
 
     Its artifacts are then kept under `artifacts`; None: where the server keeps them.
@@ -129,13 +136,14 @@ def experiment_id(client, name: str, artifacts: Path | None) -> str:
         if experiment is not None:
             break
         try:
-            folder = artifacts and str(artifacts / re.sub(r"[^\w+=-]", "_", name))
+            folder = str(artifacts / re.sub(r"[^\w+=-]", "_", name)) if artifacts else None
             created = client.create_experiment(name, artifact_location=folder, tags=KIND)
             return _answered(created, "the making of an experiment")
         except MlflowException as error:
             # Another run has made it since the question: ask again, once.
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or attempt == 2:
                 raise
+    assert experiment is not None  # the second question has found it
     _answered(experiment.experiment_id, "the question for the experiment")
     if experiment.lifecycle_stage != "active":
         raise Outage(
@@ -145,7 +153,7 @@ def experiment_id(client, name: str, artifacts: Path | None) -> str:
     return experiment.experiment_id
 
 
-def is_active(client, run_id: str) -> bool:
+def is_active(client: "MlflowClient", run_id: str) -> bool:
     """Whether the run `run_id` exists and has not been deleted."""
     from mlflow.exceptions import MlflowException
 
@@ -158,7 +166,9 @@ def is_active(client, run_id: str) -> bool:
         raise
 
 
-def find_or_create_run(client, experiment: str, journal_id: str, name: str, start: float) -> str:
+def find_or_create_run(
+    client: "MlflowClient", experiment: str, journal_id: str, name: str, start: float
+) -> str:
     """The id of the run with the tag `journal.id`; makes it where there is none.
 
     MLflow's create_run makes a second run when it is called twice. By the tag, set in the same call, a
@@ -172,7 +182,7 @@ def find_or_create_run(client, experiment: str, journal_id: str, name: str, star
     return _answered(run.info.run_id, "the making of a run")
 
 
-def remove_twins(client, run_id: str, journal_id: str) -> None:
+def remove_twins(client: "MlflowClient", run_id: str, journal_id: str) -> None:
     """Deletes empty runs beside `run_id` with the same tag `journal.id`.
 
     A server that waits (for its locked database) may carry out a create_run after the client has given up,
@@ -184,7 +194,7 @@ def remove_twins(client, run_id: str, journal_id: str) -> None:
             client.delete_run(run.info.run_id)
 
 
-def _runs_of(client, experiment: str, journal_id: str) -> list:
+def _runs_of(client: "MlflowClient", experiment: str, journal_id: str) -> "list[MlflowRun]":
     return client.search_runs([experiment], f"tags.`journal.id` = '{journal_id}'", max_results=100)
 
 
@@ -193,7 +203,7 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def send(client, run_id: str, folder: Path, records: list[dict]) -> None:
+def send(client: "MlflowClient", run_id: str, folder: Path, records: list[dict]) -> None:
     """Delivers records of one kind, in order, and verifies it. Sending them again changes nothing.
 
     Raises what MLflow raises; Outage where the answer was good but the records are not there; ValueError for
@@ -206,13 +216,19 @@ def send(client, run_id: str, folder: Path, records: list[dict]) -> None:
         points = [Metric(r["name"], r["value"], milliseconds(r["time"]), r["images"]) for r in records]
         write(client, run_id, metrics=points)
     elif kind == "parameter":
-        write(client, run_id, params=[Param(r["name"], str(r["value"])) for r in records])
+        write(client, run_id, parameters=[Param(r["name"], str(r["value"])) for r in records])
     else:
         for record in records:
             _send_one(client, run_id, folder, kind, record)
 
 
-def write(client, run_id: str, tags: dict[str, str] | None = None, **values) -> None:
+def write(
+    client: "MlflowClient",
+    run_id: str,
+    tags: dict[str, str] | None = None,
+    metrics: "Sequence[Metric]" = (),
+    parameters: "Sequence[Param]" = (),
+) -> None:
     """MLflow's log_batch, verified by a tag that is set last in the same call and read back.
 
     The answer proves nothing: MLflow's client accepts an empty page with status 200, as from a proxy or a
@@ -222,12 +238,13 @@ def write(client, run_id: str, tags: dict[str, str] | None = None, **values) -> 
 
     receipt = uuid.uuid4().hex
     all_tags = (tags or {}) | {"journal.receipt": receipt}
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in all_tags.items()], **values)
+    run_tags = [RunTag(name, value) for name, value in all_tags.items()]
+    client.log_batch(run_id, metrics=metrics, params=parameters, tags=run_tags)
     if client.get_run(run_id).data.tags.get("journal.receipt") != receipt:
         raise Outage(NO_EFFECT.format("a batch"))
 
 
-def _send_one(client, run_id: str, folder: Path, kind: str, record: dict) -> None:
+def _send_one(client: "MlflowClient", run_id: str, folder: Path, kind: str, record: dict) -> None:
     name, value = record["name"], record["value"]
     if kind == "tag":
         write(client, run_id, {name: str(value)})
@@ -246,12 +263,12 @@ def _send_one(client, run_id: str, folder: Path, kind: str, record: dict) -> Non
         _send_artifact(client, run_id, folder, str(value))
 
 
-def _confirm_status(client, run_id: str, status: str) -> None:
+def _confirm_status(client: "MlflowClient", run_id: str, status: str) -> None:
     if client.get_run(run_id).info.status != status:
         raise Outage(NO_EFFECT.format("the run's status"))
 
 
-def _send_artifact(client, run_id: str, folder: Path, relative: str) -> None:
+def _send_artifact(client: "MlflowClient", run_id: str, folder: Path, relative: str) -> None:
     path, root = (folder / relative).resolve(), folder.resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"{relative} lies outside the run's folder")
@@ -271,7 +288,8 @@ def _send_artifact(client, run_id: str, folder: Path, relative: str) -> None:
             file.path: file.file_size for file in client.list_artifacts(run_id, _artifact_path(parent, root))
         }
         for file in files:
-            if file.parent == parent and listed.get(_artifact_path(file, root)) != file.stat().st_size:
+            relative_path = file.relative_to(root).as_posix()
+            if file.parent == parent and listed.get(relative_path) != file.stat().st_size:
                 raise Outage(NO_EFFECT.format(f"the file {relative}"))
 
 

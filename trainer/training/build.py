@@ -18,7 +18,7 @@ from trainer.objectives.autoencoder import Autoencoder
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import ContrastiveObjective, Objective
 from trainer.objectives.simclr import Simclr
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.objectives import (
@@ -33,6 +33,8 @@ from trainer.recipe.yaml12 import to_yaml_line
 from trainer.training.data import DTYPES, ImageData
 from trainer.training.trainer import Trainer
 
+ImageTrainer = Trainer[Pretrain, ImageData]  # of encoders, on images
+
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
 
 
@@ -44,7 +46,7 @@ def build_trainer(
     images: int = 0,
     warn: Callable[[str], None] = to_stderr,
     stopping: Callable[[], bool] = lambda: False,
-) -> Trainer:
+) -> ImageTrainer:
     """The trainer of a pretraining recipe; the arguments are those of `Trainer` and `ImageData`."""
     objective = build_objective(recipe).to(context.device)
     data = ImageData(recipe, dataset, context.device, warn, stopping)
@@ -65,7 +67,8 @@ def build_objective(recipe: Pretrain) -> Objective:
     of_groups = {"norm": "groups.", "negatives": "groups."}
     with named(of_encoder | of_groups | {"keys": f"{contrast}queue."}, contrast):
         objective = build_part(recipe, recipe.objective, encoder)
-    return objective.to(DTYPES[recipe.precision], memory_format=torch.channels_last)
+    dtype = DTYPES[recipe.precision]
+    return objective.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
 
 @contextmanager
@@ -105,10 +108,17 @@ def _autoencoder(recipe: Pretrain, options: AutoencoderObjective, encoder: Encod
 
 def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hybrid:
     contrast = build_part(recipe, options.contrast, encoder)
+    assert isinstance(contrast, ContrastiveObjective)
     return Hybrid(contrast, options, recipe.data.normalize)
 
 
-BUILDERS = {"dim": _dim, "moco": _moco, "simclr": _simclr, "autoencoder": _autoencoder, "hybrid": _hybrid}
+BUILDERS: dict[str, Callable[..., Objective]] = {
+    "dim": _dim,
+    "moco": _moco,
+    "simclr": _simclr,
+    "autoencoder": _autoencoder,
+    "hybrid": _hybrid,
+}
 
 
 def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> Objective:

@@ -1,7 +1,7 @@
 """How ranks and micro-batches share the groups of a global batch."""
 
 from data_pipelines.plan import check_division
-from trainer.recipe.schema import TrainingRecipe
+from trainer.recipe.training_recipe import TrainingRecipe
 
 
 def blocks_span_ranks(recipe: TrainingRecipe, world_size: int) -> bool:

@@ -1,6 +1,7 @@
 """From a recipe's optimizer to torch's, and the one that torch has not: LARS."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,19 @@ def build_optimizer(
 
 
 def _adam(options: AdamOptions, groups: list[dict], shared: dict) -> torch.optim.Adam:
-    return torch.optim.Adam(groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+    first, second = options.betas
+    return torch.optim.Adam(groups, **shared, betas=(first, second), eps=options.eps, fused=True)
 
 
 def _adamw(options: AdamOptions, groups: list[dict], shared: dict) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, **shared, betas=tuple(options.betas), eps=options.eps, fused=True)
+    first, second = options.betas
+    return torch.optim.AdamW(groups, **shared, betas=(first, second), eps=options.eps, fused=True)
 
 
 def _sgd(options: SgdOptions, groups: list[dict], shared: dict) -> torch.optim.SGD:
-    momentum = {"momentum": options.momentum, "nesterov": options.nesterov}
-    return torch.optim.SGD(groups, **shared, **momentum, foreach=True)
+    return torch.optim.SGD(
+        groups, **shared, momentum=options.momentum, nesterov=options.nesterov, foreach=True
+    )
 
 
 def _lars(options: LarsOptions, groups: list[dict], shared: dict) -> "Lars":
@@ -45,14 +49,19 @@ def _lars(options: LarsOptions, groups: list[dict], shared: dict) -> "Lars":
     return Lars(groups, **shared, momentum=options.momentum, trust=options.trust)
 
 
-BUILDERS = {"adam": _adam, "adamw": _adamw, "sgd": _sgd, "lars": _lars}
+BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "lars": _lars,
+}
 
 
 def split(parameters: list[nn.Parameter], spare_norms: bool) -> list[dict]:
     """The parameter groups: all in one, or norms and biases (at most one dimension) apart, without decay."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1 or not spare_norms]
     spared = [parameter for parameter in parameters if parameter.ndim <= 1 and spare_norms]
-    groups = [
+    groups: list[dict] = [
         {"params": matrices},
         {"params": spared, "weight_decay": 0.0},
     ]
@@ -79,7 +88,9 @@ class Lars(torch.optim.Optimizer):
     one that FSDP2 has sharded has the norm of all its shards.
     """
 
-    def __init__(self, groups, lr: float, momentum: float, trust: float, weight_decay: float = 0.0):
+    def __init__(
+        self, groups: list[dict], lr: float, momentum: float, trust: float, weight_decay: float = 0.0
+    ):
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -89,8 +100,14 @@ class Lars(torch.optim.Optimizer):
         }
         super().__init__(groups, defaults)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; with `closure`, which computes the loss anew, that loss."""
         loss = None
         if closure is not None:
@@ -107,7 +124,7 @@ class Lars(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [local_part(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
-        gradients = [local_part(parameter.grad) for parameter in parameters]
+        gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
         weights = [local_part(parameter) for parameter in parameters]
         updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         if group["adapt"]:

@@ -1,6 +1,6 @@
 """Schedules as functions of images seen."""
 
-from trainer.recipe.schema import TrainingRecipe
+from trainer.recipe.training_recipe import TrainingRecipe
 
 
 def learning_rate(recipe: TrainingRecipe, images_seen: int) -> float:

@@ -5,6 +5,7 @@ The trainer knows objectives, engines and data by their contracts alone, so any 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,16 @@ from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.build import open_engine
 from trainer.objectives.objective import Objective, Values
-from trainer.recipe.schema import TrainingRecipe
+from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.training.data import TrainingData
 from trainer.training.optimizers import build_optimizer
 from trainer.training.schedules import learning_rate, whole_batches
 
+Recipe = TypeVar("Recipe", bound=TrainingRecipe)
+Data = TypeVar("Data", bound=TrainingData)
 
-class Trainer:
+
+class Trainer(Generic[Recipe, Data]):
     """An objective on an engine, its data, and the number of images seen.
 
     Args:
@@ -41,10 +45,10 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: TrainingRecipe,
+        recipe: Recipe,
         context: DistributedContext,
         objective: Objective,
-        data: TrainingData,
+        data: Data,
         saved: Mapping[str, Tensor] | None = None,
         images: int = 0,
     ):
@@ -94,7 +98,9 @@ class Trainer:
             self.objective.after_step()
         self.images += self.recipe.batch
         values = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-        self.finite &= torch.isfinite(values["loss"])  # read only when logging and saving: no wait here
+        loss = values["loss"]
+        assert isinstance(loss, Tensor)
+        self.finite &= torch.isfinite(loss)  # read only when logging and saving: no wait here
         return values
 
     def _micro_batch(self, micro: int) -> Values:
@@ -105,7 +111,9 @@ class Trainer:
             with self.stage("forward"):
                 values = self.engine.forward(batch)
             with self.stage("backward"):
-                self.engine.backward(values["loss"] / self.recipe.accumulate)
+                loss = values["loss"]
+                assert isinstance(loss, Tensor)
+                self.engine.backward(loss / self.recipe.accumulate)
         return {name: detached(value) for name, value in values.items()}
 
     def all_finite(self) -> bool:

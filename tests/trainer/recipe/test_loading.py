@@ -5,9 +5,10 @@ import yaml
 
 from data_pipelines.common.errors import UserError
 from tests.helpers.recipes import EVERY_SECTION, NAMES, write
-from trainer.recipe.loading import OLD_NAMES, RECIPES, listing, load, load_saved
+from trainer.recipe.loading import OLD_NAMES, RECIPES, listing, load, load_saved, saved_training
 from trainer.recipe.schema import EvaluateRun, Pretrain
-from trainer.recipe.yaml12 import flatten, parse, strip_origins, to_yaml_line
+from trainer.recipe.trees import flatten, strip_origins
+from trainer.recipe.yaml12 import parse, to_yaml_line
 
 # ---- the recipes that come with the project --------------------------------------------------------
 
@@ -209,6 +210,15 @@ def test_a_run_s_recipe_of_an_older_version_is_read(tmp_path):
     assert load_saved(path).recipe == loaded.recipe
     assert load_saved(path).fingerprint() == loaded.fingerprint()
     assert load_saved(path).notices == ()
+
+
+def test_a_run_that_trained_nothing_is_one_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load(["recipe=dim_local"]).text(), encoding="utf-8")
+    assert saved_training(path) == load(["recipe=dim_local"]).recipe
+    path.write_text(load(["recipe=evaluate", "from=outputs/dim_local"]).text(), encoding="utf-8")
+    with pytest.raises(UserError, match=r"recipe\.yaml: task: expected a recipe that trains, got evaluate"):
+        saved_training(path)
 
 
 # ---- YAML 1.2 --------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ Each is drawn by matplotlib's Agg on a new figure: no window, no pyplot, no stat
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogFormatter
 
 DPI = 100
@@ -93,8 +95,8 @@ def curves(path: Path | str, metrics: Metrics) -> None:
     chosen = [title for title, panel in PANELS.items() if panel[0].keys() & metrics.keys()]
     chosen = chosen or [next(iter(PANELS))]  # nothing logged yet: an empty loss
     rows, columns = -(-len(chosen) // ACROSS), min(len(chosen), ACROSS)
-    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), dpi=DPI, layout=layout)
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for title, axes in zip(chosen, places, strict=False):
         _panel(axes, title, metrics)
@@ -110,7 +112,7 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
         shown.pop()
     for number, name in enumerate(shown):
         images, values = np.array(metrics[name], dtype=float)
-        style = {"color": INK if name == "loss" and len(shown) > 1 else f"C{number}"}
+        style: dict[str, Any] = {"color": INK if name == "loss" and len(shown) > 1 else f"C{number}"}
         if len(values) > CROWDED:  # each value pale, and their running mean
             axes.plot(images, factor * values, alpha=0.25, linewidth=0.8, **style)
             width = len(values) // 25

@@ -7,11 +7,13 @@ Each is drawn by matplotlib's Agg on a new figure: no window, no pyplot, no stat
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 
 from trainer.evaluation.figures.charts import DPI, INK, save
 
@@ -88,7 +90,7 @@ def views(path: Path | str, view_images: Sequence[Sequence], captions: Sequence[
     save(figure, path)
 
 
-def pixels(image) -> np.ndarray:
+def pixels(image: ArrayLike) -> np.ndarray:
     """uint8 [H, W, 3]. Raises ValueError for another shape, or floats that are not in [0, 1]."""
     array = np.asarray(image)
     if array.ndim == 2:
@@ -131,7 +133,7 @@ def page(width: int, height: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def write(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style) -> None:
+def write(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style: Any) -> None:
     """A line of text, its middle at the height y."""
     axes.text(x, y, text, fontsize=size, color=INK, va="center", parse_math=False, **style)
 
@@ -143,7 +145,7 @@ def _legend(axes: Axes, x: float, y: float, entries: dict[str, str]) -> None:
         x += 120
 
 
-def _framed(axes: Axes, x: int, y: int, image: np.ndarray, colour: str, caption: str, **style) -> None:
+def _framed(axes: Axes, x: int, y: int, image: np.ndarray, colour: str, caption: str, **style: Any) -> None:
     tile = tile_size(image)
     side = tile + 2 * FRAME
     axes.add_patch(Rectangle((x, y), side, side, facecolor=colour, linewidth=0, antialiased=False))

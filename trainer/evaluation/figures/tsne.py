@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from trainer.evaluation.figures.charts import INK, PALE, bare, save
 from trainer.evaluation.figures.images import pixels
@@ -47,7 +49,7 @@ def on_grid(points: np.ndarray) -> dict[tuple[int, int], int]:
 def draw(
     path: Path | str,
     points: np.ndarray,
-    labels: Sequence[int],
+    labels: np.ndarray,
     classes: Sequence[str],
     cells: dict[tuple[int, int], int],
     images: Sequence,
@@ -56,8 +58,8 @@ def draw(
 
     A label of -1 is none. Up to NAMED classes are named in a legend.
     """
-    figure = Figure(figsize=(14, 7.7), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.02)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.02)
+    figure = Figure(figsize=(14, 7.7), dpi=100, layout=layout)
     figure.suptitle(f"t-SNE of y, {len(points):,} test images", x=0.016, ha="left", weight="bold", color=INK)
     left, right = figure.subplots(1, 2)
     _points(left, points, np.asarray(labels), classes)
@@ -75,14 +77,15 @@ def draw(
 
 def _points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
     size = float(np.clip(16_000 / len(points), 8, 40))
-    style = {"s": size, "linewidths": 0, "alpha": 0.85}
+    style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85}
     unknown = labels < 0
     if unknown.any():
         axes.scatter(*points[unknown].T, color=UNLABELLED, label="no label", **style)
     present = np.unique(labels[~unknown])
-    wheel = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"].colors
-    if len(classes) > NAMED:
-        wheel = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
+    wheel = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
+    if len(classes) <= NAMED:
+        qualitative = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
+        wheel = qualitative(np.arange(qualitative.N))
     for label in present:
         axes.scatter(*points[labels == label].T, color=wheel[label], label=classes[label], **style)
     if len(present) and len(classes) <= NAMED:
@@ -95,7 +98,7 @@ def _points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequenc
             columnspacing=1.2,
             fontsize=10,
         )
-        for handle in legend.legend_handles:
+        for handle in filter(None, legend.legend_handles):
             handle.set(sizes=[50], alpha=1)
     else:
         note = f"{len(classes)} classes, a colour each" if len(present) else "no labels"
