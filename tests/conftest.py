@@ -30,6 +30,10 @@ def forker():
         yield parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--at-least", type=int, default=0, help="fail where fewer tests pass: some were not run")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Of `-n auto`: a worker a core, four at most, since many tests start ranks."""
@@ -45,7 +49,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_sessionfinish(session):
+    """Tests that are skipped or no longer collected fail a run that says how many must pass."""
+    if hasattr(session.config, "workerinput"):  # of xdist: the run is not its own
+        return
+    passed = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("passed", ())
+    if len(passed) < session.config.option.at_least:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
     """Tests and seconds of each suite, set-up included."""
     tests, seconds = Counter(), Counter()
     for reports in terminalreporter.stats.values():
@@ -57,3 +70,5 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("suites")
     for suite, spent in seconds.most_common():
         terminalreporter.write_line(f"{spent:7.0f} s  {tests[suite]:5} tests  {suite}")
+    if (passed := len(terminalreporter.stats.get("passed", ()))) < (least := config.option.at_least):
+        terminalreporter.write_line(f"{passed} tests passed, and at least {least} must", red=True)
