@@ -40,6 +40,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the hook of xdist, which reads the marks
 def pytest_collection_modifyitems(config, items):
     """With several workers a file's tests stay together: they share what is dear. So do those of Slurm."""
     if config.pluginmanager.hasplugin("xdist"):
