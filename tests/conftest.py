@@ -40,14 +40,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
-@pytest.hookimpl(tryfirst=True)  # before the hook of xdist, which reads the marks
-def pytest_collection_modifyitems(config, items):
-    """With several workers a file's tests stay together: they share what is dear. So do those of Slurm."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            path = item.path.relative_to(config.rootpath)
-            group = "tests/slurm" if path.parts[:2] == ("tests", "slurm") else path.as_posix()
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers a file's tests stay together: they share what is dear. So do those of one Slurm."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+    return Scheduling(config, log)
 
 
 def pytest_sessionfinish(session):
