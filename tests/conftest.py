@@ -42,7 +42,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With several workers a file's tests stay together: they share what is dear. So do those of one Slurm."""
+    """On several workers a file's tests stay together: they share what is dear. So do those of Slurm."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
