@@ -25,9 +25,9 @@ import pytest
 
 from data_pipelines.shards.make import make
 from tests.helpers.faults.fault_harness import FaultHarness
-from tests.helpers.forked_ranks import RankForker
 from tests.helpers.faults.random_kills import kill_at_random
 from tests.helpers.faults.tiny_runs import RECIPES
+from tests.helpers.forked_ranks import RankForker
 
 WORLDS = (1, 2, 4)
 STAGES = ("start", "step", "evaluation", "save", "finish")
