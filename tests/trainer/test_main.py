@@ -98,7 +98,8 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
     assert f"{both:,} images an epoch" in done.out
     for key in ("train", "test", "labelled"):
         line = mistake(script(capsys, *tiny(tmp_path, root), f"data.{key}=val", "--plan"))
-        assert line == f"{root}: no split 'val'; it has train, test"
+        has = "no split 'val'; it has train, test"
+        assert line == f"data.{key}=val: {root}: {has}; set data.{key} to one of its splits"
 
 
 @pytest.mark.parametrize(

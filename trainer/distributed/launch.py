@@ -268,7 +268,7 @@ def start(precision: str) -> DistributedContext:
         )
     collectives.open_cpu_group()
     if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
-        print("this processor has no bf16 instructions: precision=float32 will be faster here")
+        print("warning: this processor has no bf16 instructions: precision=float32 will be faster here")
     return DistributedContext(
         accelerator.process_index, world, threads, engine, accelerator.device, accelerator
     )

@@ -9,7 +9,7 @@ from data_pipelines.dataset import Dataset, Split
 from data_pipelines.dataset_loading import load_dataset
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
-from trainer.tasks.preflight import check_evaluation, notes, queue_bytes
+from trainer.tasks.preflight import check_evaluation, check_splits, notes, queue_bytes
 from trainer.training.build import build_objective
 from trainer.training.data import DTYPES
 from trainer.training.groups import blocks_span_ranks, check_batch_division
@@ -35,10 +35,10 @@ def run(loaded: ResolvedRecipe) -> int:
     except UserError as error:
         dataset, missing = None, str(error)
     check_batch_division(recipe, 1)
-    train = dataset.split(recipe.data.train) if dataset else None
     if dataset:
-        dataset.split(recipe.data.test)
+        check_splits(recipe, dataset)
         check_evaluation(recipe, dataset)
+    train = dataset.split(recipe.data.train) if dataset else None
     images = train.images if train else None
     total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
@@ -89,8 +89,9 @@ def describe_model(recipe: Pretrain) -> list[str]:
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {kept:,}",
-        f"memory     parameters {megabytes(kept * size)}, gradients {megabytes(trained * size)}, "
-        f"moments {megabytes(moments * size)}, views of a batch {megabytes(views)}"
+        f"memory     beside activations: parameters {megabytes(kept * size)}, "
+        f"gradients {megabytes(trained * size)}, moments {megabytes(moments * size)}, "
+        f"views of a batch {megabytes(views)}"
         + (f" and queue {megabytes(queue)}" if queue else "")
         + f" shared by the ranks; a checkpoint {megabytes((kept + moments) * size + queue)} on disk",
     ]

@@ -88,6 +88,7 @@ def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> No
             f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
         )
     check_training(recipe, context)
+    check_splits(recipe, dataset)
     with torch.device("meta"):
         widths = build_objective(recipe).encoder.widths
     for split in (recipe.data.train, recipe.data.test):
@@ -101,6 +102,16 @@ def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> No
             f"{recipe.objective.contrast_key}supervised.classes={classes}, but {dataset.where} has "
             f"{len(dataset.classes)} classes; give that number"
         )
+
+
+def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
+    """Raises UserError where a split that the recipe names is not in the data set, or is empty."""
+    splits = {"train": recipe.data.train, "test": recipe.data.test, "labelled": recipe.labelled_split}
+    for key, name in splits.items():
+        try:
+            dataset.split(name)
+        except UserError as error:
+            raise UserError(f"data.{key}={name}: {error}; set data.{key} to one of its splits") from None
 
 
 def check_training(recipe: TrainingRecipe, context: DistributedContext) -> None:
@@ -183,7 +194,7 @@ def notes(
     if recipe.schedule.warmup >= recipe.images:
         yield (
             f"warning: schedule.warmup={recipe.schedule.warmup:,} is as long as the run of {recipe.images:,} "
-            "images: that learning rate is never reached"
+            f"images: that learning rate is never reached; set schedule.warmup={recipe.images // 10}, or less"
         )
     steps = whole_batches(recipe.images, recipe.batch) // recipe.batch
     if recipe.profile and steps < recipe.profile + 10:
