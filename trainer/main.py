@@ -13,6 +13,7 @@ if __name__ == "__main__" and __spec__ is None:
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.output import outlive_readers
 from trainer.distributed import launch
 from trainer.recipe import loading
 from trainer.tracking import mlflow_store
@@ -107,6 +108,7 @@ def train(loaded: loading.ResolvedRecipe) -> int:
 
 def exit_status(command: Callable[[], int]) -> int:
     """Runs a command. What its user can mend, or the loss of another rank, is one line on stderr."""
+    outlive_readers()
     try:
         return command()
     except UserError as mistake:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
@@ -131,4 +132,5 @@ def _verify(root: str) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("rank", [None, 1], ids=["all ranks", "one rank"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal(harness, number, rank):
     requested_to_stop(harness, lambda ranks, _: ranks.signal(number, rank))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.output import outlive_readers
 
 PROGRAM = "python -m trainer.checkpoints"
 DIR = "a run's folder, its checkpoints/ folder, a folder of runs such as outputs/, or one checkpoint images-N"
@@ -98,4 +99,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

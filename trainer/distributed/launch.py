@@ -17,6 +17,7 @@ import psutil
 import yaml
 
 from data_pipelines.common.errors import UserError
+from trainer.distributed import variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
@@ -76,11 +77,7 @@ def set_environment() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every rank advises against what we chose
-
-
-def local_world() -> int:
-    """The number of ranks on this machine, from the launcher's environment."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    variables.forget_ranks_of_others()
 
 
 def launcher() -> psutil.Process | None:
@@ -142,7 +139,7 @@ def check_world() -> int:
         UserError: it is not the number in the launcher's options. (On CPU, `accelerate launch
             --num_processes 2` without a configuration file silently starts one process.)
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = variables.world_size()
     requested = int(accelerate_options().get("num_processes") or world)
     if requested != world:
         raise UserError(
@@ -152,22 +149,19 @@ def check_world() -> int:
     return world
 
 
-def set_threads() -> int:
-    """Divides the cores of this machine among its ranks' torch, unless the user exported OMP_NUM_THREADS.
+def threads_of_rank() -> int:
+    """The threads of torch on this rank: those of OMP_NUM_THREADS, else its share of this machine's cores.
 
-    Returns this rank's number of threads. `accelerate launch` exports OMP_NUM_THREADS=1 to its ranks, so the
-    user's value is read from the environment of the launcher.
+    `accelerate launch` exports OMP_NUM_THREADS=1 to its ranks, so the user's value is read from the
+    environment of the launcher. Raises UserError where that is no number.
     """
-    import torch
-
     try:
         process = launcher()
         exported = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
     except psutil.Error:
         exported = None
-    threads = int(exported) if exported else max(1, len(os.sched_getaffinity(0)) // local_world())
-    torch.set_num_threads(threads)
-    return threads
+    cores = len(os.sched_getaffinity(0))
+    return variables.threads_of(exported) if exported else max(1, cores // variables.local_world_size())
 
 
 def lacks_bf16() -> bool:
@@ -218,7 +212,7 @@ def engine_of_launch_file() -> EngineKind:
                 f"accelerate launch was asked for {kind} but starts the ranks without it, as --cpu and "
                 "use_cpu: true make it do; leave them out: where no GPU is, the CPU is used by itself"
             )
-    return EngineKind.DDP if int(setting("WORLD_SIZE", "1")) > 1 else EngineKind.SINGLE_PROCESS
+    return EngineKind.DDP if variables.world_size() > 1 else EngineKind.SINGLE_PROCESS
 
 
 def start(precision: str) -> DistributedContext:
@@ -230,10 +224,15 @@ def start(precision: str) -> DistributedContext:
     """
     stop_with_launcher(launcher())
     world = check_world()
-    if 1 < world == local_world():  # gloo would listen where the machine's name leads, for other machines too
+    if (ignored := variables.forget_mpi()) and world == 1:
+        print(f"note: {', '.join(ignored)} in the environment is ignored: accelerate launch starts the ranks")
+    if 1 < world == variables.local_world_size():
+        # gloo would listen where the machine's name leads, for other machines too
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    engine = engine_of_launch_file()
+    engine, threads = engine_of_launch_file(), threads_of_rank()
     import torch
+
+    torch.set_num_threads(threads)
 
     gpu = torch.cuda.is_available()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
@@ -242,7 +241,6 @@ def start(precision: str) -> DistributedContext:
     # The recipe sets the precision and trainer.engines makes the engine: accelerate makes the ranks only.
     for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
         os.environ.pop(name, None)
-    threads = set_threads()
 
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs

@@ -1,4 +1,7 @@
-"""Requests to stop: SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and a file; all ranks agree to stop."""
+"""Requests to stop: SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP (a terminal goes away), Ctrl-C and a file.
+
+All ranks agree to stop.
+"""
 
 import signal
 import time
@@ -12,7 +15,12 @@ from trainer.distributed import collectives
 SAME_PRESS = 2.0  # seconds in which two SIGINT are one Ctrl-C: from the terminal, and from the launcher again
 FILE_INTERVAL = 1.0  # seconds between two looks for the file
 RAISE_AGAIN = 2.0  # seconds after which Stopped is raised again, in case a finalizer or callback swallowed it
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def requests_stop(number: signal.Signals) -> bool:
+    """Whether the signal is one to stop for. SIGHUP is not where it was ignored before, as under nohup."""
+    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 class Stopped(BaseException):
@@ -42,7 +50,9 @@ class StopRequest:
         self._raises, self._last_signal = False, 0.0
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: torch.distributed.Work | None = None
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._handlers = {
+            number: signal.signal(number, self._receive) for number in SIGNALS if requests_stop(number)
+        }
         self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
 
     def _receive(self, number: int, _: object) -> None:

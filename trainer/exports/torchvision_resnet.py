@@ -4,6 +4,7 @@ import sys
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.output import outlive_readers
 
 PROGRAM = "python -m trainer.exports.torchvision_resnet"
 HELP = help_page(
@@ -37,6 +38,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as mistake:

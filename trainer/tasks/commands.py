@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 from data_pipelines.access import local_folder
-from trainer.distributed.launch import LAUNCHERS, launcher, local_world
+from trainer.distributed.launch import LAUNCHERS, launcher
+from trainer.distributed.variables import local_world_size, world_size
 from trainer.recipe import loading
 from trainer.recipe.schema import Data
 from trainer.recipe.yaml12 import to_yaml_line
@@ -51,7 +52,7 @@ def has_labels(data: Data) -> bool:
 
 def continuation() -> str:
     """The command that started this run; empty where a script did: in a job of Slurm, on several machines."""
-    if "SLURM_JOB_ID" in os.environ or local_world() != int(os.environ.get("WORLD_SIZE", "1")):
+    if "SLURM_JOB_ID" in os.environ or local_world_size() != world_size():
         return ""
     try:
         process = launcher()

@@ -13,6 +13,7 @@ from trainer.checkpoints.format import Damaged, folder_name, verify
 from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.distributed import collectives, launch
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.signals import requests_stop
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.features import FOLDER
 from trainer.evaluation.measure import measure
@@ -36,7 +37,7 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
 
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
     evaluations/. The journal and MLflow receive those that were not measured at these images before. On
-    SIGTERM the cache of features is removed and the process ends with status 143.
+    SIGTERM or SIGHUP the cache of features is removed and the process ends with status 143.
     """
     options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
 
@@ -58,13 +59,15 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
         earlier = RunFolder(folder.path / "evaluations" / checkpoint.path.name)
         return recipe, checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
 
-    before = signal.getsignal(signal.SIGTERM)
+    requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
+    before = {number: signal.getsignal(number) for number in requests}
     try:
         recipe, checkpoint, dataset, target = collectives.run_on_main(opened)
         objective = load_objective(recipe, checkpoint)
         say = print if context.is_main else lambda line: None
         say(f"evaluating {checkpoint.path}")
-        signal.signal(signal.SIGTERM, stop)
+        for number in requests:
+            signal.signal(number, stop)
         objective = objective.to(context.device)
         results = evaluate_objective(recipe, options.evaluate, objective, dataset, context, target, say)
         if context.is_main:
@@ -74,7 +77,8 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             print(report.summary(target, recipe))
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for journal in journals:
             journal.close()
 

@@ -7,6 +7,7 @@ import yaml
 
 from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.output import outlive_readers
 from trainer.recipe.schema import NO_SECRETS, Tracking
 from trainer.tracking import mlflow_store
 from trainer.tracking.address import uri_for
@@ -131,4 +132,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())
