@@ -146,6 +146,7 @@ def test_an_old_name_of_a_key_works_and_one_line_says_its_name_now(capsys, monke
     done = capsys.readouterr()
     assert done.err == "note: command line: data.patience is data.retry_seconds now\n"
     assert "  retry_seconds: 3.0 " in done.out
-    monkeypatch.setenv("RANK", "1")  # the first rank says it for all
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():  # the first rank says it for all
+        monkeypatch.setenv(name, value)
     assert trainer_main.main(words) == 0
     assert capsys.readouterr().err == ""

@@ -212,12 +212,12 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, argume
 @pytest.mark.parametrize("arguments", [[], ["verify"], ["verify", "a", "b"], ["make"], ["--list"]])
 def test_without_sense_the_usage_is_printed(capsys, arguments):
     assert main(arguments) == 2
-    assert "python -m data_pipelines.shards verify data/cifar10" in capsys.readouterr().err
+    assert "python -m data_pipelines.shards verify DIR" in capsys.readouterr().err
 
 
 def test_help_is_no_mistake(capsys):
     assert main(["--help"]) == 0
-    assert "python -m data_pipelines.shards verify data/cifar10" in capsys.readouterr().out
+    assert "python -m data_pipelines.shards verify DIR" in capsys.readouterr().out
 
 
 def test_what_was_made_before_is_not_told_as_made_anew(tmp_path, capsys):

@@ -19,6 +19,7 @@ from trainer.engines.engine import Ddp, check_engine
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,9 @@ def without_launcher(monkeypatch):
     ("environment", "engine"),
     [
         ({}, "single process"),
-        ({"WORLD_SIZE": "1"}, "single process"),
-        ({"WORLD_SIZE": "2"}, "ddp"),
-        (ZERO | {STAGE: "1", "WORLD_SIZE": "1"}, "zero1"),
+        (RANK | {"WORLD_SIZE": "1"}, "single process"),
+        (RANK | {"WORLD_SIZE": "2"}, "ddp"),
+        (ZERO | RANK | {STAGE: "1", "WORLD_SIZE": "1"}, "zero1"),
         (ZERO | {STAGE: "3", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}, "zero3"),
         (FSDP | {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}, "fsdp2"),
     ],

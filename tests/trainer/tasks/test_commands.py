@@ -93,8 +93,9 @@ def test_a_job_of_slurm_or_of_several_machines_is_continued_by_its_script(monkey
     with monkeypatch.context() as patch:
         patch.setenv("SLURM_JOB_ID", "7")
         assert commands.continuation() == ""
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    ranks = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (ranks | {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     assert commands.continuation() == ""
 
 
