@@ -39,6 +39,7 @@ def test_a_terminal_that_hangs_up_is_a_request_to_stop(tmp_path, digits):
     child, terminal = pty.fork()
     if child == 0:  # the leader of a session of that terminal, as a shell's job is
         os.chdir(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests under nohup would leave ignored
         os.execv(sys.executable, words(tmp_path, digits, *LONG))
     run = tmp_path / "run"
     until(lambda: has_saved(run))

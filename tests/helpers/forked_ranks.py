@@ -215,6 +215,7 @@ def serve() -> tuple[int, dict]:
 def become(rank: int, request: dict) -> None:
     """Turns this process into a rank that a launcher has just started."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests under nohup would leave ignored
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests
     world, logs = request["world"], Path(request["logs"])
     log = os.open(logs / f"rank-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
