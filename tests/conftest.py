@@ -1,6 +1,7 @@
 """What the tests share: one thread a process, and one small real data set."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import torch
 from data_pipelines.dataset import Dataset
 from data_pipelines.shards.make import make
 from tests.helpers.forked_ranks import RankForker
+
+# A shell that starts tests with `&` leaves Ctrl-C ignored, in them and in the programs that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # ranks and loaders of a test share a few cores
 
