@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_pipelines.common.home import expand_home
-
 WEB = ("http", "https")
 KINDS = "a folder, file:, http://, https://, s3:// or pipe:COMMAND"
 # Where a secret may follow in a command. A name that continues after these words means something else:
@@ -102,13 +100,6 @@ def check_root(root: str) -> str:
     elif scheme:
         raise ValueError(f"expected {KINDS}, got {scheme}:")
     return root
-
-
-def expand_root(root: str) -> str:
-    """A root with the home folder for `~`, as in ~/x and file:~/x. Raises ValueError: no such user."""
-    scheme = "file:" if root.startswith("file:~") else ""
-    folder = root.removeprefix(scheme)
-    return scheme + expand_home(folder) if scheme or not _scheme(root) else root
 
 
 def scrubbed(text: str) -> str:

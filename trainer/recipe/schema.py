@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from data_pipelines.access import Access, check_root, expand_root
+from data_pipelines.access import Access, check_root, local_folder
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.section import Count, Fraction, Positive, Section, Wording, key
 from data_pipelines.views import Normalize, Shuffle, View
@@ -29,6 +29,12 @@ Name = Annotated[
 
 Folder = Annotated[str, AfterValidator(expand_home)]
 SQLITE = "sqlite:///"
+
+
+def expand_root(root: str) -> str:
+    """A root with the home folder for `~`, as in ~/x and file:~/x. Raises ValueError: no such user."""
+    scheme = "file:" if root.startswith("file:~") else ""
+    return scheme + expand_home(root.removeprefix(scheme)) if local_folder(root) else root
 
 
 # ---- data ----------------------------------------------------------------------------------------
