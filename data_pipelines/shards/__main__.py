@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
@@ -91,6 +92,11 @@ def _options(arguments: list[str]) -> dict:
             raise UserError(f"{argument}: expected a whole number of at least 1")
         if key == "test_percent" and not re.fullmatch("[0-9]{1,2}", value):
             raise UserError(f"{argument}: expected a whole number from 0 to 99")
+        if key in ("from", "to"):
+            try:
+                value = expand_home(value)
+            except ValueError as error:
+                raise UserError(f"{argument}: {error}") from None
         options[key] = int(value) if key in ("shard", "workers", "test_percent") else value
     for key in ("source", "to"):
         if key not in options:

@@ -4,6 +4,7 @@ import sys
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
 
 PROGRAM = "python -m trainer.exports.torchvision_resnet"
@@ -27,7 +28,10 @@ def main(words: list[str]) -> int:
     if HELP_WORDS & set(words):
         print(HELP)
         return 0
-    arguments = dict(word.partition("=")[::2] for word in words)
+    try:
+        arguments = {key: expand_home(value) for key, _, value in (word.partition("=") for word in words)}
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if arguments.keys() != {"from", "to"}:
         raise UserError("expected from=CHECKPOINT to=ENCODER.safetensors, and nothing else")
     from trainer.exports.torchvision_weights import convert  # torch: help does not wait for it

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.home import expand_home
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
@@ -190,6 +191,10 @@ def _names() -> list[str]:
 def _find(name: str, folder: Path, where: str) -> Path:
     """A recipe's name, or its path from `folder` when it ends in .yaml -> its file."""
     is_path = name.endswith(".yaml")
+    try:
+        name = expand_home(name) if is_path else name
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     if is_path and os.path.exists(folder / name):  # False, too, for one in a folder that is closed to us
         if not Path(name).stem.strip("."):
             raise UserError(f"{where}: '{name}': a recipe's file needs a name, which its runs bear")

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from data_pipelines.access import Access, check_root
+from data_pipelines.access import Access, check_root, local_folder
+from data_pipelines.common.home import expand_home
 from data_pipelines.common.section import Count, Fraction, Positive, Section, Wording, key
 from data_pipelines.views import Normalize, Shuffle, View
 from trainer.recipe.encoders import Encoder
@@ -25,6 +26,15 @@ Name = Annotated[
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=100),
     Wording("a name of at most 100 letters, digits and _ . + = -, the first a letter or digit"),
 ]
+
+Folder = Annotated[str, AfterValidator(expand_home)]
+SQLITE = "sqlite:///"
+
+
+def expand_root(root: str) -> str:
+    """A root with the home folder for `~`, as in ~/x and file:~/x. Raises ValueError: no such user."""
+    scheme = "file:" if root.startswith("file:~") else ""
+    return scheme + expand_home(root.removeprefix(scheme)) if local_folder(root) else root
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -52,7 +62,7 @@ class Data(Section):
     retry_seconds: Annotated[float, Field(ge=0)] = key(
         60.0, "how long a failing read is tried again", "seconds"
     )
-    cache: str | None = key(
+    cache: Folder | None = key(
         None, "folder for what comes over the network; null: below the user's cache folder"
     )
     cache_bytes: Positive = key(50_000_000_000, "the most that lies in the cache at a time", "bytes")
@@ -60,7 +70,7 @@ class Data(Section):
     @field_validator("root")
     @classmethod
     def _is_an_address(cls, root: str) -> str:
-        return check_root(root)
+        return expand_root(check_root(root))
 
     def access(self, commands: bool) -> Access:
         """How the data set is read; `commands`: whether the user allowed that its root starts programs."""
@@ -135,7 +145,8 @@ class Tracking(Section):
     def _holds_no_secret(cls, uri: str | None) -> str | None:
         if uri and set("@?#") & set(uri) and not uri.startswith("sqlite:"):
             raise ValueError(NO_SECRETS)
-        return uri
+        file = uri.removeprefix(SQLITE) if uri and uri.startswith(SQLITE) else ""
+        return SQLITE + expand_home(file) if file.startswith("~") else uri
 
 
 # ---- the recipes ---------------------------------------------------------------------------------
@@ -151,7 +162,7 @@ class Pretrain(Section):
     precision: Literal["float64", "float32", "bf16"] = key(
         "float32", "what is computed in; with `bf16` weights and moments are float32"
     )
-    outputs: str = key("outputs", "folder of all runs")
+    outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together", "images")
     accumulate: Positive = key(1, "parts of a step, one after the other in less memory", "micro-batches")
@@ -217,7 +228,7 @@ class EvaluateRun(Section):
     trains: ClassVar[Literal[False]] = False
 
     task: Literal["evaluate"]
-    from_: Annotated[str, Field(alias="from")] = key(..., "the run's folder")
+    from_: Annotated[Folder, Field(alias="from")] = key(..., "the run's folder")
     images: Positive | None = key(
         None, "which of its checkpoints, by the images seen; null: the newest", "images"
     )
