@@ -1,7 +1,6 @@
-"""The quickstart, killed again and again, ends with the bits of one that was left alone."""
+"""The quickstart, a third as long and killed again and again, ends with the bits of one left alone."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,17 +18,19 @@ from trainer.tracking.journal import read
 
 pytestmark = pytest.mark.slow
 
-QUICKSTART = (ROOT / "recipes/quickstart.yaml").read_text()
-IMAGES = int(re.search(r"^images: (\d+)", QUICKSTART, re.M)[1])
-SAVE_EVERY = int(re.search(r"^save:\n  every: (\d+)", QUICKSTART, re.M)[1])
+IMAGES, SAVE_EVERY = 12_800, 1_280
+LENGTH = [f"images={IMAGES}", f"save.every={SAVE_EVERY}", "log.every=640", "evaluate.every=3200"]
 CLOCKS = {"images_per_second", "data_wait"}  # the only figures that may differ
 
 
 def start(folder: Path) -> subprocess.Popen:
-    """The README's command, with everything it writes under `folder`."""
+    """The README's command, shorter, with everything it writes under `folder`."""
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "trainer/main.py"]
     return subprocess.Popen(
-        [*launch, "recipe=quickstart", f"outputs={folder / 'outputs'}", f"data.root={folder / 'digits'}"],
+        [
+            *(*launch, "recipe=quickstart", *LENGTH),
+            *(f"outputs={folder / 'outputs'}", f"data.root={folder / 'digits'}"),
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

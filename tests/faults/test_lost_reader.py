@@ -17,7 +17,7 @@ from trainer.checkpoints.load import kept
 pytestmark = pytest.mark.slow
 
 PATIENCE = 120.0  # seconds, on a machine that does other things as well
-LONG = ["images=640000", "save.every=1280", "log.every=1280", "run=run"]
+LONG = ["images=128000", "save.every=1280", "log.every=1280", "run=run"]
 
 
 def words(folder: Path, digits, *more: str) -> list[str]:
