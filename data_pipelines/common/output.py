@@ -49,7 +49,7 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if stream is None:  # started with the descriptor closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
-        elif stream is getattr(sys, f"__{name}__") and not isinstance(stream.buffer, io.BytesIO):
+        elif stream is getattr(sys, f"__{name}__"):
             stream.flush()
             kept = io.TextIOWrapper(
                 io.BufferedWriter(Descriptor(stream.fileno())),

@@ -113,7 +113,7 @@ def elementwise(slot: str, value: Tensor, parameter: Tensor) -> bool:
     return slot != "step" and value.shape == parameter.shape
 
 
-def own_rows(whole: Tensor) -> StateValue:
+def local_rows(whole: Tensor) -> StateValue:
     """A copy of this rank's rows of a tensor that every rank has; a 0-dim tensor is copied whole."""
     if not whole.dim():
         return whole.clone()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from trainer.distributed.partitioned import is_partitioned, own_part
+from trainer.distributed.partitioned import is_partitioned, local_part
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def ema_update_(keys: list[nn.Parameter], queries: list[nn.Parameter], momentum:
         momentum: m in [0, 1); keys are kept in float32 or wider: bf16 would lose most of a small step.
     """
     partitioned = [key for key in keys if is_partitioned(key)]
-    moving, goals = [own_part(key) for key in keys], [own_part(query) for query in queries]
+    moving, goals = [local_part(key) for key in keys], [local_part(query) for query in queries]
     torch._foreach_mul_(moving, momentum)
     torch._foreach_add_(moving, goals, alpha=1 - momentum)
     for key in partitioned:

@@ -27,6 +27,6 @@ def is_partitioned(tensor: Tensor) -> TypeGuard[PartitionedParameter]:
     return "ds_tensor" in vars(tensor)
 
 
-def own_part(parameter: nn.Parameter) -> Tensor:
+def local_part(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a parameter that is cut, else the parameter."""
     return parameter.ds_tensor if is_partitioned(parameter) else parameter

@@ -71,7 +71,7 @@ class Fsdp(Engine):
     @torch.no_grad()
     def state(self) -> dict[str, state.StateValue]:
         def value_of(tensor: Tensor) -> state.StateValue:
-            return state.own_rows(tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor.detach()
+            return state.local_rows(tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor.detach()
 
         def slots(parameter: nn.Parameter) -> dict[str, state.StateValue]:
             return {slot: value_of(value) for slot, value in self.optimizer.state.get(parameter, {}).items()}

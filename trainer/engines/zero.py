@@ -159,7 +159,7 @@ class Zero(Engine):
     @torch.no_grad()
     def state(self) -> dict[str, state.StateValue]:
         def weight(tensor: Tensor) -> state.StateValue:
-            return state.own_rows(self._whole(tensor)) if is_partitioned(tensor) else tensor.detach()
+            return state.local_rows(self._whole(tensor)) if is_partitioned(tensor) else tensor.detach()
 
         def slots(parameter: nn.Parameter) -> dict[str, state.StateValue]:
             if parameter not in self.slices:
@@ -168,7 +168,7 @@ class Zero(Engine):
             for slot, value in self._slots(place).items():
                 if value.shape == place.flat.shape:
                     whole = self._all_gather(place.view(value), place.first, parameter)
-                    values[slot] = state.own_rows(whole)
+                    values[slot] = state.local_rows(whole)
                 else:
                     values[slot] = value
             return values
