@@ -54,7 +54,8 @@ def test_the_rank_that_is_behind_is_named_and_its_last_stage(culprits):
 def test_a_rank_that_publishes_no_more_is_named_before_any_that_is_behind(culprits):
     line = culprits(AT, {1: (4, AT), 2: (4, BEHIND)}, {1: (4, AT), 2: (5, BEHIND)})
     assert line == (
-        "rank 1 does not answer and had last finished 'backward' of the step after 640 images when last heard of"
+        "rank 1 does not answer and had last finished 'backward' of the step after 640 images "
+        "when last heard of"
     )
 
 
