@@ -111,7 +111,7 @@ def test_plan_reads_joined_splits_and_refuses_what_the_run_would(capsys, root, t
         ),
         (["--plan", "--list"], "expected at most one of"),
         (["recipe=evaluate", "--plan"], "of task evaluate; only training is planned"),
-        ([], "no recipe given; expected recipe=NAME, one of"),
+        ([], "no recipe given; expected recipe=NAME, such as recipe=quickstart"),
     ],
 )
 def test_a_question_that_makes_no_sense(capsys, arguments, message):

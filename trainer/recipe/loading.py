@@ -168,7 +168,8 @@ def _command_line(arguments: list[str], notices: list[str]) -> tuple[Path, dict[
     if path is None:
         near = did_you_mean("recipe" if any(closest(key, ["recipe"]) for key in overrides) else None)
         raise UserError(
-            f"{COMMAND_LINE}: no recipe given; expected recipe=NAME, one of {either(_names())}{near}"
+            f"{COMMAND_LINE}: no recipe given; expected recipe=NAME, such as recipe=quickstart, one of the "
+            f"{len(_names())} that --list prints{near}"
         )
     return path, _with_names_of_today(overrides, notices)
 
