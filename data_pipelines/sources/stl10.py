@@ -18,9 +18,9 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.sources.images import Picture, Sample, encode
 
 FOLDER = "stl10_binary"
-URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
-EXPECTED = f"from= takes the unpacked folder {FOLDER} of {URL}, or the folder above it"
+EXPECTED = f"from= takes {FOLDER}.tar.gz, its unpacked folder {FOLDER}, or the folder above that one"
 FILES = {"train": "train", "test": "test", "unlabelled": "unlabeled"}
+MEMBERS = ("class_names.txt", "train_y.bin", "test_y.bin", *(f"{stem}_X.bin" for stem in FILES.values()))
 SIDE = 96
 IMAGE = 3 * SIDE * SIDE  # bytes
 
