@@ -127,20 +127,22 @@ def _locked_part(path: Path) -> Iterator[BinaryIO]:
 
 def _fetch_into(part: BinaryIO, file: Published, by_hand: str, retry_seconds: float, progress: bool) -> None:
     """Fetches the rest of a file into `part` and checks all of it. Raises NotFetched or OSError."""
+    with suppress(UserError):  # of a page: nothing of it stays
+        _check_is_gzip(part, file)
     before = os.fstat(part.fileno()).st_size
     for again in (True, False):
         try:
             _transfer(part, file, retry_seconds, progress)
+            part.flush()
+            if (digest := file_digest(part.name, "md5")) == file.md5:
+                return
+            if not (again and before):
+                _check_is_gzip(part, file)
         except UserError as error:  # its advice is that of a data set behind a server
             raise NotFetched(f"{str(error).partition('; ')[0]}; {by_hand}") from None
-        part.flush()
-        if (digest := file_digest(part.name, "md5")) == file.md5:
-            return
         part.truncate(0)
         if not (again and before):
-            raise NotFetched(
-                f"{file.url} came with md5 {digest}, expected {file.md5}; try again, or {by_hand}"
-            )
+            raise NotFetched(f"{file.url} came with md5 {digest}, expected {file.md5}; {by_hand}")
 
 
 def _transfer(part: BinaryIO, file: Published, retry_seconds: float, progress: bool) -> None:
@@ -182,7 +184,7 @@ def _check_is_gzip(part: BinaryIO, file: Published) -> None:
     """Raises UserError, and keeps nothing, where a page has come in place of the file, as of a login."""
     part.seek(0)
     start = part.read(60)
-    if start and not start.startswith(GZIP):
+    if not start.startswith(GZIP[: len(start)]):
         part.truncate(0)
         shown = start.decode("ascii", "replace").partition("\n")[0].strip()
         raise UserError(

@@ -63,17 +63,19 @@ def make_missing(options: Data) -> None:
     folder = collectives.run_on_main(lambda: folder_to_make(options))
     if folder is None:
         return
-    request = StopRequest()
+    request, ends = StopRequest(), False
     try:
         request.raise_immediately()
         if (rank := collectives.rank()) == 1 or (rank and rank % local_world_size() == 0):  # a line a node
             print(f"rank {rank}: waiting for rank 0, which makes {folder}", flush=True)
         _on_main(lambda: _make(folder, options))
     except Stopped:
+        ends = True
         raise Stopped(request.received or "another rank was told") from None
     finally:
         request.ignore()
-        request.close()
+        if not ends:  # else the process ends, and of a second signal, as a launcher sends it, it would die
+            request.close()
 
 
 def stopped(folder: RunFolder, context: DistributedContext, why: str) -> int:
@@ -176,10 +178,13 @@ def _entries(folder: Path) -> set[str]:
 def _rule(options: Data) -> str:
     """Where the run would have made a missing data set by itself: the end of a message."""
     folder = local_folder(options.root)
-    if options.source not in ARCHIVES or folder is None or os.path.lexists(folder / "dataset.json"):
+    known = options.source in (*ARCHIVES, "digits")
+    if not known or folder is None or os.path.lexists(folder / "dataset.json"):
         return ""
     if not options.make:
-        return "; data.make=true lets the run do it" if folder.name == options.source else ""
+        return "; with data.make=true the run tries to"
+    if options.source == "digits":
+        return ""
     example = shlex.quote(f"data.root=data/{options.source}")
     where = f"where data.root is a new folder {options.source!r} in a folder that exists, as in {example}"
     return f" (a run does so by itself {where})"

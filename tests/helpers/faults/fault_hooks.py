@@ -29,6 +29,7 @@ def install(
     slow: float = 0.0,
     linger: float = 0.0,
     misread: dict | None = None,
+    archive: dict | None = None,
 ) -> None:
     """Prepares this process, before it runs main.py.
 
@@ -41,10 +42,14 @@ def install(
             its next checkpoint's write does not end, and it lives.
         record: write what the rank trains on to logs/ids-RANK.jsonl.
         nan: make a weight NaN before the step after so many images.
-        slow: seconds that every step takes longer.
-        linger: seconds that the page of views, the first picture of the end, takes longer to draw.
+        slow, linger: seconds that every step, and the page of views at the end, take longer.
         misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
+        archive: {"source", "address", "path"}: a source's archive is the file there, served at the address.
     """
+    if archive:
+        from tests.helpers.served_archives import publish  # here, since it imports numpy
+
+        publish(**archive)
     note_stages(logs / f"stage-{rank}")
     if record:
         record_ids(logs / f"ids-{rank}.jsonl")
