@@ -68,6 +68,7 @@ def make_missing(options: Data) -> None:
         request.raise_immediately()
         if (rank := collectives.rank()) == 1 or (rank and rank % local_world_size() == 0):  # a line a node
             print(f"rank {rank}: waiting for rank 0, which makes {folder}", flush=True)
+        collectives.barrier()  # a bar of rank 0 comes below these lines
         _on_main(lambda: _make(folder, options))
     except Stopped:
         ends = True
