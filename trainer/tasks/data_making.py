@@ -105,14 +105,13 @@ def folder_to_make(options: Data) -> Path | None:
         return None
     if options.source == "digits":
         return folder
-    is_new = not _entries(folder) - {LOCK, UNFINISHED}
+    if options.source not in ARCHIVES or folder.name != options.source:
+        return None
+    entries = _entries(folder)
+    begun = UNFINISHED in entries or not entries - {LOCK}
     # Below a folder that is not there, the path is more likely a mistake; the recipes' own are in data/.
     expected = os.path.isdir(folder.parent) or folder == Path("data", options.source)
-    return (
-        folder
-        if options.source in ARCHIVES and folder.name == options.source and is_new and expected
-        else None
-    )
+    return folder if begun and expected else None
 
 
 def describe_making(folder: Path, options: Data) -> str:

@@ -1,5 +1,6 @@
 """A run makes the data set that it can make, where a person means it, and nothing elsewhere."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,13 @@ import yaml
 
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.remote.archive import arrived
+from data_pipelines.shards.make import make
 from data_pipelines.sources import archives
 from tests.helpers.command_lines import mistake, script, tiny
 from tests.helpers.ranged_server import serving
 from tests.helpers.served_archives import NAME, publish, write_cifar10
+
+CHEAP = ["evaluate.controls=false", "evaluate.linear=null", "evaluate.mlp=null", "evaluate.few_shot=null"]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +53,6 @@ def test_the_first_run_makes_the_data_and_the_next_ones_take_it(capsys, server, 
     done = script(capsys, *words("data/cifar10", "run=second", f"data.root=file:{tmp_path}/data/cifar10"))
     assert (done.status, done.err) == (0, "")
     assert "making data" not in done.out
-    shutil.rmtree("data")  # a new machine, where the outputs were copied to
-    done = script(
-        capsys, "recipe=evaluate", "from=outputs/second", "evaluate.controls=false", "tracking.uri=none"
-    )
-    assert (done.status, done.err) == (0, "")
-    assert f"of {cache / NAME}\n" in done.out
     assert len(server.requests) == 1
 
 
@@ -89,6 +87,21 @@ def test_another_source_is_not_made_in_its_folder(capsys, server):
     line = mistake(script(capsys, *words("data/cifar10", "data.source=stl10")))
     assert "source=stl10 to=data/cifar10" in line
     assert not server.requests
+
+
+def test_what_a_killed_run_had_begun_is_finished(capsys, server, tmp_path):
+    raw = server.root / "unpacked/cifar-10-batches-py"
+    whole = make("cifar10", tmp_path / "whole", raw, images_per_shard=100, workers=1, progress=False)
+    folder = tmp_path / "data/cifar10"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "dataset.json").unlink()
+    shutil.rmtree(folder / "test")
+    (folder / ".making").mkdir()
+    plan = {"source": "cifar10", "images_per_shard": 100, "made_with": {}}
+    (folder / ".making/plan.json").write_text(json.dumps(plan))
+    done = script(capsys, *words("data/cifar10", "images=128"))
+    assert (done.status, done.err) == (0, "")
+    assert load_dataset(folder).fingerprint == whole.fingerprint
 
 
 def test_make_false_keeps_it_off(capsys, server, tmp_path):
@@ -141,21 +154,24 @@ def test_what_can_be_known_before_is_said_before_the_download(capsys, server, tm
 # ---- stops and kills --------------------------------------------------------------------------------
 
 
-def started(forker, server, tmp_path, world: int, number: int):
-    """Ranks whose download has begun, at 20 kB a second."""
+def started(forker, server, tmp_path: Path, world: int, number: int, arguments: list[str]):
+    """Ranks whose download, into tmp_path/cache, has begun: at 20 kB a second."""
     server.pause = 0.2
-    more = ("step_timeout=1", "data.prefetch=1")  # no watchdog waits for a download
     archive = {"source": "cifar10", "address": server.address, "path": str(server.root / NAME)}
-    arguments = tiny(tmp_path / "outputs", tmp_path / "cifar10", "data.source=cifar10", "run=run", *more)
-    arguments.append(f"data.cache={tmp_path / 'cache'}")
-    ranks = forker.start(tmp_path / f"logs-{number}", world, arguments, archive=archive)
     file, deadline = archives.ARCHIVES["cifar10"].file, time.monotonic() + 60
     before = arrived(file, tmp_path / "cache")
-    while server.pause and arrived(file, tmp_path / "cache") < before + 8192:
+    ranks = forker.start(tmp_path / f"logs-{number}", world, arguments, archive=archive)
+    while arrived(file, tmp_path / "cache") < before + 8192:
         assert ranks.running(), ranks.text()
         assert time.monotonic() < deadline, ranks.text()
         time.sleep(0.02)
     return ranks
+
+
+def arguments(tmp_path: Path) -> list[str]:
+    """Of the run outputs/run, whose watchdog waits for a second."""
+    more = ("run=run", "step_timeout=1", f"data.cache={tmp_path / 'cache'}")
+    return tiny(tmp_path / "outputs", tmp_path / "cifar10", "data.source=cifar10", *more)
 
 
 @pytest.mark.slow
@@ -170,7 +186,7 @@ def test_a_download_that_is_stopped_or_killed_goes_on(forker, server, tmp_path, 
     ]
     stops += [(signal.SIGTERM, 1, 1), (signal.SIGKILL, 1, -9)] if world > 1 else []
     for count, (number, rank, status) in enumerate(stops):
-        ranks = started(forker, server, tmp_path, world, count)
+        ranks = started(forker, server, tmp_path, world, count, arguments(tmp_path))
         began = time.monotonic()
         ranks.signal(number, rank)
         statuses = ranks.wait(30)
@@ -189,10 +205,29 @@ def test_a_download_that_is_stopped_or_killed_goes_on(forker, server, tmp_path, 
     starts = [request.start for request in server.requests]
     assert starts == sorted(starts)
     assert starts[-1] > 0
-    ranks = started(forker, server, tmp_path, world, 99)
+    ranks = started(forker, server, tmp_path, world, 99, arguments(tmp_path))
     time.sleep(3)  # longer than the watchdog's limit
     server.pause = 0.0
     assert ranks.wait(60) == [0] * world, ranks.text()
     assert (run / "done").exists()
     assert not (run / "stopped").exists()
     assert load_dataset(tmp_path / "cifar10").splits["train"].images == 320
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_a_new_machine_makes_the_data_too(capsys, forker, server, tmp_path):
+    assert script(capsys, *arguments(tmp_path)).status == 0
+    shutil.rmtree(tmp_path / "cifar10")
+    shutil.rmtree(tmp_path / "cache")
+    words = ["recipe=evaluate", f"from={tmp_path}/outputs/run", "tracking.uri=none", *CHEAP]
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        ranks = started(forker, server, tmp_path, 1, number, words)
+        ranks.signal(number)
+        assert ranks.wait(30) == [status], ranks.text()
+        assert f"told to stop ({number.name}): the data set is not made yet" in ranks.text()
+    server.pause = 0.0
+    done = script(capsys, *words)
+    assert (done.status, done.err) == (0, "")
+    assert f"making {tmp_path}/cifar10" in done.out
+    assert (tmp_path / "outputs/run/results.json").exists()
+    assert server.requests[-1].start > 0
