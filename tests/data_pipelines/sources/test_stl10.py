@@ -52,4 +52,10 @@ def test_files_of_another_length_are_one_clear_line(raw, tmp_path):
     refused(
         r"train_X\.bin cannot be read \(No such file.*from= takes stl10_binary\.tar\.gz, its unpacked folder"
     )
+    for name, images in (("train", 5000), ("test", 8000), ("unlabeled", 99_999)):  # cut between two images
+        with open(raw / f"{name}_X.bin", "wb") as file:
+            file.truncate(images * 3 * 96 * 96)
+        if images < 10_000:
+            (raw / f"{name}_y.bin").write_bytes(bytes([1]) * images)
+    refused(r"unlabeled_X\.bin has 99,999 images, expected 100,000: is it whole\?")
     assert not (tmp_path / "to").exists()
