@@ -30,7 +30,7 @@ from trainer.distributed.signals import Stopped, StopRequest
 from trainer.distributed.variables import local_world_size
 from trainer.recipe.schema import Data
 from trainer.runs.folder import RunFolder
-from trainer.tasks import commands
+from trainer.tasks.commands import continuation
 
 POLL = 0.1  # seconds between two looks of a rank that waits
 
@@ -93,7 +93,7 @@ def stopped(folder: RunFolder, context: DistributedContext, why: str) -> int:
         raise cannot_write(folder.path, error) from None
     if context.is_main:
         print(f"told to stop ({why}): the data set is not made yet, and what is there of it stays")
-        again = commands.continuation()
+        again = continuation()
         print(f"the same command continues it{f': {again}' * bool(again)}", flush=True)
     return 130 if why == "SIGINT" else 1
 
