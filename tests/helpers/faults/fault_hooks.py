@@ -40,7 +40,7 @@ def install(
             ("evaluate_online"), saves ("save"), starts the final evaluation ("finish") or logs a step
             ("log"), after so many images; "data": its loader returns nothing any more, "disk": its next
             checkpoint's write does not end, and it lives.
-        record: write the samples to logs/ids-RANK.jsonl. nan: a weight is NaN from the step after so many images.
+        record: write its samples to logs/ids-RANK.jsonl. nan: a weight is NaN after so many images.
         slow, linger: seconds that every step, and the page of views at the end, take longer.
         misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
         archive: {"source", "address", "path"}: the source's archive is this file at this address.
