@@ -18,7 +18,7 @@ NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
 )
 NOT_FINGERPRINTED_DATA = tuple(
-    f"data.{key}" for key in ("root", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")
+    f"data.{key}" for key in ("root", "make", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")
 )
 # Keys that are younger than some checkpoints, with the value that means what was meant before there was the
 # key. Patterns of fnmatch, such as `data.views.*.jitter.order`; a `*` also matches dots.

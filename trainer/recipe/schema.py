@@ -47,6 +47,11 @@ class Data(Section):
     source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"] = key(
         ..., "what the data set was made from"
     )
+    make: bool = key(
+        True,
+        "whether a run makes a missing data set by itself: `digits`, and `cifar10`, `cifar100` and `stl10` "
+        "where `root` is a new folder of that name",
+    )
     train: str = key("train", "the split that is trained on; `train+unlabelled`: several")
     labelled: str | None = key(None, "the split that probes learn from; null: that of `train`")
     test: str = key("test", "the split that is measured on")

@@ -13,7 +13,7 @@ from trainer.checkpoints.format import Damaged, folder_name, verify
 from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.distributed import collectives, launch
 from trainer.distributed.launch import DistributedContext
-from trainer.distributed.signals import requests_stop
+from trainer.distributed.signals import Stopped, requests_stop
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.features import FOLDER
 from trainer.evaluation.measure import measure
@@ -24,6 +24,7 @@ from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
 from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import report
+from trainer.tasks.data_making import make_missing
 from trainer.tasks.preflight import check_labels
 from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
@@ -46,23 +47,27 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             shutil.rmtree(target.path / FOLDER, ignore_errors=True)
         launch.leave(128 + signal.SIGTERM)
 
-    def opened() -> tuple[Pretrain, Checkpoint, Dataset, RunFolder]:
+    def read() -> Pretrain:
         if not (folder.path / "recipe.yaml").exists():
             raise UserError(
                 f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
             )
-        recipe = loading.saved_training(folder.path / "recipe.yaml")
+        return loading.saved_training(folder.path / "recipe.yaml")
+
+    def opened() -> tuple[Checkpoint, Dataset, RunFolder]:
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         checkpoint = choose(folder, options)
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
         earlier = RunFolder(folder.path / "evaluations" / checkpoint.path.name)
-        return recipe, checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
+        return checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
 
     requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
     before = {number: signal.getsignal(number) for number in requests}
     try:
-        recipe, checkpoint, dataset, target = collectives.run_on_main(opened)
+        recipe = collectives.run_on_main(read)
+        make_missing(recipe.data)
+        checkpoint, dataset, target = collectives.run_on_main(opened)
         objective = load_objective(recipe, checkpoint)
         say = print if context.is_main else lambda line: None
         say(f"evaluating {checkpoint.path}")
@@ -76,6 +81,10 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             deliver(folder, journals[0], results, checkpoint.images, tracked(loaded, recipe))
             print(report.summary(target, recipe))
         return 0
+    except Stopped as why:
+        if context.is_main:
+            print(f"told to stop ({why}): the data set is not made yet; the same command goes on with it")
+        return 128 + (signal.SIGINT if str(why) == "SIGINT" else signal.SIGTERM)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,6 +9,7 @@ from data_pipelines.dataset import Dataset, Split
 from data_pipelines.dataset_loading import load_dataset
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
+from trainer.tasks.data_making import describe_making, folder_to_make
 from trainer.tasks.preflight import check_evaluation, check_splits, notes, queue_bytes
 from trainer.training.build import build_objective
 from trainer.training.data import DTYPES
@@ -34,6 +35,8 @@ def run(loaded: ResolvedRecipe) -> int:
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
+        if (folder := folder_to_make(recipe.data)) is not None:
+            missing = f"not there: the run begins with {describe_making(folder, recipe.data)}"
     check_batch_division(recipe, 1)
     if dataset:
         check_splits(recipe, dataset)

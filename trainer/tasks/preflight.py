@@ -7,15 +7,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.access import local_folder
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.reader import Reader
-from data_pipelines.shards.make import make
 from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
-from trainer.distributed import collectives
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.features import check_room, has_labels
@@ -33,23 +30,6 @@ from trainer.training.optimizers import check_engine
 from trainer.training.schedules import whole_batches
 
 # ---- the data set ----------------------------------------------------------------------------------
-
-
-def open_data(options: Data, commands: bool = False) -> Dataset:
-    """The data set; the embedded digits are made on first use. `commands`: its root may start programs.
-
-    Raises:
-        UserError: it is not there; the message says how to make it.
-    """
-
-    def opened() -> Dataset:
-        folder = local_folder(options.root)
-        if options.source == "digits" and folder and not (folder / "dataset.json").exists():
-            print(f"making {folder} of the digits that scikit-learn has", flush=True)
-            make(options.source, folder)
-        return load_dataset(options.root, options.source, options.access(commands))
-
-    return collectives.run_on_main(opened)
 
 
 def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from data_pipelines.common.retry import Interrupted
+from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.evaluation import online
@@ -12,7 +13,8 @@ from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, evaluate, report
-from trainer.tasks.preflight import check, check_finished, notes, open_data
+from trainer.tasks.data_making import open_data
+from trainer.tasks.preflight import check, check_finished, check_training, notes
 from trainer.tasks.training_run import TrainingTask, run_training
 from trainer.training.build import ImageTrainer, build_trainer
 
@@ -26,8 +28,13 @@ class Pretraining(TrainingTask):
     """An objective on the images of a data set."""
 
     def open(self) -> str:
+        collectives.run_on_main(self._check_before_data)  # which may be hours of fetching
         self.dataset = open_data(self.recipe.data, self.loaded.commands)
         return self.dataset.fingerprint
+
+    def _check_before_data(self) -> None:
+        RunFolder.of(self.loaded).check(self.loaded)
+        check_training(self.recipe, self.context)
 
     def check(self) -> None:
         check(self.recipe, self.context, self.dataset)
