@@ -24,7 +24,7 @@ from data_pipelines.sources.clutter import HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FO
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Picture, Sample, picture
 from data_pipelines.sources.layout import Layout, class_names, find_layout
 from data_pipelines.sources.splits import by_hash, nfc, place, printable
-from data_pipelines.sources.tree import ANNOTATIONS, Tree, read_tree
+from data_pipelines.sources.tree import ANNOTATIONS, Tree, join, read_tree
 
 NO_SPLIT_FOLDER = "a folder that is no split"
 NO_SPLIT = "it lies in no split"
@@ -116,7 +116,7 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
 def _refuse_unreadable(root: Path, tree: Tree, matters: Callable[[str], bool]) -> None:
     for path, error in sorted(tree.unreadable.items()):
         if matters(path):
-            what = f"{printable(os.path.join(root, path))} cannot be read ({error.strerror})"
+            what = f"{printable(join(str(root), path))} cannot be read ({error.strerror})"
             raise UserError(f"from={root}: {what}; give a folder of images")
 
 

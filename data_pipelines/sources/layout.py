@@ -169,10 +169,10 @@ def _refuse_deeper_splits(tree: Tree, layout: Layout, root: str) -> None:
             continue
         names = [name for name in _split_names(tree, folder) if name in tree.filled[folder]]
         named = {splits.of_folder(name): name for name in names}
-        if "train" not in named or any(_within(at, folder) for at in layout.class_folders.values()):
+        train = join(folder, named.get("train", ""))
+        if "train" not in named or any(_within(at, train) for at in layout.class_folders.values()):
             continue
-        below = tree.filled.get(join(folder, named["train"]), set())
-        if len(named) > 1 or (_only(tree, folder) and len(below) > 1):
+        if len(named) > 1 or (_only(tree, folder) and len(tree.filled.get(train, ())) > 1):
             here = printable(folder)
             raise UserError(
                 f"from={root}: {here} holds {_few(names)}, which would be part of a class; give one folder "

@@ -49,7 +49,9 @@ def read_label(fd: int, member: Member | None, label: str | None, classes: Seque
         name = nfc(value)
         if classes and name in classes:
             if classes.count(name) > 1:
-                raise ValueError(f"its label {name[:40]!r} is the name of several classes, expected a number")
+                raise ValueError(
+                    f"its label is {name[:40]!r}, the name of several classes; expected a number"
+                )
             return classes.index(name)
         value = int(value) if value.removeprefix("-").isdecimal() else value
     most = MOST_CLASSES if classes is None else len(classes)

@@ -221,9 +221,10 @@ def _refuse_inner_splits(tree: dict, base: str, folders: dict[str, str], holders
     inner = {"/".join(path.split("/")[:n]) for path in inner for n in range(1, path.count("/") + 2)}
     for path in inner - {base}:
         used = any(not folder or f"{path}/".startswith(f"{folder}/") for folder in folders.values())
-        passed = any(f"{holder}/".startswith(f"{path}/") for holder in holders.values())
         here = _at(tree, path)
         named = {name: split for name, split in _named(here).items() if name in _filled(here)}
+        trains = sorted(f"{path}/{name}/" for name, split in named.items() if split == "train")[-1:]
+        passed = any(f"{holder}/".startswith(train) for holder in holders.values() for train in trains)
         if not used or passed or "train" not in named.values():
             continue
         alone = "" not in here.values() and _filled(here) == list(named)
