@@ -16,7 +16,6 @@ FOLDERS = frozenset(
         "@recently-snapshot",
         "lost+found",  # ext4
         "$recycle.bin",  # Windows
-        "recycler",
         "system volume information",
         "found.000",
         "network trash folder",  # netatalk

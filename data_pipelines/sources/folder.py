@@ -131,6 +131,9 @@ def _left_out(tree: Tree, layout: Layout) -> dict[str, str]:
         by_system = why in (HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FOLDER)
         if (layout.holds(path) or by_system) and not path.startswith(apart):
             left_out[path] = why
+    for path, error in tree.unreadable.items():
+        if not layout.holds(path) and not path.startswith(apart):
+            left_out.setdefault(path, f"a folder that cannot be read ({error.strerror})")
     outside = (path for path in tree.images if not layout.holds(path) and not path.startswith(apart))
     return left_out | dict.fromkeys(outside, NO_SPLIT)
 

@@ -108,8 +108,11 @@ def _only(tree: Tree, folder: str) -> str | None:
 
 
 def _split_names(tree: Tree, folder: str) -> list[str]:
-    """The folders in a folder that are named after splits."""
-    return sorted(name for name in tree.subfolders.get(folder, ()) if splits.of_folder(name))
+    """The folders in a folder that are named after splits; without a train, those that hold images."""
+    names = sorted(name for name in tree.subfolders.get(folder, ()) if splits.of_folder(name))
+    if any(splits.of_folder(name) == "train" for name in names):
+        return names
+    return [name for name in names if name in tree.filled.get(folder, ())]
 
 
 def _named_splits(tree: Tree, base: str, where: str) -> dict[str, str]:

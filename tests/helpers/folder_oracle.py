@@ -22,7 +22,7 @@ SYSTEM_FOLDERS = [
     "@recently-snapshot",
     "lost+found",
 ]
-SYSTEM_FOLDERS += ["$recycle.bin", "recycler", "found.000", "__pycache__", "system volume information"]
+SYSTEM_FOLDERS += ["$recycle.bin", "found.000", "__pycache__", "system volume information"]
 SYSTEM_FOLDERS += ["network trash folder", "temporary items"]
 
 
@@ -114,8 +114,9 @@ def _filled(tree: dict) -> list[str]:
 
 
 def _named(tree: dict) -> dict[str, str]:
-    """{folder: the split that it is named after}"""
-    return {name: SPLITS[name.strip().lower()] for name in _folders(tree) if name.strip().lower() in SPLITS}
+    """{folder: the split that it is named after}; empty ones count only beside a train."""
+    named = {name: SPLITS[name.strip().lower()] for name in _folders(tree) if name.strip().lower() in SPLITS}
+    return {n: split for n, split in named.items() if "train" in named.values() or n in _filled(tree)}
 
 
 def _base(tree: dict) -> str:

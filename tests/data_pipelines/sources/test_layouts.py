@@ -159,6 +159,15 @@ def test_two_normal_forms_of_a_name_are_one_class(tmp_path):
     assert labels(tmp_path / "d")["val"] == {"val/images/1.png": COMPOSED}
 
 
+def test_empty_folders_named_after_splits(tmp_path):
+    plant(tmp_path / "a", "cat/", "dog/")
+    (tmp_path / "a/test").mkdir()
+    assert open_source("folder", tmp_path / "a", test_percent=0).classes == ["cat", "dog"]
+    plant(tmp_path / "b", "train/cat/", "train/dog/")
+    (tmp_path / "b/val").mkdir()
+    assert set(labels(tmp_path / "b")) == {"train"}  # it has splits, so none is cut off by a hash
+
+
 def test_classes_that_differ_in_case_are_two_where_train_has_both(tmp_path):
     plant(tmp_path, "train/a/", "train/A/", "val/A/", "val/a/")
     assert labels(tmp_path)["val"] == {"val/A/x.png": "A", "val/a/x.png": "a"}
@@ -179,5 +188,10 @@ def test_a_folder_that_may_not_be_read_matters_only_where_it_is_used(tmp_path, m
 
     refuse("private")
     assert set(labels(tmp_path)) == {"train", "val"}
+    left_out = open_source("folder", tmp_path).left_out
+    assert left_out == [
+        {"member": "private", "why": "a folder that is no split"},
+        {"member": "train/loop", "why": "its name is no image's"},
+    ]
     refuse("val/a")
     assert f"{tmp_path}/val/a cannot be read (Permission denied)" in refusal(tmp_path)
