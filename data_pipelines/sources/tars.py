@@ -3,7 +3,7 @@
 import os
 import tarfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -76,9 +76,9 @@ def _list_archive(file: BinaryIO, size: int, number: int, listed: list[Member]) 
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
             for member in tar:
-                # The size of a sparse file is that of its holes, too; a cut in it shows at the next header.
-                stored = member.size if member.isreg() and not member.issparse() else 0
-                if stored < 0 or member.offset_data + stored > size:
+                stored = _stored(member)
+                last = member.offset_data + stored * member.isreg()
+                if last > size or stored < 0:
                     return f"is cut short at byte {size:,}, within {member.name!r}", end
                 place = (member.name, member.offset_data, member.size)
                 listed.append(Member(*place, _no_data(member), member.isdir(), number))
@@ -90,6 +90,12 @@ def _list_archive(file: BinaryIO, size: int, number: int, listed: list[Member]) 
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         return f"is not a whole tar file ({error})", end
     return None, end
+
+
+def _stored(member: tarfile.TarInfo) -> int:
+    """Bytes that the tar has of a member's data; the size of a sparse file is that of its holes, too."""
+    parts: Any = member.sparse  # (offset, length) of each
+    return member.size if parts is None else sum(length for _, length in parts)
 
 
 def _behind(file: BinaryIO, end: int) -> int | None:

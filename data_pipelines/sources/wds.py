@@ -144,9 +144,9 @@ def _groups(listing: Listing) -> dict[tuple[int, str], _Group]:
             key = folder + slash + stem if suffix else f"{member.name}\0"
             groups.setdefault((member.archive, key), []).append((suffix.lower(), member))
     if listing.damage:
-        last = [key for key in groups if key[0] == listing.archives - 1 and not key[1].endswith("\0")][-1:]
-        for key in last:
-            del groups[key]  # its label may be what was cut off
+        keys = [key for key in groups if key[0] == listing.archives - 1 and not key[1].endswith("\0")]
+        if keys:
+            del groups[keys[-1]]  # its label may be what was cut off
     return groups
 
 
