@@ -34,9 +34,12 @@ def _classes_without_images(classes: tuple[str, ...], labels: np.ndarray) -> lis
     missing = np.setdiff1d(np.arange(len(classes)), labels)
     if not len(missing):
         return []
-    begin = " (labels begin at 0)" if missing[0] == 0 and classes[0] == "0" else ""
     names = [classes[label] for label in missing]
-    return [f"classes without an image in train: {len(names):,} of {len(classes):,}: {_few(names)}{begin}"]
+    line = f"classes without an image in train: {len(names):,} of {len(classes):,}: {_few(names)}"
+    known = labels[labels >= 0]
+    if missing[0] == 0 and classes[0] == "0" and len(known):
+        line += f"; labels count from 0, and these begin at {known.min()}"
+    return [line]
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:

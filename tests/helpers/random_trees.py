@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import tarfile
 from pathlib import Path
@@ -247,6 +246,6 @@ def _mangle(rng: random.Random, data: bytes) -> bytes:
             data + bytes(5120),
             b"",
             bytes(10240),
-            os.path.basename("not a tar").encode() * 100,
+            b"not a tar" * 100,
         ]
     )

@@ -57,7 +57,7 @@ def test_classes_and_labels_of_a_folder(tmp_path, capsys):
             [
                 "classes: 0, 1, 2",
                 "images with a label: 2 of 4 in train",
-                "classes without an image in train: 1 of 3: 0 (labels begin at 0)",
+                "classes without an image in train: 1 of 3: 0; labels count from 0, and these begin at 1",
             ],
         ),
         (
