@@ -75,6 +75,7 @@ def _plant_classes(rng: random.Random, folder: Path, classes: list[str]) -> None
     folder.mkdir(exist_ok=True)
     if rng.random() < 0.15:
         folder = folder / rng.choice(["images", "data", folder.name])  # all one level deeper
+        folder.mkdir(exist_ok=True)
     for name in classes:
         below = folder / name / "deep" if rng.random() < 0.15 else folder / name
         below.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,6 @@ def _plant_classes(rng: random.Random, folder: Path, classes: list[str]) -> None
         if rng.random() < 0.15:
             _plant_classes(rng, below / rng.choice(CLUTTER), [])
     if rng.random() < (0.9 if not classes else 0.1):
-        folder.mkdir(exist_ok=True)
         _plant_files(rng, folder, rng.choice([1, 2, 5]))
     if rng.random() < 0.05:
         lines = [f"{rng.randint(0, 9)}.png\t{name}\t0\n" for name in [*classes, "none"]]
