@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset, index_name
 from data_pipelines.sources.clutter import NO_IMAGE, NOT_NAMED_AS_IMAGE
 
@@ -11,7 +12,8 @@ FEW = 10  # names that a line has
 def summary(dataset: Dataset) -> list[str]:
     """A line each: the classes' names, how many images have a label, and what is amiss with either.
 
-    Reads the labels from the indices of a local data set that has classes. Raises OSError.
+    Reads the labels from the indices of a local data set that has classes. Raises UserError
+    where an index is damaged.
     """
     if not dataset.classes:
         lines = ["classes: none, no image has a label"]
@@ -26,8 +28,17 @@ def summary(dataset: Dataset) -> list[str]:
 
 def _labels(dataset: Dataset, split: str) -> np.ndarray:
     """The labels of a split's images, int64 [images]; -1: none."""
-    paths = [dataset.root / index_name(shard.name) for shard in dataset.splits[split].shards]
-    return np.concatenate([np.load(path, allow_pickle=False)["label"] for path in paths])
+    parts = []
+    for shard in dataset.splits[split].shards:
+        path = dataset.root / index_name(shard.name)
+        try:
+            parts.append(np.load(path, allow_pickle=False)["label"])
+        except Exception as error:  # numpy parses a damaged header as Python, which raises nearly anything
+            why = " ".join(str(error).split())
+            raise UserError(
+                f"{path} cannot be read as an index ({why}); remove it and make it again"
+            ) from None
+    return np.concatenate(parts)
 
 
 def _classes_without_images(classes: tuple[str, ...], labels: np.ndarray) -> list[str]:

@@ -97,3 +97,16 @@ def test_a_split_without_labels_is_counted(tmp_path, capsys):
     assert main(["source=folder", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["classes: a, b", "images with a label: 2 of 2 in train, 0 of 1 in test"]
+
+
+def test_a_damaged_index_is_one_line(tmp_path, capsys):
+    index(tmp_path, [b"0", b"1"])
+    printed(capsys, tmp_path, "wds")
+    path = tmp_path / "to/train/000000.npy"
+    path.write_bytes(bytes(path.stat().st_size))
+    arguments = ["source=wds", f"from={tmp_path / 'raw'}", f"to={tmp_path / 'to'}"]
+    assert main([*arguments, "test_percent=0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} cannot be read as an index (")
+    assert error.endswith("remove it and make it again\n")
+    assert error.count("\n") == 1
