@@ -14,6 +14,7 @@ from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
+from data_pipelines.shards.summary import summary
 from data_pipelines.shards.verify import verify
 
 PROGRAM = "python -m data_pipelines.shards"
@@ -115,6 +116,8 @@ def _make(options: dict) -> int:
     more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
     there = is_made(Path(to))
     dataset = make(options["source"], to, **more)
+    for line in summary(dataset):
+        print(line)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
     print(f"{to}: {dataset.source}, {len(dataset.classes)} classes; images: {', '.join(parts)}; ", end="")
     took = "made before, its source was not read again" if there else f"{time.monotonic() - start:.1f} s"
