@@ -20,7 +20,7 @@ from trainer.recipe.loading import load
 from trainer.recipe.schema import Tracking
 from trainer.runs.folder import RunFolder
 from trainer.tasks.evaluate import deliver, tracked
-from trainer.tasks.preflight import check_disk, check_evaluation
+from trainer.tasks.checks import check_disk, check_evaluation
 from trainer.tracking.journal import Journal, read
 
 CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
