@@ -31,7 +31,7 @@ class Neighbours(Evaluator):
         rows = nearest(reference.features["y"], test.features["y"][shown], NEAREST)
         images.neighbours(
             path,
-            context.pictures(context.test, test.ids[shown]),
+            context.pictures(context.test, test.ids[chosen]),
             [context.pictures(context.reference, reference.ids[row]) for row in rows.numpy()],
             test.labels[shown].tolist(),
             reference.labels[rows].tolist(),

@@ -199,13 +199,12 @@ def _has_labels(dataset: Dataset, split: str) -> bool:
 def _check_probes(needs: Requirements, dataset: Dataset, train: Labels, test: Labels) -> None:
     """What the labelled images of each class decide."""
     options = needs.options
-    if options.few_shot and (short := _classes_short(train, test, options.few_shot.shots)):
-        why = (
-            f"{_counted(dataset, short, train)}, fewer than evaluate.few_shot.shots={options.few_shot.shots}"
-        )
-        if options.few_shot.shots != FewShot().shots:
+    few = options.few_shot
+    if few and len(short := _classes_short(train, test, few.shots)):
+        why = f"{_counted(dataset, short, train)}, fewer than evaluate.few_shot.shots={few.shots}"
+        if few.shots != FewShot().shots:
             needs.mistakes.append(f"{dataset.where}: {why}; lower it, or set evaluate.few_shot=null")
-        needs.leave_out([few_shot_name(options.few_shot)], why, ["few_shot"])
+        needs.leave_out([few_shot_name(few)], why, ["few_shot"])
     if options.mlp and options.mlp.batch < options.mlp.fewest_images:
         needs.mistakes.append(
             f"evaluate.mlp.batch={options.mlp.batch}: its batch-norm takes statistics over a mini-batch; "
@@ -239,13 +238,12 @@ def _listed(dataset: Dataset, labels: np.ndarray) -> str:
 
 
 def _counted(dataset: Dataset, labels: np.ndarray, train: Labels) -> str:
-    """`cat (class 1) has 3 training images, dog (class 2) has 1 and 7 more classes`."""
+    """`cat (class 1) has 3 training images, dog (class 2) has no training image and 7 more classes`."""
     parts = []
     for label in labels[:NAMED].tolist():
         count = int(train.counts[label])
-        parts.append(f"{class_name(dataset, label)} has {count or 'no'} training image{'s' * (count != 1)}")
-    more = f", and {len(labels) - NAMED:,} more classes have too few" if len(labels) > NAMED else ""
-    return ", ".join(parts) + more
+        parts.append(f"{class_name(dataset, label)} has {count or 'no'} training image{'s' * (count > 1)}")
+    return ", ".join(parts) + (f" and {len(labels) - NAMED:,} more classes" if len(labels) > NAMED else "")
 
 
 def _about_classes(dataset: Dataset, train: Labels, test: Labels) -> Iterator[str]:
@@ -262,16 +260,19 @@ def _about_classes(dataset: Dataset, train: Labels, test: Labels) -> Iterator[st
             f"neither '{train.split}' nor '{test.split}' has an image of {_listed(dataset, empty)}: "
             "accuracies are of the other classes"
         )
+    single: dict[int, list[str]] = {}
     for labels in (train,) if train.split == test.split else (train, test):
         largest = int(labels.counts.argmax())
         share = labels.counts[largest] / labels.images
         if labels.counts[largest] == labels.images:
-            yield (
-                f"all labelled images of '{labels.split}' are of one class, {class_name(dataset, largest)}: "
-                "accuracies say nothing about the encoder"
-            )
+            single.setdefault(largest, []).append(f"'{labels.split}'")
         elif share > MOST:
             yield (
                 f"{share:.2%} of the labelled images of '{labels.split}' are of one class, "
                 f"{class_name(dataset, largest)}: who always guesses it has that accuracy"
             )
+    for label, splits in single.items():
+        yield (
+            f"all labelled images of {' and '.join(splits)} are of one class, {class_name(dataset, label)}: "
+            "accuracies say nothing about the encoder"
+        )

@@ -134,7 +134,7 @@ def notes(
     negatives = recipe.groups.negative_images or recipe.batch
     if recipe.objective.uses_batch_negatives and images is not None and images < negatives:
         yield (
-            f"warning: {images:,} training images are fewer than the {negatives:,} of a group of negatives: "
+            f"warning: {images:,} training images, fewer than the {negatives:,} of a group of negatives: "
             f"images are negatives of themselves{_smaller_groups(recipe, images)}"
         )
     if momentum_queue := recipe.objective.momentum_queue:
