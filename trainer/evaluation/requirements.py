@@ -243,7 +243,8 @@ def _counted(dataset: Dataset, labels: np.ndarray, train: Labels) -> str:
     for label in labels[:NAMED].tolist():
         count = int(train.counts[label])
         parts.append(f"{class_name(dataset, label)} has {count or 'no'} training image{'s' * (count > 1)}")
-    return ", ".join(parts) + (f" and {len(labels) - NAMED:,} more classes" if len(labels) > NAMED else "")
+    more = len(labels) - NAMED
+    return ", ".join(parts) + (f" and {more:,} more class{'es' * (more > 1)}" if more > 0 else "")
 
 
 def _about_classes(dataset: Dataset, train: Labels, test: Labels) -> Iterator[str]:

@@ -186,8 +186,9 @@ def check_disk(start: Start) -> Iterable[str]:
             "another folder with outputs=, keep fewer, or probe a smaller split with data.labelled or none "
             "with evaluate.at_end=false"
         )
-    if why := obstacle(start.folder / "checkpoints"):
-        raise UserError(f"cannot write checkpoints: {why}; mend it, or give another outputs= or run=")
+    checkpoints = start.folder / "checkpoints"
+    if why := obstacle(checkpoints):
+        raise UserError(f"{checkpoints} cannot be written: {why}; mend it, or give another outputs= or run=")
     if every := recipe.save.keep_every:
         kept = whole_batches(recipe.images, recipe.batch) // every
         size = kept * sizes.checkpoint
@@ -227,7 +228,7 @@ def check_exports(start: Start) -> Iterable[str]:
     file = RunFolder(start.folder).encoder
     why = obstacle(file.parent) or (f"{file} is a folder" if file.is_dir() else None)
     if why:
-        raise UserError(f"cannot export the encoder: {why}; remove it, or give another outputs= or run=")
+        raise UserError(f"{file} cannot be written: {why}; remove it, or give another outputs= or run=")
     return ()
 
 
