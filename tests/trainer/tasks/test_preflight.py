@@ -202,7 +202,7 @@ def test_a_run_on_scarce_labels_ends_with_every_other_figure(capsys, tmp_path, c
     assert (folder / "done").exists()
     results = json.loads((folder / "results.json").read_text())
     assert results.pop("left_out", {}).keys() == missing
-    wanted = {f"probe/{head}/{feature}" for head in ("linear", "mlp", "svm") for name in ("conv", "fc", "y")}
+    wanted = {f"probe/{head}/{name}" for head in ("linear", "mlp", "svm") for name in ("conv", "fc", "y")}
     wanted |= {"few_shot/5/linear/y", "knn/y"} - missing
     assert {name for name in wanted if not name.startswith(tuple(missing))} <= results.keys()
     for name in missing:
@@ -225,15 +225,16 @@ def test_a_split_without_labels_ends_with_what_needs_none(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_probe_that_fails_at_the_end_is_a_line_and_can_be_made_again(capsys, digits, tmp_path, monkeypatch):
+def test_a_probe_that_fails_at_the_end_is_a_line_and_can_be_made_again(capsys, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("solver\ngone")
 
     folder, less = tmp_path / "quickstart", [f"evaluate.{name}=null" for name in ("few_shot", "svm")]
     words = [*less, "evaluate.linear_sgd=null", *CHEAP[1:4]]
+    root = write_labelled(tmp_path / "data", train=[20] * 4, test=[5] * 4).root
     with monkeypatch.context() as patch:
         patch.setattr(probes, "linear_probe", broken)
-        done = script(capsys, *tiny(tmp_path, digits.root, *words, "evaluate.at_end=true"))
+        done = script(capsys, *tiny(tmp_path, root, *words, "data.source=folder", CHEAP[0]))
         assert (done.status, done.err) == (0, "")
         failed = script(capsys, "recipe=evaluate", f"from={folder}", "tracking.uri=none", *words)
     results = json.loads((folder / "results.json").read_text())
