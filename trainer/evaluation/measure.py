@@ -20,6 +20,7 @@ from trainer.recipe.schema import Pretrain
 FINAL = (Probes(), Neighbours(), FeatureMap(), Reconstruction())
 CONTROLS = (Probes(),)  # evaluators of the untrained network and of raw pixels
 PROBES = ("linear", "linear_sgd", "mlp", "svm", "few_shot")  # keys of `evaluate`; null: not measured
+PIXEL_FIGURES = "control/pixels"  # what their names begin with
 PIXELS = 3 * 64 * 64  # numbers of an image: ImageNet's at 224 px would be 771 GB of features
 
 
@@ -62,7 +63,10 @@ def measure(context: EvaluationContext) -> Measured:
             if prefix not in needs.left_out:
                 with context.surviving(prefix):
                     results |= control(context, prefix)
-    failures = context.failures.why
+    failures = {
+        _without_y(name) if name.startswith(PIXEL_FIGURES) else name: why
+        for name, why in context.failures.why.items()
+    }
     if failures and not results:
         raise SharedError(f"nothing could be measured: {next(iter(failures.values()))}")
     return Measured(results, needs.left_out | failures, bool(failures))
@@ -126,7 +130,7 @@ def _pixels(context: EvaluationContext, prefix: str) -> dict[str, float]:
 CONTROLLED: dict[str, Callable[[EvaluationContext, str], dict[str, float]]] = {  # by the names of its figures
     "control/untrained": _untrained,
     "control/untrained_recalibrated": _untrained_recalibrated,
-    "control/pixels": _pixels,
+    PIXEL_FIGURES: _pixels,
 }
 
 

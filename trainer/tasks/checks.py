@@ -180,9 +180,9 @@ def check_disk(start: Start) -> Iterable[str]:
     needed, left = disk_needed(recipe, sizes, 4 * images * width), disk_left(start.folder)
     if needed > left:
         raise UserError(
-            f"the run needs {gigabytes(needed)} of disk (save.keep={recipe.save.keep} checkpoints of "
-            f"{gigabytes(sizes.checkpoint)}, and one more that is written or the features of {images:,} "
-            f"images to probe), and {start.folder} has {gigabytes(left)} left; make room there, choose "
+            f"the run needs {readable(needed)} of disk (save.keep={recipe.save.keep} checkpoints of "
+            f"{readable(sizes.checkpoint)}, and one more that is written or the features of {images:,} "
+            f"images to probe), and {start.folder} has {readable(left)} left; make room there, choose "
             "another folder with outputs=, keep fewer, or probe a smaller split with data.labelled or none "
             "with evaluate.at_end=false"
         )
@@ -194,8 +194,8 @@ def check_disk(start: Start) -> Iterable[str]:
         size = kept * sizes.checkpoint
         if needed + size > left:
             return [
-                f"save.keep_every={every}: the {kept:,} checkpoints that it keeps take {gigabytes(size)}, "
-                f"and {start.folder} has {gigabytes(left)} left"
+                f"save.keep_every={every}: the {kept:,} checkpoints that it keeps take {readable(size)}, "
+                f"and {start.folder} has {readable(left)} left"
             ]
     return ()
 
@@ -205,8 +205,8 @@ def check_memory(start: Start) -> Iterable[str]:
     needed, (left, what) = memory_needed(start.sizes, start.context), memory_left(start.context)
     if needed > left:
         raise UserError(
-            f"weights, gradients, moments and the copy of a checkpoint take {gigabytes(needed)} of memory a "
-            f"rank, and {what} has {gigabytes(left)} left; train a smaller encoder, fewer ranks on a "
+            f"weights, gradients, moments and the copy of a checkpoint take {readable(needed)} of memory a "
+            f"rank, and {what} has {readable(left)} left; train a smaller encoder, fewer ranks on a "
             "machine, or shard it (recipes/launch/zero2.yaml)"
         )
     return ()
@@ -232,6 +232,6 @@ def check_exports(start: Start) -> Iterable[str]:
     return ()
 
 
-def gigabytes(size: float) -> str:
+def readable(size: float) -> str:
     """Bytes for a line on the screen."""
-    return f"{size / 1e9:.3g} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

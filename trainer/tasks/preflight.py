@@ -131,11 +131,12 @@ def notes(
             f"{steps} in all"
         )
     yield from recipe.advice(images)
-    negatives = recipe.groups.negative_images or recipe.batch
-    if recipe.objective.uses_batch_negatives and images is not None and images < negatives:
+    if recipe.objective.uses_batch_negatives and images is not None and images < recipe.batch:
+        negatives = recipe.groups.negative_images or recipe.batch
         yield (
-            f"warning: {images:,} training images, fewer than the {negatives:,} of a group of negatives: "
-            f"images are negatives of themselves{_smaller_groups(recipe, images)}"
+            f"warning: {images:,} training images, fewer than a batch of {recipe.batch:,}: groups of "
+            f"{negatives:,} hold an image more than once, so that it is a negative of itself"
+            f"{_smaller_groups(recipe, images) if images < negatives else ''}"
         )
     if momentum_queue := recipe.objective.momentum_queue:
         keys, queue = momentum_queue.keys, queue_bytes(recipe)
@@ -155,4 +156,4 @@ def _smaller_groups(recipe: TrainingRecipe, images: int) -> str:
     """What makes groups of negatives of at most so many images, for a message: it divides `groups.norm`."""
     norm = recipe.groups.norm
     fitting = [size for size in range(2, min(norm, images) + 1) if norm % size == 0]
-    return f"; groups.negatives={fitting[-1]} is small enough" if fitting else ""
+    return f"; set groups.negatives={fitting[-1]}" if fitting else ""

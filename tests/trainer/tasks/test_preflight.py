@@ -50,13 +50,13 @@ BROKEN = [  # which check, what breaks it (and gives words of the command), what
     (
         "disk",
         lambda folder, patch: left_on_disk(patch, 2**20) or [],
-        "GB of disk (save.keep=2 checkpoints",
+        "MB of disk (save.keep=2 checkpoints",
     ),
     ("disk", lambda folder, _: a_file(folder, "checkpoints") or [], "checkpoints cannot be written: "),
     (
         "memory",
         lambda _, patch: patch.setattr(resources, "cgroup_limits", lambda: (None, 10**6)) or [],
-        "of memory a rank, and the control group has 0 GB left",
+        "of memory a rank, and the control group has 0.0 MB left",
     ),
     ("exports", lambda folder, _: a_file(folder, "export") or [], "export is no folder"),
     (
@@ -162,19 +162,22 @@ def test_checkpoints_that_stay_for_good_are_a_line(digits, tmp_path, monkeypatch
     assert line.startswith("save.keep_every=128: the 1,000 checkpoints that it keeps take")
 
 
-# ---- fewer images than a group -----------------------------------------------------------------------
+# ---- fewer images than a batch -----------------------------------------------------------------------
 
 
-def test_a_group_of_negatives_beyond_the_training_images_is_a_line():
+def test_negatives_beyond_the_training_images_are_a_line():
     def lines(images, *words):
         recipe = load(["recipe=quickstart", *words]).recipe
         return "\n".join(notes(recipe, images, 1, torch.device("cpu")))
 
-    line = "images are negatives of themselves; groups.negatives=32 is small enough"
-    assert line in lines(63)
-    assert "negatives" not in lines(64)
-    assert "fewer than the 128 of a group" in lines(100, "groups.negatives=global")
-    assert "warning" not in lines(1, "objective={kind: autoencoder}")
+    assert "63 training images, fewer than a batch of 128: groups of 64 hold an image more" in lines(63)
+    assert "it is a negative of itself; set groups.negatives=32" in lines(63)
+    assert lines(127).endswith("it is a negative of itself")  # where a group runs into the next epoch
+    assert "negative" not in lines(128)
+    assert "groups of 128 hold" in lines(100, "encoder.norm=group", "groups.negatives=global")
+    assert "negative of itself" in lines(1)
+    moco = ["objective={kind: moco, queue: {keys: 256}}", "data.views=[{}, {}]"]
+    assert "queue.keys=256 is not below the 256 training images" in lines(256, *moco)
 
 
 # ---- a run to its end ----------------------------------------------------------------------------------
