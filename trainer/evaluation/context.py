@@ -13,7 +13,7 @@ with EvaluationContext(
     stopping=trainer.data.reader.stopping,              # during pretraining only
 ) as context:
     figures = evaluate_online(context)                  # trainer.evaluation.online, during pretraining
-    results = measure(context)                          # trainer.evaluation.measure, at the end
+    measured = measure(context)                         # trainer.evaluation.measure, at the end
 """
 
 from abc import ABC, abstractmethod
