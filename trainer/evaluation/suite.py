@@ -163,7 +163,7 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
         cost = 4 * images * data.width * products
         together = _heads_job(name, data, wanted, cost, seed)
         alone = [_heads_job(name, data, {head: wanted[head]}, cost, seed) for head in wanted]
-        work.append(replace(together, parts=tuple(alone)))
+        work.append(replace(together, parts=tuple(alone) if len(alone) > 1 else ()))
     if name != "y":
         return work
     if options.few_shot:
