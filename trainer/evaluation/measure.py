@@ -53,11 +53,11 @@ def measure(context: EvaluationContext) -> Measured:
     results: dict[str, float] = {}
     context.options = options = needs.options
     objective.eval()
-    if options.recalibrate and context.supervised:
-        with context.surviving("not_recalibrated"):
+    with context.surviving("probe"):  # without the batch-norm that was asked for, figures would be others
+        if options.recalibrate and context.supervised:
             results |= _recalibrated(context)
-    with context.encoding("encoder", objective.features) as encoder:  # one cache at a time lies on the disk
-        results |= run_evaluators(FINAL, encoder)
+        with context.encoding("encoder", objective.features) as encoder:  # one cache at a time on the disk
+            results |= run_evaluators(FINAL, encoder)
     if options.controls and context.supervised:
         for prefix, control in CONTROLLED.items():
             if prefix not in needs.left_out:
@@ -74,7 +74,7 @@ def measure(context: EvaluationContext) -> Measured:
 
 def _recalibrated(context: EvaluationContext) -> dict[str, float]:
     """Re-estimates the batch-norm of the objective; the kNN accuracy on y before that."""
-    objective, figures = context.objective, {}
+    objective = context.objective
     only_knn = context.options.model_copy(update=dict.fromkeys(PROBES))
     with context.encoding(
         "encoder",

@@ -5,6 +5,7 @@ import resource
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def disk_left(folder: Path) -> int:
 
 def _file_sizes(folder: Path) -> Iterator[int]:
     for parent, _, names in os.walk(folder):
-        yield from (os.path.getsize(os.path.join(parent, name)) for name in names)
+        for name in names:
+            with suppress(OSError):  # another process of this run, which is ending, may remove it
+                yield os.path.getsize(os.path.join(parent, name))
 
 
 def obstacle(folder: Path) -> str | None:

@@ -150,6 +150,16 @@ def test_names_of_pixels_that_fail_are_those_of_results(context, monkeypatch):
     assert measured.left_out.keys() == {"control/pixels/knn"}
 
 
+@pytest.mark.usefixtures("few")
+def test_an_encoder_whose_batch_norm_cannot_be_re_estimated_is_not_measured(context, monkeypatch):
+    context.options = context.options.model_copy(update=CHEAP | {"recalibrate": True})
+    monkeypatch.setattr(measure, "re_estimate", lambda *_: 1 / 0)
+    monkeypatch.setattr(measure, "_untrained_objective", lambda context: context.objective.eval())
+    measured = measure.measure(context)
+    assert measured.figures.keys() == {"control/untrained/knn/y", "control/pixels/knn"}
+    assert measured.left_out.keys() == {"probe", "control/untrained_recalibrated"}
+
+
 def test_an_evaluation_without_any_figure_is_an_error(context, monkeypatch):
     def full(*_):
         raise UserError("no room")
