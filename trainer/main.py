@@ -117,6 +117,11 @@ def exit_status(command: Callable[[], int]) -> int:
         if os.environ.get("RANK", "0") == "0" or not of_all_ranks:
             print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if (error.name or "trainer").partition(".")[0] in ("trainer", "data_pipelines"):
+            raise
+        print(f"error: {broken_package(error)}", file=sys.stderr)
+        return 2
     except RuntimeError as error:
         from trainer.distributed import collectives
 
@@ -126,6 +131,12 @@ def exit_status(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def broken_package(error: ImportError) -> str:
+    """The line about a package of others that is missing, or cannot be imported."""
+    why = str(error).partition("\n")[0]
+    return f"{error.name} cannot be imported ({why}); install it: pip install -c constraints.txt -e ."
 
 
 if __name__ == "__main__":

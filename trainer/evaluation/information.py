@@ -17,6 +17,8 @@ class Information(Evaluator):
     are none where the split is smaller than the groups.
     """
 
+    name = "mi"
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         return heldout_estimates(context) if context.is_main else {}
 

@@ -16,6 +16,8 @@ SIMILARITIES = 2**24  # in memory at a time: 64 MiB in float32
 class Knn(Evaluator):
     """The accuracy on y during pretraining, of those images that have a label."""
 
+    name = "knn/y/online"
+
     def wanted(self, context: EvaluationContext) -> bool:
         return bool(context.classes)
 

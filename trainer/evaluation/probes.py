@@ -57,14 +57,14 @@ def few_shot_probe(
     l2 suits a whole training set, so FEW_SHOT_L2 replaces it.
 
     Raises:
-        UserError: a class has fewer than `few.shots` training images.
+        UserError: a class has fewer than `few.shots` training images; one that neither set has is no class.
     """
     check(train_x, train_y, test_x, test_y, classes)
     mean, scale = statistics(train_x)
     labels = train_y.cpu()
     members = [torch.nonzero(labels == label).flatten() for label in range(classes)]
     for label, images in enumerate(members):
-        if len(images) < few.shots:
+        if len(images) < few.shots and (len(images) or (test_y == label).any()):
             raise UserError(
                 f"evaluate.few_shot.shots={few.shots}, but class {label} has only {len(images)} training "
                 "images; ask for fewer shots, or leave this probe out with evaluate.few_shot=null"

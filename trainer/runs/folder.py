@@ -10,6 +10,8 @@ from data_pipelines.common.files import replace_text
 from trainer.recipe import loading
 from trainer.recipe.fingerprint import differences, remedy
 
+LEFT_OUT = "left_out"  # the entry of results.json that is no figure
+
 
 class RunFolder:
     """outputs/<run>/: recipe.yaml world.json journal.jsonl results.json checkpoints/ figures/ export/.
@@ -73,10 +75,34 @@ class RunFolder:
 
     def results(self) -> dict[str, float]:
         """The figures of results.json, by name; empty where there is no such file."""
+        return {name: value for name, value in self._results().items() if name != LEFT_OUT}
+
+    def left_out(self) -> dict[str, str]:
+        """Why a figure, or all whose names begin so, is missing in results.json, by that name."""
+        return self._results().get(LEFT_OUT, {})
+
+    def merge_results(self, results: dict[str, float], left_out: dict[str, str] | None = None) -> None:
+        """Adds figures to results.json, and why others are missing; new values replace old ones.
+
+        A reason goes with the figure that was missing, or with the first of those whose names begin so.
+        """
+        measured = {beginning for name in results for beginning in _beginnings(name)}
+        reasons = {name: why for name, why in self.left_out().items() if name not in measured}
+        reasons = {
+            name: why for name, why in reasons.items() if not name.startswith("figures/")
+        }  # drawn anew
+        reasons |= left_out or {}
+        merged: dict = dict(sorted((self.results() | results).items()))
+        if reasons:
+            merged[LEFT_OUT] = dict(sorted(reasons.items()))
+        replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")
+
+    def _results(self) -> dict:
         path = self.path / "results.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def merge_results(self, results: dict[str, float]) -> None:
-        """Adds figures to results.json; new values replace old ones."""
-        merged = dict(sorted((self.results() | results).items()))
-        replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")
+
+def _beginnings(name: str) -> list[str]:
+    """probe/linear/y -> probe, probe/linear, probe/linear/y"""
+    parts = name.split("/")
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]

@@ -94,6 +94,10 @@ def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) 
     results, lines = folder.results(), []
     for table in (charts.table(results), reconstructions.table(results)) if results else ():
         lines += [table, ""] if table else []
+    reasons = folder.left_out()
+    for why in dict.fromkeys(reasons.values()):
+        names = [name for name, of_name in reasons.items() if of_name == why]
+        lines.append(f"left out  {', '.join(names)}: {why}")
     lines.append(f"run       {folder.path}")
     if folder.encoder.exists():
         lines.append(f"encoder   {folder.encoder}")

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 
 from tests.helpers.command_lines import script, tiny
+from trainer.recipe.loading import load
 from trainer.runs.folder import RunFolder
 from trainer.tasks import report
 from trainer.tracking.journal import read
@@ -33,6 +34,24 @@ def test_data_without_classes_has_its_pictures_and_its_health(capsys, digits, tm
     assert 1 < values["health/effective_rank"] <= 64
     assert -8 <= values["health/uniformity"] < 0 < values["health/alignment"] <= 4
     assert values["health/dead_dimensions"] == 0.0
+
+
+def test_what_is_missing_in_the_results_is_told_with_its_reason_until_it_is_measured(tmp_path):
+    folder = RunFolder(tmp_path)
+    recipe = load(["recipe=quickstart", "tracking.uri=none"]).recipe
+    reasons = {"probe/mlp": "one image", "knn/y": "gone", "figures/tsne.png": "few", "probe/svm/y": "gone"}
+    folder.merge_results({"probe/linear/y": 0.5}, reasons)
+    assert folder.results() == {"probe/linear/y": 0.5}
+    assert folder.left_out() == reasons
+    lines = report.summary(folder, recipe).splitlines()
+    assert "left out  knn/y, probe/svm/y: gone" in lines
+    assert "left out  probe/mlp: one image" in lines
+
+    folder.merge_results({"probe/mlp/fc": 0.25, "probe/svm/y/std": 0.0}, {"knn/y": "gone again"})
+    assert folder.results() == {"probe/linear/y": 0.5, "probe/mlp/fc": 0.25, "probe/svm/y/std": 0.0}
+    assert folder.left_out() == {"knn/y": "gone again"}
+    folder.merge_results({"knn/y": 1.0})
+    assert json.loads((tmp_path / "results.json").read_text()) == folder.results()
 
 
 def test_a_picture_that_cannot_be_drawn_costs_a_line(capsys, tmp_path):
