@@ -6,6 +6,7 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 
 PROGRAM = "python -m trainer.exports.torchvision_resnet"
 HELP = help_page(
@@ -44,7 +45,8 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     outlive_readers()
     try:
-        sys.exit(main(sys.argv[1:]))
+        with refused_paths():
+            sys.exit(main(sys.argv[1:]))
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

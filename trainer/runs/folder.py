@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import replace_text
+from data_pipelines.common.paths import refused_paths
 from trainer.recipe import loading
 from trainer.recipe.fingerprint import differences, remedy
 
@@ -40,11 +41,12 @@ class RunFolder:
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
     def check(self, loaded: loading.ResolvedRecipe) -> None:
-        """Compares a recipe with that of the run in this folder, if there is one.
+        """Compares a recipe with that of the run in this folder, if there is one, and reads its results.
 
         Raises:
-            UserError: naming the keys that differ.
+            UserError: naming the keys that differ, or a damaged file: at its end a run adds to the results.
         """
+        self.results()
         if not (self.path / "recipe.yaml").exists():
             return
         before, now = loading.load_saved(self.path / "recipe.yaml").fingerprint(), loaded.fingerprint()
@@ -67,16 +69,52 @@ class RunFolder:
             file.write(f"{images}\n{why}\n")
 
     def is_done(self, images: int) -> bool:
-        """Whether a run of `images` images is finished here; a longer one continues it."""
+        """Whether a run of `images` images is finished here; a longer one continues it.
+
+        Raises:
+            UserError: the file that says so is damaged.
+        """
         path = self.path / "done"
-        return path.exists() and int(path.read_text().split()[0]) >= images
+        if (content := _content(path)) is None:
+            return False
+        try:
+            return int(content.split()[0]) >= images
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{path}: damaged, expected the number of images seen; remove it, and the same command goes on "
+                "from the newest checkpoint"
+            ) from None
 
     def results(self) -> dict[str, float]:
-        """The figures of results.json, by name; empty where there is no such file."""
+        """The figures of results.json, by name; empty where there is no such file.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if (content := _content(path)) is None:
+            return {}
+        try:
+            figures = json.loads(content)
+        except (ValueError, RecursionError):
+            figures = None
+        if isinstance(figures, dict) and all(isinstance(value, int | float) for value in figures.values()):
+            return figures
+        raise UserError(
+            f"{path}: damaged, expected figures by name; remove it, and measure again with recipe=evaluate "
+            f"from={self.path}"
+        )
 
     def merge_results(self, results: dict[str, float]) -> None:
         """Adds figures to results.json; new values replace old ones."""
         merged = dict(sorted((self.results() | results).items()))
         replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a small file of the run; None where there is none. Raises UserError for a folder there."""
+    try:
+        with refused_paths():
+            return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -57,7 +57,9 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
         earlier = RunFolder(folder.path / "evaluations" / checkpoint.path.name)
-        return recipe, checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
+        target = folder if is_newest(folder, checkpoint) else earlier
+        target.results()  # damaged ones are refused before all is measured
+        return recipe, checkpoint, dataset, target
 
     requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
     before = {number: signal.getsignal(number) for number in requests}

@@ -8,8 +8,9 @@ import yaml
 from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from trainer.recipe.schema import NO_SECRETS, Tracking
-from trainer.tracking import mlflow_store
+from trainer.tracking import mlflow_store, outage
 from trainer.tracking.address import uri_for
 from trainer.tracking.delivery import Delivery
 
@@ -66,7 +67,8 @@ def sync(folder: Path, uri: str | None = None) -> int:
 def _status(run: Path, uri: str | None, down: set[str]) -> int:
     """Delivers a run; its status. Addresses in `down` have not answered before."""
     try:
-        return 0 if _sync_run(run, uri, down) else 1
+        with refused_paths():
+            return 0 if _sync_run(run, uri, down) else 1
     except (UserError, OSError) as error:
         print(f"error: {run}: {error}", file=sys.stderr)
         return 2
@@ -87,9 +89,9 @@ def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
     try:
         delivery.deliver()
     except Exception as error:
-        print(f"{run}: not delivered: MLflow at {delivery.address}: {mlflow_store.reason(error)}")
+        print(f"{run}: not delivered: MLflow at {delivery.address}: {outage.reason(error)}")
         # The other runs do not wait for an address that does not answer.
-        if mlflow_store.is_outage(error) and not isinstance(error, mlflow_store.Outage):
+        if outage.is_outage(error) and not isinstance(error, outage.Outage):
             down.add(address)
         return False
     finally:
@@ -125,7 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--uri", metavar="ADDRESS")
     try:
         options = parser.parse_args(arguments)
-        return sync(options.folder, options.uri)
+        with refused_paths():
+            return sync(options.folder, options.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
