@@ -44,8 +44,12 @@ class RunFolder:
         """Compares a recipe with that of the run in this folder, if there is one, and reads its results.
 
         Raises:
-            UserError: naming the keys that differ, or a damaged file: at its end a run adds to the results.
+            UserError: naming the keys that differ, or what would end the run only when it has trained: a
+                file in a folder's place, or damaged results, to which it adds.
         """
+        for folder in (self.checkpoints, self.path / "figures", self.encoder.parent):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder}: a file where the run has a folder; move it away")
         self.results()
         if not (self.path / "recipe.yaml").exists():
             return
@@ -81,8 +85,8 @@ class RunFolder:
             return int(content.split()[0]) >= images
         except (ValueError, IndexError):
             raise UserError(
-                f"{path}: damaged, expected the number of images seen; remove it, and the same command goes on "
-                "from the newest checkpoint"
+                f"{path}: damaged, expected the number of images seen; remove it, and the same command "
+                "goes on from the newest checkpoint"
             ) from None
 
     def results(self) -> dict[str, float]:
@@ -108,6 +112,7 @@ class RunFolder:
     def merge_results(self, results: dict[str, float]) -> None:
         """Adds figures to results.json; new values replace old ones."""
         merged = dict(sorted((self.results() | results).items()))
+        self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import flush
+from data_pipelines.common.files import cannot_write, flush
 from data_pipelines.common.locks import close_locked, is_locked, open_locked
 
 KINDS = ("metric", "parameter", "tag", "artifact", "resumed", "warning", "end")
@@ -109,9 +109,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = open_locked(self.path, wait)
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); choose a folder with outputs=FOLDER"
-            ) from error
+            raise cannot_write(self.path, error) from error
         if fd is None:
             raise UserError(
                 f"{self.path}: another process is writing this run; wait until it has ended, "

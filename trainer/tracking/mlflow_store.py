@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from data_pipelines.common.files import replacing
 from data_pipelines.common.locks import close_locked, open_locked
 from trainer.tracking.outage import NO_EFFECT, Outage
-from trainer.tracking.sqlite_file import is_there, sqlite_path, sqlite_uri
+from trainer.tracking.sqlite_file import is_there, sqlite_path, sqlite_uri, without_stray_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,9 +63,13 @@ def connect(uri: str, artifacts: Path | None) -> "MlflowClient":
     """
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:"):
-        create_sqlite(sqlite_path(uri), artifacts)
-    return MlflowClient(uri)
+    if not uri.startswith("sqlite:"):
+        return MlflowClient(uri)
+    create_sqlite(sqlite_path(uri), artifacts)
+    with without_stray_folder(uri):
+        client = MlflowClient(uri)
+        client.get_experiment("0")  # opens the file
+    return client
 
 
 def create_sqlite(path: Path, artifacts: Path | None) -> None:
@@ -89,7 +93,9 @@ def create_sqlite(path: Path, artifacts: Path | None) -> None:
             # a killed process may have left a database there, and its rollback journal
             for leftover in new.parent.glob(f"{new.name}*"):
                 leftover.unlink()
-            SqlAlchemyStore(sqlite_uri(new.resolve()), _location(artifacts)).engine.dispose()
+            uri = sqlite_uri(new.resolve())
+            with without_stray_folder(uri):
+                SqlAlchemyStore(uri, _location(artifacts)).engine.dispose()
     finally:
         close_locked(lock)
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -36,6 +38,19 @@ def sqlite_path(uri: str) -> Path:
     text = uri.removeprefix(SQLITE)
     path = Path(unquote(text))
     return path if uri == sqlite_uri(path) else Path(text)
+
+
+@contextmanager
+def without_stray_folder(uri: str) -> Iterator[None]:
+    """Removes the empty folder that MLflow makes where it does not decode the path of an address."""
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    stray = None if folder.exists() else folder
+    try:
+        yield
+    finally:
+        if stray:
+            with suppress(OSError):
+                stray.rmdir()
 
 
 def is_there(path: Path) -> bool:
