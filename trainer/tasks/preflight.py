@@ -111,7 +111,12 @@ def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
         try:
             dataset.split(name)
         except UserError as error:
-            raise UserError(f"data.{key}={name}: {error}; set data.{key} to one of its splits") from None
+            way_out = f"set data.{key} to one of its splits"
+            if key == "test" and list(dataset.splits) == ["train"]:
+                way_out = "measure on what is trained on, with data.test=train"
+                if dataset.source in ("folder", "wds"):
+                    way_out += ", or make the data set again with test_percent=10, which makes one image in ten a test image"
+            raise UserError(f"data.{key}={name}: {error}; {way_out}") from None
 
 
 def check_training(recipe: TrainingRecipe, context: DistributedContext) -> None:
