@@ -112,10 +112,10 @@ def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
             dataset.split(name)
         except UserError as error:
             way_out = f"set data.{key} to one of its splits"
-            if key == "test" and list(dataset.splits) == ["train"]:
-                way_out = "measure on what is trained on, with data.test=train"
+            if key == "test" and not set(dataset.splits) - set(recipe.data.train.split("+")):
+                way_out = f"give data.test={recipe.data.train}, which measures on the images trained on"
                 if dataset.source in ("folder", "wds"):
-                    way_out += ", or make the data set again with test_percent=10, which makes one image in ten a test image"
+                    way_out += ", or make it again with test_percent=10: a tenth of the images becomes test"
             raise UserError(f"data.{key}={name}: {error}; {way_out}") from None
 
 
