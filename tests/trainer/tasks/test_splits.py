@@ -23,7 +23,7 @@ def test_without_a_test_split_the_line_offers_what_can_be_done(tmp_path, source,
     dataset = replace(write_samples(tmp_path, {name: samples(2) for name in splits}, 2), source=source)
     data = SimpleNamespace(train=train, test="test")
     recipe = SimpleNamespace(data=data, labelled_split="train")
-    with pytest.raises(UserError, match="data.test=test: ") as refused:
+    with pytest.raises(UserError, match=r"data.test=test: ") as refused:
         check_splits(recipe, dataset)
     assert "\n" not in str(refused.value)
     for words in expected:
