@@ -136,7 +136,7 @@ def page(width: int, height: int) -> tuple[Figure, Axes]:
 
 def write(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style: Any) -> None:
     """A line of text, its middle at the height y."""
-    axes.text(x, y, text, fontsize=size, color=INK, va="center", **text_style(text), **style)
+    axes.text(x, y, text, fontsize=size, color=INK, va="center", **(style | text_style(text)))
 
 
 def _legend(axes: Axes, x: float, y: float, entries: dict[str, str]) -> None:

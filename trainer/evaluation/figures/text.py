@@ -26,8 +26,10 @@ def legible(text: str) -> str:
 def style(text: str) -> dict[str, Any]:
     """What `matplotlib.text.Text` needs to draw a text as it stands: no mathematics, fonts of its letters."""
     families = dict.fromkeys([FAMILY, *(_family(letter) for letter in text if not letter.isascii())])
-    fonts = {"fontfamily": [name for name in families if name]} if len(families) > 1 else {}
-    return {"parse_math": False, **fonts}
+    if len(families) == 1:
+        return {"parse_math": False}
+    # The bold letters of a system's font may be fewer.
+    return {"parse_math": False, "family": [name for name in families if name], "weight": "normal"}
 
 
 def width(text: str) -> int:
