@@ -72,7 +72,7 @@ def cannot_write(path: Path, error: OSError, key: str = "outputs=") -> UserError
         return UserError(f"cannot write {path}: {error.strerror}; {ADVICE[error.errno]}")
     return UserError(
         f"cannot write {path}: {error.strerror or error}; "
-        f"make room or give the right to write there, or choose another with `{key}`"
+        f"make room or give the right to write there, or choose another place with `{key}`"
     )
 
 

@@ -31,8 +31,8 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
     if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
         if set("?#") & set(recipe_uri):
             raise UserError(
-                f"tracking.uri: '{recipe_uri}' has a ? or #, which begin options; write %3F for a ? in "
-                "a path, %23 for a #"
+                f"tracking.uri: '{re.split('[?#]', recipe_uri)[0]}' is followed by ? or #, which begin options; "
+                "in a path write %3F for ? and %23 for #"
             )
         return sqlite_uri(sqlite_path(recipe_uri).resolve())
     shown = re.split("[?#]", recipe_uri.rpartition("@")[2])[0]

@@ -253,5 +253,5 @@ def test_files_that_are_no_export_are_one_line(tmp_path):
 def test_a_target_that_cannot_be_written_names_to(tmp_path):
     torch.save(dict(encoder(18, "encoder.width=8").state_dict()), tmp_path / "good.pt")
     for target in (tmp_path / "good.pt" / "e.safetensors", tmp_path / ("n" * 256)):
-        with pytest.raises(UserError, match=r"cannot write .*choose another with `to=`"):
+        with pytest.raises(UserError, match=r"cannot write .*choose another place with `to=`"):
             torchvision_weights.convert(str(tmp_path / "good.pt"), str(target))
