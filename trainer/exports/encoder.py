@@ -41,8 +41,8 @@ def load_encoder(path: Path | str) -> Encoder:
         weights = {name.removeprefix(at[0]): tensor for name, tensor in weights.items()}
     if why := difference(shapes, weights):
         raise UserError(f"{path}: no exported encoder ({why}); expected export/encoder.safetensors")
-    if name := not_finite(weights):
-        raise UserError(f"{path}: {name} holds NaN or infinity; export it again from an earlier checkpoint")
+    if spoilt := not_finite(weights):
+        raise UserError(f"{path}: {spoilt} holds NaN or infinity; export it again from an earlier checkpoint")
     encoder.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     encoder.load_state_dict(weights)
     return encoder.eval().requires_grad_(False)
@@ -59,8 +59,8 @@ def export(
         UserError: the file cannot be written, or a number is not finite.
     """
     copies = {name: rows.rows for name, rows in snapshot(tensors, 0, 1).parts.items()}
-    if name := not_finite(copies):
-        raise UserError(f"{path} is not written: {name} holds NaN or infinity")
+    if spoilt := not_finite(copies):
+        raise UserError(f"{path} is not written: {spoilt} holds NaN or infinity")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -118,8 +118,8 @@ class RunFolder:
 
 def _content(path: Path) -> bytes | None:
     """The bytes of a small file of the run; None where there is none. Raises UserError for a folder there."""
-    try:
-        with refused_paths():
+    with refused_paths():
+        try:
             return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        except (FileNotFoundError, NotADirectoryError):
+            return None

@@ -30,8 +30,9 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
         return recipe_uri.rstrip("/")
     if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
         if set("?#") & set(recipe_uri):
+            shown = re.split("[?#]", recipe_uri)[0]
             raise UserError(
-                f"tracking.uri: '{re.split('[?#]', recipe_uri)[0]}' is followed by ? or #, which begin options; "
+                f"tracking.uri: '{shown}' has a ? or # behind it, which begin options; "
                 "in a path write %3F for ? and %23 for #"
             )
         return sqlite_uri(sqlite_path(recipe_uri).resolve())

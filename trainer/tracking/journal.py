@@ -109,7 +109,11 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = open_locked(self.path, wait)
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            if error.errno == errno.EISDIR:
+                raise cannot_write(self.path, error) from error
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose a folder with outputs=FOLDER"
+            ) from error
         if fd is None:
             raise UserError(
                 f"{self.path}: another process is writing this run; wait until it has ended, "

@@ -107,7 +107,9 @@ def _legend(axes: Axes, drawn: list[tuple[str, PathCollection]], most: int) -> N
     """Names the marks below both axes, in at most `most` columns; the names are written as they stand."""
     names, marks = [name for name, _ in drawn], [mark for _, mark in drawn]
     columns = max(1, min(len(names), most, ACROSS // (max(map(width, names)) + 4)))
-    legend = axes.get_figure(root=True).legend(
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # the axes have just been made in it
+    legend = figure.legend(
         marks,
         ["-"] * len(names),  # a name with `_` in front would be left out
         loc="outside lower left",
