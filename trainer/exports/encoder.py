@@ -39,8 +39,8 @@ def load_encoder(path: Path | str) -> Encoder:
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     if len(at := prefixes(weights, shapes)) == 1:
         weights = {name.removeprefix(at[0]): tensor for name, tensor in weights.items()}
-    if why := difference(shapes, weights):
-        raise UserError(f"{path}: no exported encoder ({why}); expected export/encoder.safetensors")
+    if differing := difference(shapes, weights):
+        raise UserError(f"{path}: no exported encoder ({differing}); expected export/encoder.safetensors")
     if spoilt := not_finite(weights):
         raise UserError(f"{path}: {spoilt} holds NaN or infinity; export it again from an earlier checkpoint")
     encoder.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
