@@ -81,8 +81,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from tests.trainer.test_closed_paths import DOORS
 from trainer.exports.torchvision_resnet import main as import_weights
 from trainer.main import exit_status, main
-path, results = sys.argv[1], {}
+path, above, results = sys.argv[1], sys.argv[2], {}
 doors = {name: (door, [word.format(path) for word in words]) for name, (door, words) in DOORS.items()}
+doors["list of the folder above"] = (DOORS["checkpoints list"][0], ["list", above])
+doors["sync of the folder above"] = (DOORS["tracking sync"][0], ["sync", above])
+doors["list of closed checkpoints"] = (DOORS["checkpoints list"][0], ["list", f"{above}/begun"])
+doors["train with closed checkpoints"] = (main, [*sys.argv[3:], f"outputs={above}", "run=begun"])
 doors["plan"] = (main, ["recipe=quickstart", f"outputs={path}", "--plan"])
 doors["train"] = (main, ["recipe=quickstart", f"outputs={path}", "tracking.uri=none"])
 doors["data"] = (main, ["recipe=quickstart", f"data.root={path}", "outputs=new", "tracking.uri=none"])
@@ -98,10 +102,12 @@ print(json.dumps(results))
 """
 
 
-def test_a_folder_that_may_not_be_entered_is_one_line_at_every_door(tmp_path):
-    closed = tmp_path / "closed"
+def test_a_folder_that_may_not_be_entered_is_one_line_at_every_door(digits, tmp_path):
+    closed, begun = tmp_path / "closed", tmp_path / "begun" / "checkpoints"
     (closed / "run").mkdir(parents=True)
+    (begun / "images-000000000128").mkdir(parents=True)
     closed.chmod(0)
+    begun.chmod(0)
     as_others = []
     if os.geteuid() == 0:  # whom no mode keeps out but for what is given up here
         if not shutil.which("setpriv"):
@@ -109,11 +115,13 @@ def test_a_folder_that_may_not_be_entered_is_one_line_at_every_door(tmp_path):
         as_others = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     root = str(Path(__file__).parents[2])
     variables = {"PYTHONPATH": root, "ACCELERATE_USE_CPU": "true"}
-    done = process(*as_others, sys.executable, "-c", PROGRAM, closed / "run", cwd=tmp_path, **variables)
+    words = [closed / "run", tmp_path, *tiny(tmp_path, digits.root)]
+    done = process(*as_others, sys.executable, "-c", PROGRAM, *words, cwd=tmp_path, **variables)
     closed.chmod(0o700)
+    begun.chmod(0o700)
     assert done.status == 0, done.err
     results = json.loads(done.out.splitlines()[-1])
     assert results.pop("plan")[0] == 0  # it reads no outputs
     for name, result in results.items():
         line = one_line(Done(*result))
-        assert str(closed) in line, name
+        assert str(closed) in line or str(begun) in line, name

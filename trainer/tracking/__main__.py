@@ -55,13 +55,22 @@ def sync(folder: Path, uri: str | None = None) -> int:
         raise UserError("--uri none: is no address to deliver to; give MLflow's, or leave --uri out")
     mlflow_store.configure()
     is_run = (folder / "journal.jsonl").is_file()
-    runs = [folder] if is_run else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
+    inside = sorted(folder.iterdir()) if not is_run and folder.is_dir() else []
+    runs = [folder] if is_run else [path for path in inside if _may_be_run(path)]
     if not runs:
         raise UserError(
             f"{folder}: holds no run (no journal.jsonl); name the folder of outputs or a run in it"
         )
     down: set[str] = set()
     return max(_status(run, uri, down) for run in runs)
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Whether there is a journal; also where the folder may not be entered, which its delivery will say."""
+    try:
+        return (folder / "journal.jsonl").exists()
+    except OSError:
+        return True
 
 
 def _status(run: Path, uri: str | None, down: set[str]) -> int:
