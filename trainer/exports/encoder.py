@@ -56,11 +56,9 @@ def export(
     key: what names another place, for a message.
 
     Raises:
-        UserError: the file cannot be written, or a number is not finite.
+        UserError: the file cannot be written.
     """
     copies = {name: rows.rows for name, rows in snapshot(tensors, 0, 1).parts.items()}
-    if spoilt := not_finite(copies):
-        raise UserError(f"{path} is not written: {spoilt} holds NaN or infinity")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from data_pipelines.common.errors import UserError
 from tests.helpers.torchvision_shapes import torchvision_shapes
 from trainer.exports import torchvision_resnet, torchvision_weights
-from trainer.exports.encoder import export, load_encoder
+from trainer.exports.encoder import load_encoder
 from trainer.networks.build import build_encoder
 from trainer.recipe.loading import load
+from trainer.runs.folder import RunFolder
+from trainer.tasks.report import export_encoder
 
 # (parameters and buffers in all, without the classifier, of torchvision's networks)
 TORCHVISION = {18: (11_176_512, 120), 34: (21_284_672, 216), 50: (23_508_032, 318), 101: (42_500_160, 624)}
@@ -170,9 +173,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"bad.pt: layer2.0.bn1.running_var holds NaN or infinity"):
             torchvision_weights.convert(str(tmp_path / "bad.pt"), str(tmp_path / "e.safetensors"))
         assert not (tmp_path / "e.safetensors").exists()
-    spoilt = weights | {"conv1.weight": weights["conv1.weight"] * float("nan")}
-    with pytest.raises(UserError, match=r"is not written: conv1.weight holds NaN or infinity"):
-        export(tmp_path / "e.safetensors", spoilt, {})
+    network.bn1.running_var[0] = float("inf")
+    with pytest.raises(UserError, match=r"encoder.safetensors is not written: bn1.running_var holds NaN"):
+        export_encoder(None, SimpleNamespace(encoder=network), RunFolder(tmp_path))
+    assert not (tmp_path / "export").exists()
     torch.save(weights, tmp_path / "good.pt")
     torchvision_weights.convert(str(tmp_path / "good.pt"), str(tmp_path / "e.safetensors"))
     rewrite(tmp_path / "e.safetensors", lambda tensors: tensors["conv1.weight"].fill_(float("inf")))
