@@ -14,6 +14,7 @@ if __name__ == "__main__" and __spec__ is None:
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from trainer.distributed import launch
 from trainer.recipe import loading
 from trainer.tracking import mlflow_store
@@ -110,7 +111,8 @@ def exit_status(command: Callable[[], int]) -> int:
     """Runs a command. What its user can mend, or the loss of another rank, is one line on stderr."""
     outlive_readers()
     try:
-        return command()
+        with refused_paths():
+            return command()
     except UserError as mistake:
         # All ranks make a mistake in the recipe, and the first reports it; later mistakes may be one rank's.
         of_all_ranks = "torch" not in sys.modules or isinstance(mistake, SharedError)

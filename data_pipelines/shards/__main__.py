@@ -11,6 +11,7 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
@@ -65,21 +66,26 @@ VERIFY_HELP = help_page(
 def main(arguments: list[str]) -> int:
     """The command. Returns its exit status: 1 where verify found something, 2 for a user's mistake."""
     try:
-        if HELP_WORDS & set(arguments):
-            print(VERIFY_HELP if arguments[0] == "verify" else HELP)
-            return 0
-        if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
-            return _verify(arguments[1])
-        if not arguments or not all("=" in argument for argument in arguments):
-            print(HELP, file=sys.stderr)
-            return 2
-        return _make(_options(arguments))
+        with refused_paths():
+            return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if HELP_WORDS & set(arguments):
+        print(VERIFY_HELP if arguments[0] == "verify" else HELP)
+        return 0
+    if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
+        return _verify(arguments[1])
+    if not arguments or not all("=" in argument for argument in arguments):
+        print(HELP, file=sys.stderr)
+        return 2
+    return _make(_options(arguments))
 
 
 def _options(arguments: list[str]) -> dict:

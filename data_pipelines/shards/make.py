@@ -81,6 +81,8 @@ def make(
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
+        if error.filename and Path(error.filename).is_relative_to(to) and Path(error.filename) != to:
+            why = f"{Path(error.filename).relative_to(to)}: {why}"
         raise UserError(f"to={to} cannot be written ({why}); mend that or choose another folder") from None
     return load_dataset(to)
 
@@ -121,16 +123,17 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
     others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
     try:
         plan = json.loads((to / UNFINISHED / "plan.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         if (to / "dataset.json").exists():
             plan = vars(read_description(to))
         elif others:
-            raise UserError(
-                f"to={to} holds something else ({others[0]!r}); choose an empty or a new folder"
-            ) from None
+            what = f"holds something else ({others[0]!r}); choose an empty or a new folder"
+            if (to / UNFINISHED / "plan.json").exists():
+                what = f"was begun, but {UNFINISHED}/plan.json is damaged; remove the folder {to}"
+            raise UserError(f"to={to} {what}") from None
         else:
             return {}
-    begun = {"source": plan["source"], "shard": plan["images_per_shard"], **plan.get("made_with", {})}
+    begun = _options_of(plan, to)
     for key, value in wanted.items():
         # A source with one possible content does not keep where its archive was.
         if value is None or value == begun.get(key) or (key == "from" and key not in begun):
@@ -138,6 +141,16 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
         was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
         raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
     return begun
+
+
+def _options_of(plan: object, to: Path) -> dict:
+    """The options that a data set was begun with. Raises UserError where its plan.json is damaged."""
+    made_with = plan.get("made_with", {}) if isinstance(plan, dict) else None
+    if not (
+        isinstance(plan, dict) and isinstance(made_with, dict) and {"source", "images_per_shard"} <= set(plan)
+    ):
+        raise UserError(f"to={to} was begun, but {UNFINISHED}/plan.json is damaged; remove the folder {to}")
+    return {"source": plan["source"], "shard": plan["images_per_shard"], **made_with}
 
 
 def is_made(to: Path) -> bool:

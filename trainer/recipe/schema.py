@@ -137,13 +137,18 @@ NO_SECRETS = (  # a recipe is saved, shown and shared
 )
 
 
+Experiment = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=500),  # MLflow's limit
+    Wording("a name of 1 to 500 letters, which is what MLflow takes"),
+]
+
+
 class Tracking(Section):
     """The MLflow that receives what the journal has."""
 
     uri: str | None = key(None, "its address; null: a SQLite file in `outputs`; `none`: the journal only")
-    experiment: Annotated[str, StringConstraints(min_length=1)] = key(
-        "hybrid-infomax", "name of the experiment"
-    )
+    experiment: Experiment = key("hybrid-infomax", "name of the experiment")
 
     @field_validator("uri")
     @classmethod

@@ -127,7 +127,12 @@ def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
         try:
             dataset.split(name)
         except UserError as error:
-            raise UserError(f"data.{key}={name}: {error}; set data.{key} to one of its splits") from None
+            way_out = f"set data.{key} to one of its splits"
+            if key == "test" and not set(dataset.splits) - set(recipe.data.train.split("+")):
+                way_out = f"give data.test={recipe.data.train}, which measures on the images trained on"
+                if dataset.source in ("folder", "wds"):
+                    way_out += ", or make it again with test_percent=10: a tenth of the images becomes test"
+            raise UserError(f"data.{key}={name}: {error}; {way_out}") from None
 
 
 def check_evaluation(recipe: Pretrain, dataset: Dataset) -> list[str]:

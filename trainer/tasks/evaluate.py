@@ -51,13 +51,6 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             shutil.rmtree(target.path / FOLDER, ignore_errors=True)
         launch.leave(128 + signal.SIGTERM)
 
-    def read() -> Pretrain:
-        if not (folder.path / "recipe.yaml").exists():
-            raise UserError(
-                f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
-            )
-        return loading.saved_training(folder.path / "recipe.yaml")
-
     def opened() -> tuple[Checkpoint, Dataset, RunFolder]:
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         checkpoint = choose(folder, options)
@@ -65,12 +58,14 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
         warnings = check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
         print("".join(f"warning: {line}\n" for line in warnings), end="")
         earlier = RunFolder(folder.path / "evaluations" / checkpoint.path.name)
-        return checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
+        target = folder if is_newest(folder, checkpoint) else earlier
+        target.results()  # damaged ones are refused before all is measured
+        return checkpoint, dataset, target
 
     requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
     before = {number: signal.getsignal(number) for number in requests}
     try:
-        recipe = collectives.run_on_main(read)
+        recipe = collectives.run_on_main(lambda: recipe_of(folder))
         make_missing(recipe.data)
         checkpoint, dataset, target = collectives.run_on_main(opened)
         objective = load_objective(recipe, checkpoint)
@@ -97,6 +92,14 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             signal.signal(number, handler)
         for journal in journals:
             journal.close()
+
+
+def recipe_of(folder: RunFolder) -> Pretrain:
+    """The recipe of a run. Raises UserError: there is no run."""
+    path = folder.path / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"from={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
+    return loading.saved_training(path)
 
 
 def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> Objective:

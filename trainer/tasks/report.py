@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.dali import ImageViews
 from data_pipelines.views import View
 from trainer.evaluation.figures import charts, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
+from trainer.exports.tensors import not_finite
 from trainer.objectives.objective import Objective
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
@@ -24,14 +26,24 @@ SHOWN = 24  # images on the page of views, together with their views
 
 
 def export_encoder(trainer: ImageTrainer, objective: Objective, folder: RunFolder) -> None:
-    """The encoder alone, as safetensors with all that is needed to build and feed it."""
+    """The encoder alone, as safetensors with all that is needed to build and feed it.
+
+    Raises:
+        UserError: it cannot be written, or a number in it is not finite: `load_encoder` refuses such a file.
+    """
+    tensors = objective.encoder.state_dict()
+    if spoilt := not_finite(tensors):
+        raise UserError(
+            f"{folder.encoder} is not written: {spoilt} holds NaN or infinity; start anew with a lower "
+            "optimizer.lr or optimizer.clip=1, and run=NAME"
+        )
     metadata = {
         "encoder": json.dumps(trainer.recipe.encoder_options()),
         "normalize": trainer.recipe.data.normalize.model_dump_json(),
         "images": str(trainer.images),
         "recipe": (folder.path / "recipe.yaml").read_text(),
     }
-    export(folder.encoder, objective.encoder.state_dict(), metadata)
+    export(folder.encoder, tensors, metadata)
 
 
 # ---- pictures ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
@@ -83,7 +84,7 @@ def run_training(task: TrainingTask) -> int:
     """
     recipe, context, folder = task.recipe, task.context, RunFolder.of(task.loaded)
     total = whole_batches(recipe.images, recipe.batch)
-    if collectives.broadcast_object(folder.is_done(total)):
+    if collectives.run_on_main(lambda: folder.is_done(total)):
         collectives.run_on_main(lambda: folder.check(task.loaded))
         collectives.run_on_main(lambda: task.check_finished(folder))
         if context.is_main:
@@ -98,8 +99,9 @@ def run_training(task: TrainingTask) -> int:
     run = Run(task.loaded, context, fingerprint, context.description())
     watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang), None
     try:
-        trainer = task.build(run)
-        train_to_the_end(task, trainer, run, watchdog)
+        with refused_paths():
+            trainer = task.build(run)
+            train_to_the_end(task, trainer, run, watchdog)
     except BaseException as error:
         lost = collectives.peer_lost(error)
         # A rank that is asked to stop in the final evaluation leaves without a vote.

@@ -33,9 +33,9 @@ def left_on_disk(monkeypatch, free):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
 
 
-def a_file(folder, name):
+def a_link(folder, name):
     (folder / name).parent.mkdir(parents=True)
-    (folder / name).write_text("mine")
+    (folder / name).symlink_to("a disk that is not mounted")
 
 
 BROKEN = [  # which check, what breaks it (and gives words of the command), what the line says
@@ -52,13 +52,13 @@ BROKEN = [  # which check, what breaks it (and gives words of the command), what
         lambda folder, patch: left_on_disk(patch, 2**20) or [],
         "MB of disk (save.keep=2 checkpoints",
     ),
-    ("disk", lambda folder, _: a_file(folder, "checkpoints") or [], "checkpoints cannot be written: "),
+    ("disk", lambda folder, _: a_link(folder, "checkpoints") or [], "checkpoints cannot be written: "),
     (
         "memory",
         lambda _, patch: patch.setattr(resources, "cgroup_limits", lambda: (None, 10**6)) or [],
         "of memory a rank, and the control group has 0.0 MB left",
     ),
-    ("exports", lambda folder, _: a_file(folder, "export") or [], "export is no folder"),
+    ("exports", lambda folder, _: a_link(folder, "export") or [], "export is no folder"),
     (
         "exports",
         lambda folder, _: (folder / "export" / "encoder.safetensors").mkdir(parents=True) or [],
@@ -88,7 +88,7 @@ def test_every_check_is_broken_by_a_test():
 
 def test_pictures_that_cannot_be_written_are_a_line_and_cost_no_run(capsys, digits, tmp_path):
     folder = tmp_path / "outputs" / "quickstart"
-    a_file(folder, "figures")
+    a_link(folder, "figures")
     done = script(capsys, *tiny(tmp_path / "outputs", digits.root))
     assert done.status == 0, done.err
     assert f"warning: figures/…: left out, {folder / 'figures'} is no folder" in before_steps(done.out)
@@ -149,7 +149,8 @@ def test_the_disk_that_a_run_takes_is_no_more_than_it_writes(digits, tmp_path, m
     assert resources.disk_needed(long, start.sizes, 0) == 3 * one + resources.SMALL_FILES
     assert resources.disk_needed(long, start.sizes, 5 * one) == 7 * one + encoder + resources.SMALL_FILES
     left_on_disk(monkeypatch, 1000)
-    a_file(start.folder, "checkpoints/part")
+    (start.folder / "checkpoints").mkdir(parents=True)
+    (start.folder / "checkpoints" / "part").write_text("four")
     assert resources.disk_left(start.folder) == 1004
 
 
