@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data_pipelines.common.retry import Interrupted
+from data_pipelines.common.shortage import shortage_named
 from data_pipelines.noise import Noise
 from data_pipelines.plan import BatchShare, Plan, shuffled
 
@@ -170,7 +171,8 @@ class Prefetch(Generic[Item]):
         self._give_up = give_up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
-        self._thread.start()
+        with shortage_named("making batches ahead"):
+            self._thread.start()
         # Whoever exits without closing: a thread inside DALI while Python ends would abort the process.
         atexit.register(self._end)
 
