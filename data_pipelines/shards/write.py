@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import file_digest, replace_bytes, replacing
+from data_pipelines.common.shortage import raise_shortage
 from data_pipelines.dataset import Shard, index_name
 from data_pipelines.sources.images import Sums
 from data_pipelines.sources.source import Chunk
@@ -123,6 +124,7 @@ def _write_tar(chunk: Chunk, path: Path, classes: int) -> tuple[np.ndarray, list
                 if sample.label is not None and not 0 <= label < classes:
                     raise ValueError(f"label {label} is not in 0..{classes - 1}")
             except Exception as error:  # image decoders raise nearly anything
+                raise_shortage(error, f"writing {path}")
                 why = " ".join(str(error).split()) or type(error).__name__
                 left_out.append({"member": sample.name, "why": why})
                 continue

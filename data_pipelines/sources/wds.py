@@ -19,6 +19,7 @@ import numpy as np
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.processes import IMAGES_PER_WORKER
+from data_pipelines.common.shortage import raise_shortage
 from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources import splits
 from data_pipelines.sources.clutter import NO_IMAGE, clutter_in
@@ -95,6 +96,7 @@ class Tars:
                     )
                     values = picture(encoded, rewrite=False).values
                 except Exception as error:  # image decoders raise nearly anything
+                    raise_shortage(error, f"reading {path}")
                     why = " ".join(str(error).split()) or type(error).__name__
                     member = splits.printable(f"{path}: {sample.image.name}")
                     left_out.append({"member": member, "why": splits.printable(why)})
