@@ -16,6 +16,8 @@ from trainer.evaluation.knn import knn_accuracy
 from trainer.recipe.evaluation import Evaluate, LinearProbe
 
 L_BFGS_COST = 3  # a pass that is bound by memory, as against the same products done in large matrices
+PASSES = {"linear": 60, "svm": 600}  # about how many a fit by L-BFGS takes, in coordinates that suit it
+NOT_SHARES = ("converged", "iterations", "objective", "l2")  # last parts of names that are no accuracy
 
 
 class Probes(Evaluator):
@@ -30,10 +32,23 @@ class Probes(Evaluator):
         assert train is not None  # on every rank, since there are classes
         assert test is not None
         figures = measure_probes(train, test, classes, options, seed, context.device)
+        shares = {name: value for name, value in figures.items() if not name.endswith(NOT_SHARES)}
         context.say(
-            f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in figures.items())
+            f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in shares.items())
         )
+        for name in unconverged(figures):
+            context.say(f"  {context.subject}: warning: {name} stopped before its minimum; "
+                "more `iterations` may reach it")
         return figures
+
+
+def unconverged(figures: dict[str, float]) -> list[str]:
+    """The names of the probes in `figures` that ended before they had converged."""
+    return [
+        name.removesuffix("/converged")
+        for name, value in figures.items()
+        if name.endswith("/converged") and not value
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,9 @@ def run_all(work: list[Job], threads: int, device: torch.device) -> dict[str, di
 def jobs(
     train: Examples, test: Examples, classes: int, options: Evaluate, seed: int, device: torch.device
 ) -> list[Job]:
-    """The work: for each feature a fit by L-BFGS and a pass for all heads; few-shot probe and kNN for y."""
-    wanted = {"linear_sgd": options.linear_sgd, "mlp": options.mlp, "svm": options.svm}
+    """The work: for each feature fits by L-BFGS and a pass for all heads; few-shot probe and kNN for y."""
+    svm = options.svm if options.svm and options.svm.by_sgd else None
+    wanted = {"linear_sgd": options.linear_sgd, "mlp": options.mlp, "svm": svm}
     wanted = {name: head for name, head in wanted.items() if head}
     work = []
     for name in train.features:
@@ -126,13 +142,24 @@ class _Data:
 
 def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int) -> list[Job]:
     images, test_images, work = len(data.train.labels), len(data.test.labels), []
+    cost_of_pass = 4 * images * data.width * data.classes * L_BFGS_COST
     if probe := options.linear:
-        cost = 4 * images * data.width * data.classes * probe.iterations * L_BFGS_COST
 
         def linear() -> dict[str, float]:
-            return {f"probe/linear/{name}": probes.linear_probe(*data(), probe)}
+            accuracy, fit = probes.linear_probe(*data(), probe, seed)
+            chosen = {} if isinstance(probe.l2, float) else {"l2": fit.l2}
+            return _named(f"probe/linear/{name}", accuracy, fit.ending() | chosen)
 
-        work.append(Job(f"linear/{name}", cost, linear))
+        fits = 1 if isinstance(probe.l2, float) else 1 + len(probe.candidates)
+        passes = min(probe.iterations, PASSES["linear"])
+        work.append(Job(f"linear/{name}", fits * passes * cost_of_pass, linear))
+    if (machines := options.svm) and not machines.by_sgd:
+
+        def svm() -> dict[str, float]:
+            accuracy, fit = probes.svm_probe(*data(), machines)
+            return _named(f"probe/svm/{name}", accuracy, {"std": 0.0} | fit.ending())
+
+        work.append(Job(f"svm/{name}", PASSES["svm"] * cost_of_pass, svm))
     if wanted:
         products = sum(head.products(data.classes) * head.epochs for head in wanted.values())
         cost = 4 * images * data.width * products
@@ -143,13 +170,18 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
         few, linear_options = options.few_shot, options.linear or LinearProbe()
 
         def few_shot() -> dict[str, float]:
-            accuracy = probes.few_shot_probe(*data(), linear_options, few, seed)
-            return {f"few_shot/{few.shots}/linear/y": accuracy}
+            accuracy, fits = probes.few_shot_probe(*data(), linear_options, few, seed)
+            converged = float(all(fit.converged for fit in fits))
+            return _named(f"few_shot/{few.shots}/linear/y", accuracy, {"converged": converged})
 
         work.append(Job("few_shot/y", 2 * test_images * data.width * data.classes * few.draws, few_shot))
     cost = 2 * images * test_images * data.width
     work.append(Job("knn/y", cost, lambda: {"knn/y": knn_accuracy(*data(), options.knn)}))
     return work
+
+
+def _named(name: str, accuracy: float, parts: dict[str, float]) -> dict[str, float]:
+    return {name: accuracy} | {f"{name}/{part}": value for part, value in parts.items()}
 
 
 def _head_figures(name: str, data: _Data, wanted: dict, seed: int) -> dict[str, float]:

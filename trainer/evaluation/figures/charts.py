@@ -77,7 +77,8 @@ KINDS = {
     r"probe/svm": "SVM",
     r"knn": "kNN",
 }
-FEATURES = ("conv", "pooled", "fc", "y")
+FEATURES = ("conv", "pooled", "fc", "y", "head")
+PARTS = ("std", "converged", "iterations", "objective", "l2")  # what else is known of a measurement
 COLUMNS = {  # title -> (prefix of the key in results.json, colour of the bar)
     "encoder": ("", "#0072b2"),
     "untrained": ("control/untrained/", "#8c8c8c"),
@@ -221,7 +222,7 @@ def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cel
             if match := re.fullmatch(rf"({kind})/(\w+)", key):
                 _, *shots, feature = match.groups()
                 known = FEATURES.index(feature) if feature in FEATURES else len(FEATURES)
-                if feature != "std":  # that of raw pixels
+                if feature not in PARTS:  # those of raw pixels
                     place = (order, *map(int, shots), known, feature)
                     measurements[key] = (place, f"{label.format(*shots)}, {feature}")
     rows = []
