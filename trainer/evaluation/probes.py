@@ -60,7 +60,9 @@ def choose_l2(
     Of equal ones the greatest. The tenth is a function of the seed and the number of images.
     """
     if len(x) < 2:
-        raise UserError("evaluate.linear.l2 is chosen on some of the training images, and there is one; give a number")
+        raise UserError(
+            "evaluate.linear.l2 is chosen on some of the training images, and there is one; give a number"
+        )
     held_out = torch.zeros(len(x), dtype=torch.bool)
     held_out[torch.from_numpy(permutation(len(x), seed, "probe l2")[: max(1, len(x) // 10)].copy())] = True
     held_out = held_out.to(x.device)

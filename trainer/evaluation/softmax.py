@@ -17,7 +17,7 @@ from trainer.evaluation.lbfgs import Point, minimise
 from trainer.evaluation.linear_fit import Coordinates, LinearFit, Standardised, evaluator
 
 PRECISION = 3e-3
-LEAST_NORM = 1e-5
+LEAST_NORM = 1e-7
 
 
 def has_converged(point: Point, l2: float) -> bool:

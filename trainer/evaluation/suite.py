@@ -37,8 +37,10 @@ class Probes(Evaluator):
             f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in shares.items())
         )
         for name in unconverged(figures):
-            context.say(f"  {context.subject}: warning: {name} stopped before its minimum; "
-                "more `iterations` may reach it")
+            context.say(
+                f"  {context.subject}: warning: {name} stopped before its minimum; "
+                "more `iterations` may reach it"
+            )
         return figures
 
 

@@ -13,7 +13,7 @@ from trainer.evaluation.suite import Job, assign_jobs, jobs, measure_probes, run
 from trainer.recipe.evaluation import Evaluate, FewShot, LinearProbe, MlpProbe, SgdProbe, SvmProbe
 
 CPU = torch.device("cpu")
-SVM = SvmProbe(epochs=3, runs=3, lr=0.5)
+SVM = SvmProbe(iterations=None, epochs=3, runs=3, lr=0.5)
 EVERYTHING = Evaluate(
     linear=LinearProbe(iterations=5),
     linear_sgd=SgdProbe(epochs=10),
