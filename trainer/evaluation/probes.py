@@ -1,8 +1,8 @@
 """Probes: how well a small classifier reads the class from frozen features. Here those with one minimum.
 
 The arguments of a probe are cached features, float32 or float64 tensors [N, d] on any one device, and int64
-labels [N] in [0, classes); it returns the accuracy on the test features, in [0, 1], and the fit. Features are standardised
-by the mean and standard deviation of the training features. Results are functions of the arguments alone:
+labels [N] in [0, classes); it returns the accuracy on the test features, in [0, 1], and the fit. Features are
+standardised by the mean and standard deviation of the training features. Results are functions of the arguments alone:
 torch's global random state is neither read nor moved.
 
 Every probe raises UserError for an empty split or a feature that is not finite (an encoder that diverged);
@@ -97,7 +97,7 @@ def few_shot_probe(
     few: FewShot,
     seed: int,
 ) -> tuple[float, list[LinearFit]]:
-    """The mean accuracy, and the fits, over `few.draws` fixed draws, of linear probes on `few.shots` images a class.
+    """The mean accuracy, over `few.draws` fixed draws, of linear probes on `few.shots` images a class; the fits.
 
     A draw is a function of (seed, draw, class, images of that class) alone, so that every encoder and control
     is judged on the same images. Features are standardised by all training features: that reads no label, and

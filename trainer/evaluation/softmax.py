@@ -1,8 +1,8 @@
 """Multinomial logistic regression to the minimum: mean cross-entropy + l2/2 · ||W||², the bias free.
 
 It has converged where the norm of the gradient by standardised weights and bias is at most
-PRECISION · sqrt(2 · l2 · objective). The objective is l2-strongly convex in the weights, so it is then within
-PRECISION² = 1e-5 of itself of the least. Where rounding or l2 = 0 makes that rule too strict, LEAST_NORM holds.
+PRECISION · sqrt(2 · l2 · objective). The objective is l2-strongly convex in the weights, so it is then above
+the least by at most PRECISION² = 1e-5 of itself. Where rounding or l2 = 0 makes that rule too strict, LEAST_NORM holds.
 """
 
 import math
@@ -61,9 +61,6 @@ def fit_each(
         used: bool [N], the images that are fitted; None: all.
     """
     features = Standardised(x, *statistics)
-    covariance = features.covariance() if whiten else None
-    start = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)
-    curvature = (classes - 1) / classes**2 or 1.0  # p(1 - p) of equal probabilities; one class has none
     share = None if used is None else (used / used.double().mean()).to(x.dtype)
 
     def loss(outputs: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -75,9 +72,11 @@ def fit_each(
             entropy, error = entropy * share[part].unsqueeze(1), error * share[part].unsqueeze(1)
         return entropy.sum(dtype=torch.float64), error
 
+    curvature = features.curvature((classes - 1) / classes**2 or 1.0) if whiten else None
+    start = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)
     fits = []
     for l2 in weights:
-        coordinates = Coordinates(covariance, curvature, l2)
+        coordinates = Coordinates(curvature, l2)
         evaluate = evaluator(features, coordinates, loss, l2)
         minimum = minimise(evaluate, start, partial(has_converged, l2=l2), iterations)
         solution = coordinates.weights(minimum.point.place)

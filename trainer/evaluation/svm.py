@@ -1,7 +1,7 @@
 """Linear SVMs, one class against the rest, to the minimum of mean hinge loss + l2/2 · ||w||², the bias free.
 
-The hinge loss has a kink, so what L-BFGS minimises is the augmented Lagrangian: hinge losses rounded over a
-width that need not shrink, each moved by its multiplier. The multipliers of all images are a point of the dual
+The hinge loss has a kink, so what L-BFGS minimises is the augmented Lagrangian: hinge losses rounded over
+a width that need not shrink, each moved by its multiplier. The multipliers of all images are a point of the dual
 problem (after a scaling that makes those of both sides of a class sum to the same), and the dual objective is
 a lower bound. It has converged where the sum over classes lies above that bound by at most GAP of itself.
 Sources: Cortes and Vapnik 1995; Rockafellar 1976 for the method of multipliers.
@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.evaluation.lbfgs import Point, minimise
 from trainer.evaluation.linear_fit import Coordinates, LinearFit, Standardised, evaluator
 
-GAP = 1e-4
+GAP = 2e-4
 WIDTH = 0.1  # of a margin, over which the hinge is rounded
 INNER = 0.3  # the precision of an inner minimum, against the root of the gap that is left
 CURVATURE = 1.0  # images in the rounded part of the hinge, divided by its width: about one
@@ -34,10 +34,10 @@ def fit_svm(
 
     Args:
         l2: above 0.
-        iterations: of L-BFGS, at most, for each of these parts; `LinearFit.iterations` is the greatest number.
+        iterations: of L-BFGS, at most, for each of these parts; the fit has the greatest number.
     """
     features = Standardised(x, *statistics)
-    coordinates = Coordinates(features.covariance(), CURVATURE, l2)
+    coordinates = Coordinates(features.curvature(CURVATURE), l2)
     at_once = max(1, MULTIPLIERS // len(x))
     fits = [
         _Svms(features, coordinates, y, part, l2).fit(iterations)

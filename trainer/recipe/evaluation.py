@@ -35,6 +35,16 @@ class HeadOptions(Section):
 
     fewest_images: ClassVar[int] = 1  # training images that a mini-batch needs
 
+    @property
+    def scaled(self) -> bool:
+        """Whether features are standardised."""
+        return True
+
+    @property
+    def averaged(self) -> int:
+        """Last epochs after which it is tested; the mean is reported."""
+        return 1
+
     def products(self, classes: int) -> int:
         """Columns of the head's first matrix product."""
         return classes
@@ -53,8 +63,20 @@ class MlpProbe(HeadOptions):
         "the learning rate falls to a tenth after each of them; null: to zero along a half cosine",
         "epochs",
     )
+    standardise: bool = key(True, "whether features are standardised; the paper's are not")
+    average: Positive = key(
+        1, "last epochs after each of which it is tested; their mean is reported", "epochs"
+    )
 
     fewest_images: ClassVar[int] = 2  # batch-norm takes statistics over them
+
+    @property
+    def scaled(self) -> bool:
+        return self.standardise
+
+    @property
+    def averaged(self) -> int:
+        return self.average
 
     def products(self, classes: int) -> int:
         return self.units
@@ -71,9 +93,9 @@ class SgdProbe(HeadOptions):
 class SvmProbe(HeadOptions):
     """Linear SVMs, one class against the rest.
 
-    Each minimises the mean hinge loss + l2/2 · ||w||² of each class on standardised features: to the minimum,
-    or, with `iterations: null` or without l2, by the SGD of `linear_sgd` from several initial weights. Then mean and spread
-    are reported, and the other keys hold.
+    Each minimises the mean hinge loss + l2/2 · ||w||² of its class on standardised features: to the minimum,
+    or, with `iterations: null` or without l2, by the SGD of `linear_sgd` from several initial weights. Then
+    mean and spread are reported, and the other keys hold.
     """
 
     l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")

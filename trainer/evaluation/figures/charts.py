@@ -56,7 +56,7 @@ PANELS = {
         {"mi/local/ceiling": "ceiling, log B: local", "mi/global/ceiling": "ceiling, log B: global"},
         1,
     ),
-    "kNN accuracy, %": ({"knn/y/online": "y"}, {}, 100),
+    "kNN accuracy, %": ({"knn/y/online": "y", "knn/head/online": "projection head"}, {}, 100),
     "Effective rank": ({"health/effective_rank": "y"}, {}, 1),
     "Uniformity and alignment": (
         {"health/alignment": "alignment, mirror images", "health/uniformity": "uniformity"},
