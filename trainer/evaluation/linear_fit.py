@@ -1,8 +1,8 @@
 """A regularised linear classifier of standardised features: its objective, and coordinates that suit it.
 
 The features of an image are strongly correlated, and L-BFGS takes thousands of iterations on them. So it
-works in coordinates in which they are hardly correlated, those of a Cholesky factor of their covariance: on pixels
-of CIFAR-10 some 50 iterations are enough. What is minimised stays the same.
+works in coordinates in which they are hardly correlated, those of a Cholesky factor of their covariance: on
+pixels of CIFAR-10 some 50 iterations are enough. What is minimised stays the same.
 """
 
 from collections.abc import Callable

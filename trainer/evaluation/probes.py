@@ -2,8 +2,8 @@
 
 The arguments of a probe are cached features, float32 or float64 tensors [N, d] on any one device, and int64
 labels [N] in [0, classes); it returns the accuracy on the test features, in [0, 1], and the fit. Features are
-standardised by the mean and standard deviation of the training features. Results are functions of the arguments alone:
-torch's global random state is neither read nor moved.
+standardised by the mean and standard deviation of the training features. Results are functions of the
+arguments alone: torch's global random state is neither read nor moved.
 
 Every probe raises UserError for an empty split or a feature that is not finite (an encoder that diverged);
 ValueError for arguments of the wrong shape or type, or labels out of range.
@@ -97,12 +97,12 @@ def few_shot_probe(
     few: FewShot,
     seed: int,
 ) -> tuple[float, list[LinearFit]]:
-    """The mean accuracy, over `few.draws` fixed draws, of linear probes on `few.shots` images a class; the fits.
+    """The mean accuracy, over `few.draws` fixed draws, of linear probes on `few.shots` images a class.
 
     A draw is a function of (seed, draw, class, images of that class) alone, so that every encoder and control
     is judged on the same images. Features are standardised by all training features: that reads no label, and
     was better for pixels (by half a point) than the statistics of the few. `linear` sets the iterations; its
-    l2 suits a whole training set, so FEW_SHOT_L2 replaces it.
+    l2 suits a whole training set, so FEW_SHOT_L2 replaces it. The fits, one a draw, come with it.
 
     Raises:
         UserError: a class has fewer than `few.shots` training images.

@@ -1,8 +1,8 @@
 """Multinomial logistic regression to the minimum: mean cross-entropy + l2/2 · ||W||², the bias free.
 
-It has converged where the norm of the gradient by standardised weights and bias is at most
-PRECISION · sqrt(2 · l2 · objective). The objective is l2-strongly convex in the weights, so it is then above
-the least by at most PRECISION² = 1e-5 of itself. Where rounding or l2 = 0 makes that rule too strict, LEAST_NORM holds.
+It has converged where the norm of the gradient by standardised weights and bias is at most PRECISION · sqrt(2
+· l2 · objective). The objective is l2-strongly convex in the weights, so it is then above the least by at
+most PRECISION² = 1e-5 of itself. Where rounding or l2 = 0 makes that rule too strict, LEAST_NORM holds.
 """
 
 import math

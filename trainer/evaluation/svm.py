@@ -1,10 +1,10 @@
 """Linear SVMs, one class against the rest, to the minimum of mean hinge loss + l2/2 · ||w||², the bias free.
 
-The hinge loss has a kink, so what L-BFGS minimises is the augmented Lagrangian: hinge losses rounded over
-a width that need not shrink, each moved by its multiplier. The multipliers of all images are a point of the dual
-problem (after a scaling that makes those of both sides of a class sum to the same), and the dual objective is
-a lower bound. It has converged where the sum over classes lies above that bound by at most GAP of itself.
-Sources: Cortes and Vapnik 1995; Rockafellar 1976 for the method of multipliers.
+The hinge loss has a kink, so what L-BFGS minimises is the augmented Lagrangian: hinge losses rounded over a
+width that need not shrink, each moved by its multiplier. The multipliers of all images are a point of the
+dual problem (after a scaling that makes those of both sides of a class sum to the same), and the dual
+objective is a lower bound. It has converged where the sum over classes lies above that bound by at most GAP
+of itself. Sources: Cortes and Vapnik 1995; Rockafellar 1976 for the method of multipliers.
 """
 
 import math

@@ -33,8 +33,8 @@ class Objective(nn.Module, ABC):
         """Scalars by name, means over this rank's part of the batch; `loss` among them is minimised.
 
         Other tensors carry no gradient. While training `mi/…` are in-sample: lower bounds in expectation are
-        those on images that were not trained on. In evaluation mode the names that begin with `mi/` are estimates in
-        nats on images that were not trained on, computed by one rank.
+        those on images that were not trained on. In evaluation mode the names that begin with `mi/` are
+        estimates in nats on images that were not trained on, computed by one rank.
         """
 
     def after_step(self) -> None:

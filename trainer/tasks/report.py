@@ -98,12 +98,7 @@ def information(folder: RunFolder) -> str:
         for record, _ in read(folder.journal):
             if record["kind"] == "metric" and re.fullmatch(r"mi/.+/held_out", record["name"]):
                 last[record["name"]] = record["value"]
-    parts = []
-    for name, value in last.items():
-        ceiling = last.get(name.replace("/held_out", "/ceiling/held_out"))
-        if "/ceiling/" not in name:
-            parts.append(f"{name} {value:.2f} nats" + (f" (at most {ceiling:.2f})" if ceiling else ""))
-    return "  ".join(parts)
+    return "  ".join(f"{name} {value:.2f} nats" for name, value in last.items())
 
 
 def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) -> str:
