@@ -67,7 +67,7 @@ class _Svms:
         x = self.features.x
         multipliers = x.new_zeros(len(x), len(self.part))
         place = torch.zeros(len(self.part), x.shape[1] + 1, dtype=torch.float64, device=x.device)
-        gap, left, moved = 1.0, iterations, True
+        gap, left, moved, inner = 1.0, iterations, True, INNER
         while left and moved and gap > GAP:
 
             def rounded(outputs: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -77,16 +77,18 @@ class _Svms:
                 value = share * (excess - WIDTH / 2 * share) - WIDTH / 2 * known.square()
                 return value.sum(dtype=torch.float64), share.mul_(signs).neg_()
 
-            aim = INNER * math.sqrt(2 * self.l2 * gap)
+            aim = inner * math.sqrt(2 * self.l2 * gap)
 
             def near(point: Point, aim: float = aim) -> bool:
                 return point.norm <= aim * math.sqrt(max(point.value, 0.0))
 
             evaluate = evaluator(self.features, self.coordinates, rounded, self.l2)
             minimum = minimise(evaluate, place, near, left)
-            place, left = minimum.point.place, left - minimum.iterations
+            place, left = minimum.point.place, left - max(1, minimum.iterations)
+            if not minimum.iterations:  # the gap is due to the place, not to the multipliers
+                inner /= 3
             objective, bound = self.bounds(self.coordinates.weights(place), multipliers)
-            # Without an iteration only the multipliers moved; where L-BFGS gave up, rounding is all there is.
+            # Where L-BFGS gave up rounding is all there is.
             gap, moved = (objective - bound) / max(objective, 1e-6), minimum.converged
         solution = self.coordinates.weights(place)
         weight, bias = self.features.for_raw(solution)

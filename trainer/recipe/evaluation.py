@@ -100,7 +100,7 @@ class SvmProbe(HeadOptions):
 
     l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")
     iterations: Positive | None = key(
-        1000, "steps of L-BFGS, at most; null: `runs` SVMs by SGD, each of `epochs`", "iterations"
+        2000, "steps of L-BFGS, at most; null: `runs` SVMs by SGD, each of `epochs`", "iterations"
     )
     runs: Positive = key(5, "SVMs by SGD from different initial weights", "SVMs")
     epochs: Positive = key(40, "length of its training by SGD", "epochs")

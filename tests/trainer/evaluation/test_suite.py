@@ -46,7 +46,9 @@ def test_every_probe_of_every_feature(sets, pixels):
     assert figures["probe/svm/pooled"] == pytest.approx(mean(runs), abs=0.01)
     assert 0 < figures["probe/svm/pooled/std"] < 0.1
     assert figures["probe/svm/pooled/std"] == pytest.approx(pstdev(runs), abs=0.01)
-    assert all(value > 0.4 for name, value in figures.items() if not name.endswith(("std", "converged")))
+    assert all(
+        value > 0.4 for name, value in figures.items() if not name.endswith(("std", "converged", "objective"))
+    )
 
 
 def test_svms_at_their_minimum_have_no_spread_and_a_chosen_weight_is_reported(sets):
