@@ -80,6 +80,7 @@ def fit_each(
         evaluate = evaluator(features, coordinates, loss, l2)
         minimum = minimise(evaluate, start, partial(has_converged, l2=l2), iterations)
         solution = coordinates.weights(minimum.point.place)
-        ending = minimum.converged, minimum.iterations, minimum.point.value
-        fits.append(LinearFit(*features.for_raw(solution), *ending, l2))
+        weight, bias = features.for_raw(solution)
+        value = minimum.point.value
+        fits.append(LinearFit(weight, bias, minimum.converged, minimum.iterations, value, l2))
     return fits

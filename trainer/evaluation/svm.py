@@ -108,8 +108,10 @@ class _Svms:
             signs = self.signs(rows, outputs)
             below = 1 - signs * outputs
             multipliers[rows] = (below / WIDTH + multipliers[rows]).clamp_(0, 1)
-            own = multipliers[rows] * (signs > 0)
-            return below.relu().sum(dtype=torch.float64), torch.cat([own, multipliers[rows] - own], dim=1)
+            positive = multipliers[rows] * (signs > 0)
+            return below.relu().sum(dtype=torch.float64), torch.cat(
+                [positive, multipliers[rows] - positive], dim=1
+            )
 
         loss, sums = self.features.reduce(solution, hinges)
         objective = loss + self.l2 / 2 * solution[:, :-1].square().sum().item()

@@ -19,7 +19,7 @@ def mlp_probe(*data, options=MLP, seed=3):
 
 PROBES = {
     "linear": lambda *data: linear_probe(*data, LINEAR)[0],
-    "svm": lambda *data: svm_probe(*data, SvmProbe())[0],
+    "svm": lambda *data: svm_probe(*data, SvmProbe(l2=1.0))[0],
     "mlp": mlp_probe,
     "few_shot": lambda *data: few_shot_probe(*data, LINEAR, FEW, seed=3)[0],
 }
