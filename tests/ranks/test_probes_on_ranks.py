@@ -19,7 +19,7 @@ def test_probes_are_equal_on_any_ranks(tmp_path, digits, forker):
     jobs = [{"data": str(digits.root), "evaluate": EVALUATE}]
     results = {world: fork(forker, tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
     figures, sums, refused, there = results[1]["ranks"][0]
-    assert len(figures) == 26
+    assert len(figures) == 25
     shares = [name for name in figures if name.count("/") == 2 or name == "knn/y"]
     assert all(figures[name] > 0.3 for name in shares)
     assert figures["probe/svm/y/iterations"] == 40
