@@ -10,7 +10,7 @@ from data_pipelines.common.errors import UserError
 from trainer.evaluation.context import EvaluationContext, Evaluator
 
 TEMPERATURE = 0.1
-KNN_FEATURES = {"y": None, "head": None}.keys()  # in this order; `head`: the output of a projection head
+KNN_FEATURES = ("y", "head")  # in this order; `head`: the output of a projection head
 SIMILARITIES = 2**24  # in memory at a time: 64 MiB in float32
 
 
@@ -25,7 +25,7 @@ class Knn(Evaluator):
         if train is None or test is None:
             return {}
         classes, k, figures = len(context.classes), context.options.knn, {}
-        for name in KNN_FEATURES & train[0].keys():
+        for name in (name for name in KNN_FEATURES if name in train[0]):
             train_x, train_y = _labelled_rows(train[0][name], train[1])
             test_x, test_y = _labelled_rows(test[0][name], test[1])
             if len(train_y) and len(test_y):
