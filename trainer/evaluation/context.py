@@ -200,6 +200,8 @@ class EvaluationContext:
     def sampled(self, reader: Reader, mirrored: bool = False) -> tuple[Features, Tensor] | None:
         """`y` [n, d] of the images `sampled_ids`, float32, and labels int64 [n], -1 for none; on rank 0.
 
+        Where the objective has a projection head, its output `head` too.
+
         Collective, encoded at the first call.
 
         Args:
@@ -211,7 +213,8 @@ class EvaluationContext:
 
         def encode(view: Tensor) -> Features:
             assert self.encode is not None  # since `__post_init__`
-            y = {"y": self.encode(view)["y"]}
+            features = self.encode(view)
+            y = {name: rows for name, rows in features.items() if name in ("y", "head")}
             return y | {"mirrored": self.encode(view.flip(-1))["y"]} if mirrored else y
 
         key = reader.split, mirrored

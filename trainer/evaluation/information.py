@@ -1,4 +1,8 @@
-"""The objective's information estimates on images that were not trained on."""
+"""The objective's information estimates on images that were not trained on.
+
+The estimates of training, `mi/…` without `/held_out`, are in-sample: a critic can learn its pairs by heart. A
+bound is a lower bound in expectation, and only for a critic that has not been fitted to these pairs.
+"""
 
 from contextlib import closing
 

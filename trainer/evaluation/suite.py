@@ -20,6 +20,8 @@ from trainer.recipe.evaluation import Evaluate, LinearProbe
 
 Outcome = dict[str, float | str]  # figures by name; instead of one that cannot be measured, why
 L_BFGS_COST = 3  # a pass that is bound by memory, as against the same products done in large matrices
+PASSES = {"linear": 60, "svm": 600}  # about how many a fit by L-BFGS takes, in coordinates that suit it
+NOT_SHARES = ("converged", "iterations", "objective", "l2")  # last parts of names that are no accuracy
 
 
 class Probes(Evaluator):
@@ -38,10 +40,25 @@ class Probes(Evaluator):
         figures, failures = measure_probes(train, test, classes, options, seed, context.device)
         for why in dict.fromkeys(failures.values()):
             context.fail([name for name, of_name in failures.items() if of_name == why], why)
+        shares = {name: value for name, value in figures.items() if not name.endswith(NOT_SHARES)}
         context.say(
-            f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in figures.items())
+            f"  {context.subject}: " + "  ".join(f"{name} {value:.1%}" for name, value in shares.items())
         )
+        for name in unconverged(figures):
+            context.say(
+                f"  {context.subject}: warning: {name} stopped before its minimum; "
+                "more `iterations` may reach it"
+            )
         return figures
+
+
+def unconverged(figures: dict[str, float]) -> list[str]:
+    """The names of the probes in `figures` that ended before they had converged."""
+    return [
+        name.removesuffix("/converged")
+        for name, value in figures.items()
+        if name.endswith("/converged") and not value
+    ]
 
 
 @dataclass(frozen=True)
@@ -114,8 +131,9 @@ def run_all(work: list[Job], threads: int, device: torch.device) -> dict[str, Ou
 def jobs(
     train: Examples, test: Examples, classes: int, options: Evaluate, seed: int, device: torch.device
 ) -> list[Job]:
-    """The work: for each feature a fit by L-BFGS and a pass for all heads; few-shot probe and kNN for y."""
-    wanted = {"linear_sgd": options.linear_sgd, "mlp": options.mlp, "svm": options.svm}
+    """The work: for each feature fits by L-BFGS and a pass for all heads; few-shot probe and kNN for y."""
+    svm = options.svm if options.svm and options.svm.by_sgd else None
+    wanted = {"linear_sgd": options.linear_sgd, "mlp": options.mlp, "svm": svm}
     wanted = {name: head for name, head in wanted.items() if head}
     work = []
     for name in train.features:
@@ -150,14 +168,27 @@ class _Data:
 
 
 def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int) -> list[Job]:
+    if name == "head":  # gone with the run: a kNN alone, as published
+        return [_knn_job(name, data, options)]
     images, test_images, work = len(data.train.labels), len(data.test.labels), []
+    cost_of_pass = 4 * images * data.width * data.classes * L_BFGS_COST
     if probe := options.linear:
-        cost = 4 * images * data.width * data.classes * probe.iterations * L_BFGS_COST
 
         def linear() -> Outcome:
-            return {f"probe/linear/{name}": probes.linear_probe(*data(), probe)}
+            accuracy, fit = probes.linear_probe(*data(), probe, seed)
+            chosen = {} if isinstance(probe.l2, float) else {"l2": fit.l2}
+            return _named(f"probe/linear/{name}", accuracy, fit.ending() | chosen)
 
+        fits = 1 if isinstance(probe.l2, float) else 1 + len(probe.candidates)
+        cost = fits * min(probe.iterations, PASSES["linear"]) * cost_of_pass
         work.append(Job(f"linear/{name}", cost, linear, (f"probe/linear/{name}",)))
+    if (machines := options.svm) and not machines.by_sgd:
+
+        def svm() -> Outcome:
+            accuracy, fit = probes.svm_probe(*data(), machines)
+            return _named(f"probe/svm/{name}", accuracy, {"std": 0.0} | fit.ending())
+
+        work.append(Job(f"svm/{name}", PASSES["svm"] * cost_of_pass, svm, (f"probe/svm/{name}",)))
     if wanted:
         products = sum(head.products(data.classes) * head.epochs for head in wanted.values())
         cost = 4 * images * data.width * products
@@ -170,13 +201,23 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
         few, linear_options = options.few_shot, options.linear or LinearProbe()
 
         def few_shot() -> Outcome:
-            return {few_shot_name(few): probes.few_shot_probe(*data(), linear_options, few, seed)}
+            accuracy, fits = probes.few_shot_probe(*data(), linear_options, few, seed)
+            converged = float(all(fit.converged for fit in fits))
+            return _named(few_shot_name(few), accuracy, {"converged": converged})
 
         cost = 2 * test_images * data.width * data.classes * few.draws
         work.append(Job("few_shot/y", cost, few_shot, (few_shot_name(few),)))
-    cost = 2 * images * test_images * data.width
-    work.append(Job("knn/y", cost, lambda: {"knn/y": knn_accuracy(*data(), options.knn)}, ("knn/y",)))
-    return work
+    return [*work, _knn_job(name, data, options)]
+
+
+def _knn_job(name: str, data: _Data, options: Evaluate) -> Job:
+    cost = 2 * len(data.train.labels) * len(data.test.labels) * data.width
+    figure = f"knn/{name}"
+    return Job(figure, cost, lambda: {figure: knn_accuracy(*data(), options.knn)}, (figure,))
+
+
+def _named(name: str, accuracy: float, parts: dict[str, float]) -> Outcome:
+    return {name: accuracy, **{f"{name}/{part}": value for part, value in parts.items()}}
 
 
 def _heads_job(name: str, data: _Data, wanted: dict, cost: float, seed: int) -> Job:

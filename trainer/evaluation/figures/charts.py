@@ -56,7 +56,7 @@ PANELS = {
         {"mi/local/ceiling": "ceiling, log B: local", "mi/global/ceiling": "ceiling, log B: global"},
         1,
     ),
-    "kNN accuracy, %": ({"knn/y/online": "y"}, {}, 100),
+    "kNN accuracy, %": ({"knn/y/online": "y", "knn/head/online": "projection head"}, {}, 100),
     "Effective rank": ({"health/effective_rank": "y"}, {}, 1),
     "Uniformity and alignment": (
         {"health/alignment": "alignment, mirror images", "health/uniformity": "uniformity"},
@@ -77,7 +77,8 @@ KINDS = {
     r"probe/svm": "SVM",
     r"knn": "kNN",
 }
-FEATURES = ("conv", "pooled", "fc", "y")
+FEATURES = ("conv", "pooled", "fc", "y", "head")
+PARTS = ("std", "converged", "iterations", "objective", "l2")  # what else is known of a measurement
 COLUMNS = {  # title -> (prefix of the key in results.json, colour of the bar)
     "encoder": ("", "#0072b2"),
     "untrained": ("control/untrained/", "#8c8c8c"),
@@ -222,7 +223,7 @@ def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cel
             if match := re.fullmatch(rf"({kind})/(\w+)", key):
                 _, *shots, feature = match.groups()
                 known = FEATURES.index(feature) if feature in FEATURES else len(FEATURES)
-                if feature != "std":  # that of raw pixels
+                if feature not in PARTS:  # those of raw pixels
                     place = (order, *map(int, shots), known, feature)
                     measurements[key] = (place, f"{label.format(*shots)}, {feature}")
     rows = []
