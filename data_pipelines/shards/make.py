@@ -96,7 +96,8 @@ def _open(
     options: dict[str, Option],
 ) -> Source:
     """The source, opened whole: its mistakes are found before a shard is written. Raises UserError."""
-    if source == "folder" and from_ is not None and to.resolve().is_relative_to(Path(from_).resolve()):
+    inside = from_ is not None and Path(os.path.realpath(to)).is_relative_to(os.path.realpath(from_))
+    if source == "folder" and inside:
         raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
     from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
     return open_source(source, from_, progress, **options)
