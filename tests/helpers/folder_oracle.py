@@ -4,6 +4,7 @@ It shares no code with the product: a folder is a dict of its entries here, and 
 """
 
 import os
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,6 +25,11 @@ SYSTEM_FOLDERS = [
 ]
 SYSTEM_FOLDERS += ["$recycle.bin", "found.000", "__pycache__", "system volume information"]
 SYSTEM_FOLDERS += ["network trash folder", "temporary items"]
+THE_IMAGES = ["images", "image", "imgs", "img", "jpegimages"]
+COMPANION = re.compile("(.*[-_ ])?(masks?|labels?|annotations?|segmentations?|trimaps?|ground.?truth|gt)")
+PARTS = "sets?|datasets?|images?|imgs?|data|splits?|folders?|dirs?|files?|a|b"
+SET = re.compile(f"(({'|'.join(SPLITS)})({PARTS}))|(({PARTS})({'|'.join(SPLITS)}))")
+DEV = ["dev", "devel", "development", "eval", "evaluation", "holdout"]
 
 
 class Refused(Exception):
@@ -46,11 +52,14 @@ def expected_of(root: Path, test_percent: int | None) -> Expected:
     folders, others = _splits(_at(tree, base), base)
     expected = Expected(left_out=dict.fromkeys(others, "a folder that is no split"))
     _leave_out(tree, folders, others, expected.left_out)
-    holders = {"train": _holder(tree, folders["train"], None) if folders["train"] != base else base}
+    holders = {"train": _holder(tree, folders["train"], None)}
     expected.classes = sorted({_nfc(name) for name in _filled(_at(tree, holders["train"]))})
+    _refuse_images_beside(_at(tree, holders["train"]))
     for split in folders.keys() - {"train"}:
         holders[split] = _holder(tree, folders[split], expected.classes)
     _refuse_inner_splits(tree, base, folders, holders)
+    if folders["train"] != base:
+        _refuse_a_split_as_a_class(_at(tree, holders["train"]))
     for split, folder in folders.items():
         expected.images[split] = _labelled(root, tree, folder, holders[split], expected)
     if len(folders) > 1 and test_percent is not None:
@@ -140,6 +149,9 @@ def _splits(tree: dict, base: str) -> tuple[dict[str, str], list[str]]:
     if list(named.values()) == ["train"] and images:
         (train,) = named
         classes = _filled(tree[train])
+        odd = [n for n in images if n in THE_IMAGES or COMPANION.fullmatch(n.lower()) or n in DEV or _word(n)]
+        if not classes and "" in tree[train].values() and (odd or len(images) == 1):
+            raise Refused("the split or a class")
         if not classes:
             named = {}
         elif (
@@ -151,15 +163,42 @@ def _splits(tree: dict, base: str) -> tuple[dict[str, str], list[str]]:
     if named:
         return {split: path + name for name, split in named.items()}, [path + name for name in others]
     words = {name: _word(name) for name in _filled(tree) if _word(name)}
-    if len(set(words.values())) > 1 and "train" in words.values() and 2 * len(words) > len(_filled(tree)):
+    if 2 * len(words) <= len(_filled(tree)):  # few: only names that are a split's and a word for a set
+        letters = {name: re.sub("[^a-z]", "", name.lower()) for name in words}
+        words = {name: split for name, split in words.items() if SET.fullmatch(letters[name])}
+    if len(set(words.values())) > 1 and "train" in words.values():
         raise Refused("would be classes")
     return {"train": base}, []
 
 
 def _word(name: str) -> str | None:
-    """The split that the first word of a name that is one names."""
+    """The split that the first word of a name that is one names; else the first with a set's word joined."""
     letters = "".join(c if c in "abcdefghijklmnopqrstuvwxyz" else " " for c in name.lower())
-    return next((SPLITS[word] for word in letters.split() if word in SPLITS), None)
+    joined = [match[2] or match[6] for word in letters.split() if (match := SET.fullmatch(word))]
+    return next((SPLITS[word] for word in [*letters.split(), *joined] if word in SPLITS), None)
+
+
+def _refuse_images_beside(tree: dict) -> None:
+    """A folder of "the images" beside images or other folders of them; x beside x_masks."""
+    filled = _filled(tree)
+    masks = [name for name in filled if COMPANION.fullmatch(name.lower())]
+    for name in filled:
+        lower = name.lower()
+        alone = len(filled) == 1 and "" not in tree.values()
+        pairs = [m for m in masks if m != name and not m.lower().endswith(("mask", "label"))]
+        if (
+            (lower in THE_IMAGES and not alone)
+            or (lower in ["pictures", "photos", "data"] and masks)
+            or any(re.sub(r"[\W_]", "", m.lower()).startswith(re.sub(r"[\W_]", "", lower)) for m in pairs)
+        ):
+            raise Refused("would be a class, with")
+
+
+def _refuse_a_split_as_a_class(tree: dict) -> None:
+    for name in _filled(tree):
+        split = SPLITS.get(name.strip().lower())
+        if split and (split != "train" or set(_filled(tree[name])) & set(_filled(tree))):
+            raise Refused("so it would be a class")
 
 
 def _leave_out(tree: dict, folders: dict[str, str], others: list[str], left_out: dict[str, str]) -> None:
@@ -180,10 +219,17 @@ def _holder(tree: dict, folder: str, classes: list[str] | None) -> str:
         (only,) = _filled(_at(tree, at))
         if classes and _nfc(only) in classes:
             return at
-        at = f"{at}/{only}"
+        at = f"{at}/{only}" if at else only
     below = {_nfc(name) for name in _filled(_at(tree, at))}
     several = len(_filled(_at(tree, at))) > 1
-    return at if several and (classes is None or below & set(classes)) else folder
+    if several and (classes is None or below & set(classes)):
+        return at
+    while "" not in _at(tree, folder).values() and len(_filled(_at(tree, folder))) == 1:
+        (only,) = _filled(_at(tree, folder))
+        if only.lower() not in [*THE_IMAGES, "pictures", "photos", "data"]:
+            break
+        folder = f"{folder}/{only}" if folder else only
+    return folder
 
 
 def _labelled(root: Path, tree: dict, folder: str, holder: str, expected: Expected) -> dict[str, str | None]:

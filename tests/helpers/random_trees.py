@@ -35,6 +35,7 @@ CLUTTER = [
 ]
 CLUTTER += ["System Volume Information", ".hidden", "@Recycle"]
 OTHERS = ["docs", "annotations", "masks", "seg_train", "seg_test", "my", "wrap", "bullet train"]
+OTHERS += ["trainset", "testset", "cat_masks", "dev", "photos"]
 
 
 def tiny_png(value: int = 0) -> bytes:

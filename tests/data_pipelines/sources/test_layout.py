@@ -86,6 +86,23 @@ def test_train_with_classes_is_a_split_whatever_lies_beside_it(tmp_path, train):
         (["training_set/a/", "test_set/a/"], "test_set, training_set would be classes"),
         (["train/Cat/", "train/dog/", "val/cat/", "val/dog/"], "cat is no class of train but Cat is"),
         (["train/a/", "Train/a/"], "Train and train are both train"),
+        (["images/", "masks/"], "images would be a class, with masks beside it; give from=ROOT/images for"),
+        (["JPEGImages/", "SegmentationClass/"], "JPEGImages would be a class, with SegmentationClass"),
+        (["images/", "annotations/trimaps/"], "with annotations beside it; give from=ROOT/images for it"),
+        (["train/images/", "train/masks/", "val/images/"], "with masks beside it; give from=ROOT/train/imag"),
+        (["images/", "images/cat/", "1.png"], "images would be a class, with images loose beside it"),
+        (["photos/", "ground truth/"], "photos would be a class, with ground truth beside it"),
+        (["cats/", "cats_masks/", "dogs/"], "cats would be a class, with cats_masks beside it"),
+        (["train/", "masks/"], "is train the split or a class? It and masks .* give from=ROOT/train for its"),
+        (["train/", "train_masks/", "val_masks/"], "split or a class? It and train_masks, val_masks beside"),
+        (["train/", "dev/"], "It and dev beside it hold images; rename dev to val, give"),
+        (["train/a/", "train/b/", "dev/a/"], "rename dev to val, move the latter away"),
+        (["trainset/a/", "testset/a/"], "testset, trainset would be classes; name splits test and train"),
+        (["TrainImages/", "testimages/", "a/", "b/", "c/"], "TrainImages, testimages would be classes"),
+        (["trainA/", "trainB/", "testA/", "testB/"], "testA, testB, trainA, ... would be classes"),
+        (["train data/", "test data/", "a/", "b/", "c/"], "test data, train data would be classes"),
+        (["train/cat/", "train/train/cat/", "val/cat/"], "holds train beside class folders, so it would be"),
+        (["train/cat/", "train/valid/", "val/cat/"], "holds valid beside class folders, so it would be a cl"),
     ],
 )  # fmt: skip
 def test_what_may_be_meant_in_two_ways_is_refused(tmp_path, files, words):
@@ -93,6 +110,35 @@ def test_what_may_be_meant_in_two_ways_is_refused(tmp_path, files, words):
         words.replace("?", r"\?").replace("ROOT", str(tmp_path)), refusal(plant(tmp_path, *files))
     )
     assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (["images/"], []),
+        (["Imgs/"], []),
+        (["train/images/", "valid/images/", "test/images/"], []),
+        (["train/imgs/", "val/data/"], []),
+        (["train/images/cat/", "val/images/cat/"], ["cat"]),
+        (["train/cat/images/"], ["cat"]),
+        (["cat/"], ["cat"]),
+        (["photos/", "paintings/"], ["paintings", "photos"]),
+        (["with_mask/", "without_mask/", "mask/"], ["mask", "with_mask", "without_mask"]),
+        (["face/", "face_mask/"], ["face", "face_mask"]),
+        (["train/car/", "train/train/", "val/car/", "val/train/"], ["car", "train"]),
+        (
+            ["trains/", "trainer/", "testosterone/", "valley/", "training shoes/", "trainset/"],
+            ["testosterone", "trainer", "training shoes", "trains", "trainset", "valley"],
+        ),
+    ],
+)
+def test_images_is_no_class_and_names_that_are_near_to_others_are(tmp_path, files, classes):
+    (tmp_path / "train/labels" if "train/images/" in files else tmp_path).mkdir(parents=True, exist_ok=True)
+    source = open_source("folder", plant(tmp_path, *files), test_percent=None if "/" in files[0][:-1] else 0)
+    assert source.classes == classes
+    wanted = set(range(len(classes))) or {None}
+    assert set(source.splits["train"].labels) == wanted
+    assert sum(map(len, source.splits.values())) == len(files)
 
 
 @pytest.mark.parametrize("wrap", ["my", "wrap/my", "a/b/c", "cat"])
