@@ -26,7 +26,7 @@ from data_pipelines.sources.folder_names import (
     tuning,
 )
 from data_pipelines.sources.splits import nfc, printable
-from data_pipelines.sources.tree import Tree, join
+from data_pipelines.sources.tree import LINK_TO_NOTHING, Tree, join
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def find_layout(tree: Tree, root: str) -> Layout:
     root: the tree's folder, for the message.
     """
     base = _base(tree)
+    _refuse_links_to_nothing(tree, base, root)
     where = f"from={join(root, printable(base))}"
     named = _named_splits(tree, base, where)
     beside = sorted(tree.subfolders.get(base, set()) - set(named.values()))
@@ -72,13 +73,23 @@ def find_layout(tree: Tree, root: str) -> Layout:
     _refuse_images_beside(tree, class_folders["train"], root)
     for split in folders.keys() - {"train"}:
         lower = _class_folder(tree, folders[split], classes)
-        found = class_names(tree, lower) & classes
-        class_folders[split] = lower if found else _below_images(tree, folders[split])
+        shared = class_names(tree, lower) & classes
+        class_folders[split] = lower if shared else _below_images(tree, folders[split])
     layout = Layout(base, folders, class_folders, [join(base, name) for name in beside] if named else [])
     _refuse_deeper_splits(tree, layout, root)
     if named:
         _refuse_split_as_class(tree, class_folders["train"], root)
     return layout
+
+
+def _refuse_links_to_nothing(tree: Tree, base: str, root: str) -> None:
+    """Refuses a link named after a split, beside the base or above, whose folder is gone."""
+    for path, why in sorted(tree.left_out.items()):
+        folder, _, name = path.rpartition("/")
+        if why == LINK_TO_NOTHING and splits.of_folder(name) and _within(base, folder):
+            raise UserError(
+                f"from={root}: {printable(path)} is a link to nothing; mend it, or remove it if unused"
+            )
 
 
 def _within(path: str, folder: str) -> bool:

@@ -11,6 +11,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources.images import EXTENSIONS
 
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BLOCK = 1 << 20  # bytes read at once in search of a further archive; a multiple of tar's 512
 
 

@@ -31,9 +31,8 @@ from data_pipelines.sources.tar_labels import (
     read_classes,
     read_label,
 )
-from data_pipelines.sources.tars import Listing, Member, list_members
+from data_pipelines.sources.tars import ENDINGS, Listing, Member, list_members
 
-ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _Group = list[tuple[str, Member]]  # suffixes, in lower case, and members of one key
 
 

@@ -49,6 +49,10 @@ def expected_of(root: Path, test_percent: int | None) -> Expected:
     """Raises Refused."""
     tree = _tree(root, [os.path.realpath(root)])
     base = _base(tree)
+    for number in range(base.count("/") + 2 if base else 1):
+        above = _at(tree, "/".join(base.split("/")[:number]))
+        if any(why == "a link to nothing" and name.strip().lower() in SPLITS for name, why in above.items()):
+            raise Refused("is a link to nothing; mend it")
     folders, others = _splits(_at(tree, base), base)
     expected = Expected(left_out=dict.fromkeys(others, "a folder that is no split"))
     _leave_out(tree, folders, others, expected.left_out)
@@ -62,6 +66,8 @@ def expected_of(root: Path, test_percent: int | None) -> Expected:
         _refuse_a_split_as_a_class(_at(tree, holders["train"]))
     for split, folder in folders.items():
         expected.images[split] = _labelled(root, tree, folder, holders[split], expected)
+        if not expected.images[split]:
+            expected.left_out[folder] = "a split without an image that can be used"
     if len(folders) > 1 and test_percent is not None:
         raise Refused("has splits")
     if len(folders) == 1:
@@ -84,6 +90,8 @@ def _tree(folder: Path, above: list[str]) -> dict:
         is_folder = path.is_dir()
         if name.startswith("."):
             tree[name] = "a hidden folder" if is_folder else "a hidden file"
+        elif path.is_symlink() and not path.exists():
+            tree[name] = "a link to nothing"
         elif is_folder and name.lower() in SYSTEM_FOLDERS:
             tree[name] = "a folder of the system"
         elif is_folder and os.path.realpath(path) in above:
@@ -161,7 +169,8 @@ def _splits(tree: dict, base: str) -> tuple[dict[str, str], list[str]]:
         ):
             raise Refused("the split or a class")
     if named:
-        return {split: path + name for name, split in named.items()}, [path + name for name in others]
+        in_order = sorted(named.items(), key=lambda item: (item[1] != "train", item[0]))
+        return {split: path + name for name, split in in_order}, [path + name for name in others]
     words = {name: _word(name) for name in _filled(tree) if _word(name)}
     if 2 * len(words) <= len(_filled(tree)):  # few: only names that are a split's and a word for a set
         letters = {name: re.sub("[^a-z]", "", name.lower()) for name in words}
@@ -241,16 +250,25 @@ def _labelled(root: Path, tree: dict, folder: str, holder: str, expected: Expect
         lines = [line.split("\t") for line in annotations.read_text().splitlines()]
         known = {line[0]: _nfc(line[1]) for line in lines if len(line) > 1}
         names = {path: known.get(path.split("/")[-1], "") for path in paths}
+        if paths and not set(names.values()) & set(expected.classes):
+            raise Refused("NAME<tab>CLASS")
     else:
         below = {path: path[len(holder) + 1 if holder else 0 :].split("/") for path in paths}
         names = {path: _nfc(parts[0]) if len(parts) > 1 else "" for path, parts in below.items()}
         strange = {name for name in names.values() if name and name not in expected.classes}
-        if any(name.lower() == other.lower() for name in strange for other in expected.classes):
+        if any(_same(name, other) for name in strange for other in expected.classes):
             raise Refused("is no class of train but")
         if not set(names.values()) & set(expected.classes):
             if len(strange) > 1:
                 raise Refused("is a class of train; name them alike")
+            fine = [*THE_IMAGES, "pictures", "photos", "data"]
+            split = SPLITS.get(folder.split("/")[-1].strip().lower())
+            for name in strange if expected.classes and split != "unlabelled" else ():
+                if name.lower() not in fine and SPLITS.get(name.strip().lower()) != split:
+                    raise Refused("is no class of train; name it")
             return dict.fromkeys(paths)
+        if 2 * list(names.values()).count("") > len(names):
+            raise Refused("images lie loose in it")
     images: dict[str, str | None] = {}
     for path, name in names.items():
         if name in expected.classes:
@@ -278,6 +296,11 @@ def _refuse_inner_splits(tree: dict, base: str, folders: dict[str, str], holders
         several = any(len(_filled(here[name])) > 1 for name, split in named.items() if split == "train")
         if len(set(named.values())) > 1 or (alone and several):
             raise Refused("would be part of a class")
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names differ in case, spaces and the like alone."""
+    return re.split(r"[\s_-]+", f" {name.lower()} ") == re.split(r"[\s_-]+", f" {other.lower()} ")
 
 
 def _cut(expected: Expected, base: str, percent: int) -> None:

@@ -102,6 +102,12 @@ def test_train_with_classes_is_a_split_whatever_lies_beside_it(tmp_path, train):
         (["trainA/", "trainB/", "testA/", "testB/"], "testA, testB, trainA, ... would be classes"),
         (["train data/", "test data/", "a/", "b/", "c/"], "test data, train data would be classes"),
         (["train/cat/", "train/train/cat/", "val/cat/"], "holds train beside class folders, so it would be"),
+        (["train/a/", "val/b/"], "val: b, the folder of val, is no class of train; name it like one, or im"),
+        (["train/a b/", "val/a_b /"], "'a_b ' is no class of train but 'a b' is; name the folders alike"),
+        (["train/a/", "val/a\u00a0/"], r"'a\\xa0' is no class of train but 'a' is"),
+        (["1.png", "2.png", "edited/"], "ROOT: 2 images lie loose in it, and only 1 in folders .edited.,"),
+        (["train/a/", "val/1.png", "val/2.png", "val/a/"], "ROOT/val: 2 images lie loose in it, and only 1"),
+        (["train-0.tar", "deep/b.tar.gz"], "no image to train on; it has tars, which source=wds reads"),
         (["train/cat/", "train/valid/", "val/cat/"], "holds valid beside class folders, so it would be a cl"),
     ],
 )  # fmt: skip
@@ -212,6 +218,8 @@ def test_empty_folders_named_after_splits(tmp_path):
     plant(tmp_path / "b", "train/cat/", "train/dog/")
     (tmp_path / "b/val").mkdir()
     assert set(labels(tmp_path / "b")) == {"train"}  # it has splits, so none is cut off by a hash
+    entry = {"member": "val", "why": "a split without an image that can be used"}
+    assert open_source("folder", tmp_path / "b").left_out == [entry]
 
 
 def test_classes_that_differ_in_case_are_two_where_train_has_both(tmp_path):
@@ -237,7 +245,43 @@ def test_a_folder_that_may_not_be_read_matters_only_where_it_is_used(tmp_path, m
     left_out = open_source("folder", tmp_path).left_out
     assert left_out == [
         {"member": "private", "why": "a folder that is no split"},
-        {"member": "train/loop", "why": "its name is no image's"},
+        {"member": "train/loop", "why": "a link to nothing"},
     ]
     refuse("val/a")
     assert f"{tmp_path}/val/a cannot be read (Permission denied)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("val", "val is a link to nothing; mend it, or remove it"),
+        ("my/Test", "my/Test is a link to nothing"),
+        ("train", "train is a link to nothing"),
+    ],
+)
+def test_a_split_whose_link_leads_nowhere_is_refused(tmp_path, link, words):
+    here = link.rpartition("/")[0]
+    plant(tmp_path / here, *(["cat/", "dog/"] if link == "train" else ["train/cat/", "train/dog/"]))
+    (tmp_path / link).symlink_to(tmp_path / "gone")
+    assert words in refusal(tmp_path)
+
+
+def test_other_links_that_lead_nowhere_are_named(tmp_path):
+    plant(tmp_path, "train/a/", "train/b/", "val/a/")
+    for name in ("train/c", "train/a/2.png", "val/a/notes.txt", "val/val"):
+        (tmp_path / name).symlink_to("gone")
+    source = open_source("folder", tmp_path)
+    assert source.classes == ["a", "b"]
+    names = ("train/a/2.png", "train/c", "val/a/notes.txt", "val/val")
+    assert source.left_out == [{"member": name, "why": "a link to nothing"} for name in names]
+
+
+@pytest.mark.parametrize("text", ["", "1.png cat 0", "2.png\tcat", "1.png\tbird"])
+def test_annotations_that_give_no_image_a_class_are_refused(tmp_path, text):
+    plant(tmp_path, "train/cat/", "val/images/1.png")
+    (tmp_path / "val/val_annotations.txt").write_text(text)
+    assert "val_annotations.txt: no line gives an image of val a class of train; expected NAME<tab>CLASS" in (
+        refusal(tmp_path)
+    )
+    (tmp_path / "val/val_annotations.txt").write_text("\ufeff1.png\tcat \t0", "utf-8")
+    assert labels(tmp_path)["val"] == {"val/images/1.png": "cat"}
