@@ -143,6 +143,8 @@ ENDINGS = ["png"] * 6 + [
     "txt",
     "CLS",
     "other.cls",
+    "png.cls",
+    "png.json",
     "",
     "a.json",
 ]
