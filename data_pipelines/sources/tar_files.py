@@ -78,7 +78,7 @@ def by_split(from_: str, names: Sequence[str]) -> dict[str, list[str]]:
     if unnamed and named:
         split, (other, *_) = next(iter(named.items()))
         raise UserError(f"from={from_}: {unnamed[0]} names no split and {other} names {split}; rename either")
-    alike = {name: split for name in unnamed if (split := splits.lookalike(name))}
+    alike = {name: like for name in unnamed if (like := splits.lookalike(name))}
     if set(alike.values()) - {"train"}:
         few, wanted = ", ".join(list(alike)[:3]), " and ".join(dict.fromkeys(alike.values()))
         raise UserError(f"from={from_}: {few} would be read as one split; name splits {wanted}")
