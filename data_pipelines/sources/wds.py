@@ -3,8 +3,8 @@
 A sample is the members with one key, and a key ends at the first dot of a member's base name, as webdataset
 reads it: 000123.jpg, 000123.txt and 000123.json are the sample 000123, and so is ./000123.cls. Its image is
 the first member with a known extension; its label is the member cls, or the value of a key in the member
-json, or none (`tar_labels`). A file that is several tars, one behind the other, is read as several tars: a sample
-lies in one of them. Images and labels that become nothing are left out by name.
+json, or none (`tar_labels`). A file that is several tars, one behind the other, is read as several tars: a
+sample lies in one of them. Images and labels that become nothing are left out by name.
 """
 
 import hashlib
