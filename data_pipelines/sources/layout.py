@@ -21,6 +21,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.sources import splits
 from data_pipelines.sources.folder_names import (
     images_and_companions,
+    is_companion,
     means_images,
     no_class,
     tuning,
@@ -79,6 +80,7 @@ def find_layout(tree: Tree, root: str) -> Layout:
     _refuse_deeper_splits(tree, layout, root)
     if named:
         _refuse_split_as_class(tree, class_folders["train"], root)
+    _refuse_masks_in_classes(tree, layout, root)
     return layout
 
 
@@ -206,6 +208,19 @@ def _refuse_images_beside(tree: Tree, at: str, root: str) -> None:
             f"from={root}: in {where}, {images} would be a class, with {beside}; give from={where}/{images} "
             "for it alone, or rename it if it is a class"
         )
+
+
+def _refuse_masks_in_classes(tree: Tree, layout: Layout, root: str) -> None:
+    """Refuses CLASS/images/ beside CLASS/masks/: the masks would be images of the class."""
+    for folder in sorted(filter(layout.holds, tree.filled)):
+        names = sorted(tree.filled[folder])
+        masks = [name for name in names if is_companion(name)]
+        if masks and any(map(means_images, names)):
+            where = join(root, printable(folder))
+            raise UserError(
+                f"from={root}: the images in {where}/{printable(masks[0])} would be data as those beside it "
+                "are; move them out of it"
+            )
 
 
 def _refuse_split_as_class(tree: Tree, at: str, root: str) -> None:

@@ -64,6 +64,8 @@ def expected_of(root: Path, test_percent: int | None) -> Expected:
     _refuse_inner_splits(tree, base, folders, holders)
     if folders["train"] != base:
         _refuse_a_split_as_a_class(_at(tree, holders["train"]))
+    for folder in folders.values():
+        _refuse_masks_within(_at(tree, folder))
     for split, folder in folders.items():
         expected.images[split] = _labelled(root, tree, folder, holders[split], expected)
         if not expected.images[split]:
@@ -201,6 +203,14 @@ def _refuse_images_beside(tree: dict) -> None:
             or any(re.sub(r"[\W_]", "", m.lower()).startswith(re.sub(r"[\W_]", "", lower)) for m in pairs)
         ):
             raise Refused("would be a class, with")
+
+
+def _refuse_masks_within(tree: dict) -> None:
+    names = [name.lower() for name in _filled(tree)]
+    if set(names) & set(THE_IMAGES) and any(COMPANION.fullmatch(name) for name in names):
+        raise Refused("would be data as those beside")
+    for name in _filled(tree):
+        _refuse_masks_within(tree[name])
 
 
 def _refuse_a_split_as_a_class(tree: dict) -> None:
