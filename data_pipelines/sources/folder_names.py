@@ -3,6 +3,7 @@
 All are compared without regard to case.
 """
 
+import re
 from collections.abc import Collection
 
 # "The images", which no class is named.
@@ -67,7 +68,8 @@ def images_and_companions(names: Collection[str], loose: bool) -> tuple[str, str
         companions = [other for other in others if is_companion(other)]
         # A face_mask beside a face may be a class; face_masks are those of the faces.
         plural = [other for other in companions if not other.lower().endswith(("mask", "label"))]
-        pair = next((other for other in plural if _joined(other).startswith(_joined(name))), None)
+        stem = re.sub("(images?|imgs?)$", "", _joined(name))  # train_images beside train_masks
+        pair = next((other for other in plural if _joined(other).startswith(stem)), None)
         if pair:
             return name, pair
         if means_images(name) and (others or loose):

@@ -195,12 +195,13 @@ def _refuse_images_beside(tree: dict) -> None:
     masks = [name for name in filled if COMPANION.fullmatch(name.lower())]
     for name in filled:
         lower = name.lower()
+        stem = re.sub("(image|images|img|imgs)$", "", re.sub(r"[\W_]", "", lower))
         alone = len(filled) == 1 and "" not in tree.values()
         pairs = [m for m in masks if m != name and not m.lower().endswith(("mask", "label"))]
         if (
             (lower in THE_IMAGES and not alone)
             or (lower in ["pictures", "photos", "data"] and masks)
-            or any(re.sub(r"[\W_]", "", m.lower()).startswith(re.sub(r"[\W_]", "", lower)) for m in pairs)
+            or any(re.sub(r"[\W_]", "", m.lower()).startswith(stem) for m in pairs)
         ):
             raise Refused("would be a class, with")
 

@@ -95,6 +95,7 @@ def test_train_with_classes_is_a_split_whatever_lies_beside_it(tmp_path, train):
         (["cats/", "cats_masks/", "dogs/"], "cats would be a class, with cats_masks beside it"),
         (["a/images/", "a/masks/", "b/images/"], "images in ROOT/a/masks would be data as those beside it"),
         (["train/a/", "val/images/", "val/masks/"], "images in ROOT/val/masks would be data as those beside"),
+        (["x_images/", "x_masks/"], "x_images would be a class, with x_masks beside it"),
         (["train/", "masks/"], "is train the split or a class? It and masks .* give from=ROOT/train for its"),
         (["train/", "train_masks/", "val_masks/"], "split or a class? It and train_masks, val_masks beside"),
         (["train/", "dev/"], "It and dev beside it hold images; rename dev to val, give"),
