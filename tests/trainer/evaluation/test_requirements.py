@@ -7,8 +7,9 @@ import pytest
 
 from data_pipelines.common.errors import UserError
 from tests.helpers.labelled_dataset import write_labelled
-from trainer.evaluation import requirements as module
-from trainer.evaluation.requirements import count_labels, requirements
+from trainer.evaluation import labels as module
+from trainer.evaluation.labels import count_labels
+from trainer.evaluation.requirements import left_out_online, requirements
 from trainer.recipe.loading import load
 
 MANY, TESTED = [30, 30, 30, 30], [5, 5, 5, 5]
@@ -173,3 +174,46 @@ def test_a_label_that_is_no_class_is_an_error(tmp_path):
     with pytest.raises(UserError, match="of 'train' has the label 3, and there are 2 classes, 0 to 1"):
         count_labels(dataset, "train", 1)
     assert np.array_equal(count_labels(replace(dataset, classes=tuple("abcd")), "train", 1).counts, [1] * 4)
+
+
+# ---- images that are trained on and tested -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "held_out"),
+    [
+        (["data.test=train"], "all 120 test images are also in data.train=train:", True),
+        (["data.train=train+test"], "all 64 test images are also in data.train=train+test:", True),
+        (["data.test=train+test"], "120 of 184 test images are also in data.train=train:", True),
+        (["data.labelled=test"], "all 64 test images are also in data.labelled=test:", False),
+        (
+            ["data.train=train+test", "data.labelled=test"],
+            "all 64 test images are also in data.train=train+test, and all 64 test images are also in data.la",
+            True,
+        ),
+        (["data.train=train+test", "data.labelled=train"], "also in data.train=train+test: accuracies", True),
+        (["data.test=copy"], "all 120 test images are also in data.train=train:", True),  # the same tar
+        (["data.train=train+more"], None, False),
+    ],
+)
+def test_figures_on_images_that_were_learned_from_say_so(tmp_path, words, line, held_out):
+    more = {"test": [16] * 4, "copy": MANY, "more": [0, 7]}
+    decided = needs(tmp_path, *words, online=True, **more)
+    about = [text for text in decided.warnings if text.startswith("data.test=")]
+    assert len(about) == (line is not None)
+    if line:
+        assert line in about[0]
+        assert "accuracies on them say nothing about new images" in about[0]
+    assert ("mi/…/held_out" in decided.left_out) == held_out
+    if held_out:
+        assert "trained on (data.train=" in decided.left_out["mi/…/held_out"]
+
+
+def test_what_is_left_out_during_training_is_known_at_its_end(tmp_path):
+    root = write_labelled(tmp_path / "data", train=MANY, test=[1, 1, 1, 1])
+    words = ["recipe=quickstart", f"data.root={root.root}", "data.source=folder"]
+    recipe = load([*words, "evaluate.every=128"]).recipe
+    assert left_out_online(recipe, root) == {
+        "mi/…/held_out": "a group of negatives takes 64 test images, and 'test' has 4"
+    }
+    assert not left_out_online(load([*words, "evaluate.every=0"]).recipe, root)
