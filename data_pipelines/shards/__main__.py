@@ -15,7 +15,7 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
-from data_pipelines.shards.summary import summary
+from data_pipelines.shards.summary import summary, without_test
 from data_pipelines.shards.verify import verify
 
 PROGRAM = "python -m data_pipelines.shards"
@@ -132,6 +132,8 @@ def _make(options: dict) -> int:
         print(f"left out: {member['member']}: {member['why']}")
     if len(dataset.left_out) > 10:
         print(f"left out: {len(dataset.left_out) - 10:,} more, named in {to}/dataset.json")
+    for line in without_test(dataset):
+        print(line)
     return 0
 
 

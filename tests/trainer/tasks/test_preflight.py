@@ -223,7 +223,7 @@ def test_a_run_that_tests_on_its_training_images_says_so_and_estimates_no_held_o
     )
     line = "warning: data.test=train: all 1,438 test images are also in data.train=train: accuracies on them"
     assert script(capsys, *words, "--plan").out.count(line) == 1
-    done = script(capsys, *words, "evaluate.mlp=null", "evaluate.few_shot=null")
+    done = script(capsys, *words, "evaluate.at_end=false")
     assert (done.status, done.err) == (0, "")
     assert before_steps(done.out).count(line) == done.out.count(line) == 1
     assert "information, test images" not in done.out
