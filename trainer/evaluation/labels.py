@@ -13,6 +13,8 @@ from trainer.evaluation.features import SCAN
 COUNTED = 2**17  # images of a split whose labels are counted; of a longer one, more where a class lacks some
 NAMED = 3  # classes that a line names
 LETTERS = 40  # of a class's name in a line
+MANY = 1000  # classes from which on their share with images is looked at
+FEWEST_SHARE = 0.01  # of many classes that have an image: with fewer, some label is no class
 MOST = 0.99  # share of the images in one class beyond which an accuracy says little
 
 
@@ -51,6 +53,20 @@ def count_labels(dataset: Dataset, split: str, enough: int) -> Labels:
     return Labels(split, counts)
 
 
+def few_have_images(train: Labels, test: Labels) -> str | None:
+    """Why no probe is trained where nearly all of many classes have no image; None where enough have some.
+
+    A single stray label makes as many classes, each with weights in every probe: memory and time without end.
+    """
+    classes, used = len(train.counts), np.flatnonzero((train.counts > 0) | (test.counts > 0))
+    if classes < MANY or len(used) >= FEWEST_SHARE * classes:
+        return None
+    return (
+        f"{len(used):,} of {classes:,} classes have an image, and a probe has weights for all; the largest "
+        f"label is {used[-1]:,}: mend it if it is no class, or count labels from 0 without gaps"
+    )
+
+
 # ---- lines -----------------------------------------------------------------------------------------
 
 
@@ -85,7 +101,7 @@ def about_classes(dataset: Dataset, train: Labels, test: Labels) -> Iterator[str
             "every probe misses those"
         )
     empty = np.flatnonzero((train.counts == 0) & (test.counts == 0))
-    if len(empty):
+    if len(empty) and not few_have_images(train, test):
         yield (
             f"neither '{train.split}' nor '{test.split}' has an image of {listed(dataset, empty)}: "
             "accuracies are of the other classes"

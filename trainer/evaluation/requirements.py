@@ -14,10 +14,12 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.reader import Reader
 from trainer.evaluation.features import has_labels
 from trainer.evaluation.figures.tsne import FEWEST
-from trainer.evaluation.labels import Labels, about_classes, count_labels, counted
+from trainer.evaluation.labels import Labels, about_classes, count_labels, counted, few_have_images
 from trainer.evaluation.overlap import HELD_OUT, about_overlap, trained_and_tested
 from trainer.recipe.evaluation import Evaluate, FewShot
 from trainer.recipe.schema import Pretrain
+
+PROBES = ("linear", "linear_sgd", "mlp", "svm", "few_shot")  # keys of `evaluate`; null: not measured
 
 
 @dataclass
@@ -170,6 +172,10 @@ def _has_labels(dataset: Dataset, split: str) -> bool:
 
 def _check_probes(needs: Requirements, dataset: Dataset, train: Labels, test: Labels) -> None:
     """What the labelled images of each class decide."""
+    if why := few_have_images(train, test):
+        *probes, _ = names_of_probes(needs.options)  # kNN has no weights
+        needs.leave_out(probes, why, PROBES)
+        return
     options = needs.options
     few = options.few_shot
     if few and len(short := _classes_short(train, test, few.shots)):

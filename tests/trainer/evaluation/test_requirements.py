@@ -176,6 +176,34 @@ def test_a_label_that_is_no_class_is_an_error(tmp_path):
     assert np.array_equal(count_labels(replace(dataset, classes=tuple("abcd")), "train", 1).counts, [1] * 4)
 
 
+# ---- labels that are no classes ------------------------------------------------------------------------
+
+
+def test_one_stray_label_costs_the_probes_and_no_memory(tmp_path):
+    """A million classes, of which three have images."""
+    classes = tuple(map(str, range(1000)))
+    decided = needs(tmp_path, classes=classes, train=[30, 30, *[0] * 997, 1], test=[5, 5])
+    names = ["probe/linear", "probe/linear_sgd", "probe/mlp", "probe/svm", "few_shot/5/linear/y"]
+    why = decided.left_out["probe/linear"]
+    assert decided.left_out == dict.fromkeys(names, why)
+    assert why.startswith(
+        "3 of 1,000 classes have an image, and a probe has weights for all; the largest label"
+    )
+    assert " label is 999: mend it if it is no class" in why
+    assert not any(
+        getattr(decided.options, key) for key in ("linear", "linear_sgd", "mlp", "svm", "few_shot")
+    )
+    assert not any("neither" in line for line in decided.warnings)
+
+
+@pytest.mark.parametrize("train", [[20] * 10 + [0] * 990, [20] * 2 + [0] * 996 + [20]])
+def test_classes_without_images_cost_nothing_where_they_are_no_million(tmp_path, train):
+    """A hundredth of many classes, and a few of fewer."""
+    decided = needs(tmp_path, classes=tuple(map(str, range(len(train)))), train=train, test=[20, 20])
+    assert "probe/linear" not in decided.left_out
+    assert decided.options.linear
+
+
 # ---- images that are trained on and tested -----------------------------------------------------------
 
 
@@ -188,7 +216,7 @@ def test_a_label_that_is_no_class_is_an_error(tmp_path):
         (["data.labelled=test"], "all 64 test images are also in data.labelled=test:", False),
         (
             ["data.train=train+test", "data.labelled=test"],
-            "all 64 test images are also in data.train=train+test, and all 64 test images are also in data.la",
+            "are also in data.train=train+test, and all 64 test images are also in data.labelled=test: acc",
             True,
         ),
         (["data.train=train+test", "data.labelled=train"], "also in data.train=train+test: accuracies", True),
