@@ -104,7 +104,10 @@ def _check_online(needs: Requirements, recipe: Pretrain, dataset: Dataset) -> No
     if negatives and (why := trained_and_tested(recipe, dataset)):
         needs.leave_out([HELD_OUT], why)
     elif negatives and seen < unit:
-        needs.leave_out([HELD_OUT], f"a group of negatives takes {unit:,} test images, and {cause}")
+        groups, takes = recipe.groups, "a group of negatives takes"
+        if groups.negatives not in (None, "global", unit):
+            takes = f"whole groups (groups.norm={groups.norm}, groups.negatives={groups.negatives}) take"
+        needs.leave_out([HELD_OUT], f"{takes} {unit:,} test images, and {cause}")
     if seen < 2:
         needs.leave_out(["health/…"], f"it compares 2 test images or more, and {cause}")
 

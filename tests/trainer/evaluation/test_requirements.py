@@ -106,6 +106,12 @@ def test_few_test_images_cost_the_map_and_what_is_estimated_in_groups(tmp_path):
     assert one.left_out["health/…"] == "it compares 2 test images or more, and 'test' has 1"
 
 
+def test_smaller_groups_of_negatives_come_in_whole_groups_of_batch_norm(tmp_path):
+    decided = needs(tmp_path, "groups.negatives=4", test=[2, 2], online=True)
+    why = "whole groups (groups.norm=64, groups.negatives=4) take 64 test images, and 'test' has 4"
+    assert decided.left_out["mi/…/held_out"] == why
+
+
 def test_few_online_images_are_the_key_that_asked_for_them(tmp_path):
     decided = needs(tmp_path, "evaluate.online_images=32", test=[20] * 4, online=True)
     assert decided.left_out == {

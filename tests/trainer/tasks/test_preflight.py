@@ -172,7 +172,18 @@ def test_negatives_beyond_the_training_images_are_a_line():
         return "\n".join(notes(recipe, images, 1, torch.device("cpu")))
 
     assert "63 training images, fewer than a batch of 128: groups of 64 hold an image more" in lines(63)
-    assert "it is a negative of itself; set groups.negatives=32" in lines(63)
+    advised = lines(63)
+    assert (
+        "it is a negative of itself; set groups.negatives=32: then only groups that run into the" in advised
+    )
+    obeyed = lines(63, "groups.negatives=32")  # which says what the advice said, and advises no more
+    assert "groups of 32 that run into the next epoch hold an image more than once" in obeyed
+    assert obeyed.endswith("it is a negative of itself")
+    assert "set groups.negatives=4: then only" in lines(5)
+    assert lines(32).endswith("it is a negative of itself; set groups.negatives=32")
+    assert "negative" not in lines(32, "groups.negatives=32")
+    assert "negative" not in lines(64)  # an epoch is a group
+    assert "groups of 64 that run into the next epoch hold" in lines(127)
     assert lines(127).endswith("it is a negative of itself")  # where a group runs into the next epoch
     assert "negative" not in lines(128)
     assert "groups of 128 hold" in lines(100, "encoder.norm=group", "groups.negatives=global")
