@@ -42,7 +42,8 @@ def make(
     Where `from_` is left out, an official archive is taken from where it lies, or fetched: `archives.obtain`.
 
     Processes that do this at the same time take turns, and the second finds it finished. A killed process
-    leaves nothing that looks like a data set, and the next one continues.
+    leaves nothing that looks like a data set, and the next one continues. What is refused before an image is
+    written leaves nothing at all, so that another source can be tried.
 
     Args:
         source: its name in `sources.catalog`.
@@ -77,7 +78,12 @@ def make(
                 options = {key: value for key, value in begun.items() if key != "source"} | options
                 opened = _open(source, to, from_, progress, access, options)
                 per_shard = _images_per_shard(opened, per_shard)
-                _write(opened, to, per_shard, workers, progress)
+                try:
+                    _write(opened, to, per_shard, workers, progress)
+                except (UserError, OSError):
+                    if not begun and not _has_images(to):
+                        _remove_beginning(to, opened)
+                    raise
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
@@ -246,6 +252,22 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
         source.made_with,
     )
     replace_bytes(to / "dataset.json", describe(dataset).encode(), to / UNFINISHED / "dataset.part")
+
+
+def _has_images(to: Path) -> bool:
+    """Whether the unfinished data set has a shard with an image in it."""
+    notes = (path for path in (to / UNFINISHED).glob("*.json") if path.name != "plan.json")
+    return any(json.loads(note.read_bytes())["entry"]["images"] for note in notes)
+
+
+def _remove_beginning(to: Path, source: Source) -> None:
+    """Removes what was written of a data set without an image: plan.json, notes, empty shards and folders."""
+    for path in (to / UNFINISHED).glob("*.json"):
+        path.unlink()
+    for split in source.splits:
+        _remove_others(to / split, ())
+        with suppress(OSError):  # it was not made, or something else lies there
+            (to / split).rmdir()
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
