@@ -18,6 +18,7 @@ from data_pipelines.common.locks import close_locked, open_locked
 from data_pipelines.common.processes import in_processes
 from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
 from data_pipelines.dataset_loading import load_dataset, read_description
+from data_pipelines.shards.official import compared_with_published
 from data_pipelines.shards.write import UNFINISHED, write_shard
 from data_pipelines.sources.archives import obtain
 from data_pipelines.sources.catalog import Option, open_source
@@ -105,8 +106,9 @@ def _open(
     inside = from_ is not None and Path(os.path.realpath(to)).is_relative_to(os.path.realpath(from_))
     if source == "folder" and inside:
         raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
-    from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
-    return open_source(source, from_, progress, **options)
+    with compared_with_published(source, from_, to):
+        from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
+        return open_source(source, from_, progress, **options)
 
 
 def _images_per_shard(source: Source, per_shard: int | None) -> int:

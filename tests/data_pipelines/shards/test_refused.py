@@ -1,5 +1,7 @@
 """What is refused before an image is written leaves nothing; what has an image is kept."""
 
+import gzip
+import hashlib
 import io
 import os
 import tarfile
@@ -11,6 +13,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.shards import make as make_module
 from data_pipelines.shards.__main__ import main
 from data_pipelines.shards.write import write_shard
+from data_pipelines.sources.archives import ARCHIVES
 from tests.helpers.synthetic_cifar import write_folder
 from tests.helpers.tiny_dataset import pictures, png
 
@@ -80,3 +83,30 @@ def test_what_has_an_image_is_kept_when_the_rest_is_refused(tmp_path, capsys, mo
     assert (to / "train/000000.tar").stat().st_mtime_ns == kept
     assert main(command) == 0
     assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        ("cifar10", b"no gzip"),
+        ("cifar100", gzip.compress(b"no tar")),
+        ("cifar10", b""),
+        ("stl10", gzip.compress(b"no tar")),
+    ],
+)
+def test_a_wrong_archive_that_lies_there_is_compared_with_the_published_one(
+    tmp_path, capsys, source, content
+):
+    published = ARCHIVES[source].file
+    archive = tmp_path / "raw" / published.name
+    archive.parent.mkdir()
+    archive.write_bytes(content)
+    assert main([f"source={source}", f"to={tmp_path / 'data'}"]) == 2
+    error = capsys.readouterr().err
+    digest = hashlib.md5(content).hexdigest()
+    way_out = f"{archive} has md5 {digest}, expected {published.md5}: remove it and it is fetched\n"
+    assert error.endswith(way_out)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+    assert main([f"source={source}", f"to={tmp_path / 'data'}", f"from={archive}"]) == 2
+    assert "is fetched" not in capsys.readouterr().err  # it was named
