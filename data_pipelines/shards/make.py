@@ -58,8 +58,7 @@ def make(
 
     Raises:
         UserError: an unknown source, wrong `from_` or options, or a folder that holds something else or
-        cannot
-            be written.
+            cannot be written.
     """
     to = Path(to)
     options = {key: value for key, value in options.items() if value is not None}
@@ -79,12 +78,8 @@ def make(
                 options = {key: value for key, value in begun.items() if key != "source"} | options
                 opened = _open(source, to, from_, progress, access, options)
                 per_shard = _images_per_shard(opened, per_shard)
-                try:
+                with _undone_where_refused(opened, to, new=not begun):
                     _write(opened, to, per_shard, workers, progress)
-                except (UserError, OSError):
-                    if not begun and not _has_images(to):
-                        _remove_beginning(to, opened)
-                    raise
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
@@ -256,20 +251,21 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
     replace_bytes(to / "dataset.json", describe(dataset).encode(), to / UNFINISHED / "dataset.part")
 
 
-def _has_images(to: Path) -> bool:
-    """Whether the unfinished data set has a shard with an image in it."""
-    notes = (path for path in (to / UNFINISHED).glob("*.json") if path.name != "plan.json")
-    return any(json.loads(note.read_bytes())["entry"]["images"] for note in notes)
-
-
-def _remove_beginning(to: Path, source: Source) -> None:
-    """Removes what was written of a data set without an image: plan.json, notes, empty shards and folders."""
-    for path in (to / UNFINISHED).glob("*.json"):
-        path.unlink()
-    for split in source.splits:
-        _remove_others(to / split, ())
-        with suppress(OSError):  # it was not made, or something else lies there
-            (to / split).rmdir()
+@contextmanager
+def _undone_where_refused(source: Source, to: Path, new: bool) -> Iterator[None]:
+    """Removes what is written within, where it is refused before there is an image: of a `new` data set."""
+    try:
+        yield
+    except (UserError, OSError):
+        notes = [path for path in (to / UNFINISHED).glob("*.json") if path.name != "plan.json"]
+        if new and not any(json.loads(note.read_bytes())["entry"]["images"] for note in notes):
+            for path in (*notes, to / UNFINISHED / "plan.json"):
+                path.unlink(missing_ok=True)
+            for split in source.splits:
+                _remove_others(to / split, ())
+                with suppress(OSError):  # it was not made, or something else lies there
+                    (to / split).rmdir()
+        raise
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:
