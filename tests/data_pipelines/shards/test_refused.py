@@ -89,10 +89,11 @@ def test_what_has_an_image_is_kept_when_the_rest_is_refused(tmp_path, capsys, mo
     ("source", "content"),
     [
         ("cifar10", b"no gzip"),
-        ("cifar100", gzip.compress(b"no tar")),
+        ("cifar100", gzip.compress(b"no tar", mtime=0)),
         ("cifar10", b""),
-        ("stl10", gzip.compress(b"no tar")),
+        ("stl10", gzip.compress(b"no tar", mtime=0)),
     ],
+    ids=["no gzip", "no tar", "empty", "no tar of STL-10"],
 )
 def test_a_wrong_archive_that_lies_there_is_compared_with_the_published_one(
     tmp_path, capsys, source, content
