@@ -24,7 +24,7 @@ from data_pipelines.sources.clutter import HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FO
 from data_pipelines.sources.folder_names import means_images
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Picture, Sample, picture
 from data_pipelines.sources.layout import Layout, class_names, find_layout
-from data_pipelines.sources.splits import by_hash, nfc, of_folder, place, printable
+from data_pipelines.sources.splits import by_hash, few, nfc, of_folder, place, printable
 from data_pipelines.sources.tars import ENDINGS
 from data_pipelines.sources.tree import ANNOTATIONS, Tree, join, read_tree
 
@@ -184,14 +184,10 @@ def _class_names_of(
     if (beside := len(within) - loose) < loose:
         raise UserError(
             f"{printable(str(root / at))}: {loose:,} images lie loose in it, and only {beside:,} "
-            f"in folders ({_few(sorted(set(within) - {''}))}), the classes; move the loose ones into class "
+            f"in folders ({few(sorted(set(within) - {''}))}), the classes; move the loose ones into class "
             "folders, or the folders away if these are no classes"
         )
     return list(within)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _annotated(file: Path, split: str, paths: list[str], classes: Collection[str]) -> list[str | None]:
@@ -214,7 +210,7 @@ def _refuse_no_shared_class(folder: Path, split: str, strange: list[str], classe
     """A split is unlabelled if it has no folders, or one that says that it is not a class."""
     if len(strange) > 1:
         raise UserError(
-            f"{printable(str(folder))}: no folder of {split} ({_few(strange)}) is a class of train; "
+            f"{printable(str(folder))}: no folder of {split} ({few(strange)}) is a class of train; "
             "name them alike"
         )
     alone = strange[0] if strange else ""

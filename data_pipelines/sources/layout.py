@@ -26,7 +26,7 @@ from data_pipelines.sources.folder_names import (
     no_class,
     tuning,
 )
-from data_pipelines.sources.splits import nfc, printable
+from data_pipelines.sources.splits import few, nfc, printable
 from data_pipelines.sources.tree import LINK_TO_NOTHING, Tree, join
 
 
@@ -98,10 +98,6 @@ def _within(path: str, folder: str) -> bool:
     return not folder or path == folder or path.startswith(f"{folder}/")
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
 def class_names(tree: Tree, folder: str) -> set[str]:
     """The names of the class folders in a folder, in the one normal form that they are compared in."""
     return {nfc(name) for name in tree.filled.get(folder, ())}
@@ -163,7 +159,7 @@ def _refuse_without_train(named: dict[str, str], filled: list[str], where: str) 
         raise UserError(f"{has}; give the folder above them")
     example = next(iter(named.values()))
     raise UserError(
-        f"{has} beside {_few(filled)}; put the classes into a folder train, or rename {example} if it is "
+        f"{has} beside {few(filled)}; put the classes into a folder train, or rename {example} if it is "
         "a class"
     )
 
@@ -180,8 +176,8 @@ def _is_split(tree: Tree, base: str, train: str, filled: list[str], where: str) 
     if len(within) > 1 and folder not in tree.direct and not alike:
         return True
     raise UserError(
-        f"{where}: is {train} the split or a class? {_few(sorted(within))} in it and "
-        f"{_few(alike or filled)} beside it hold images; {hint}move the latter away, or "
+        f"{where}: is {train} the split or a class? {few(sorted(within))} in it and "
+        f"{few(alike or filled)} beside it hold images; {hint}move the latter away, or "
         f"rename {train} if it is a class"
     )
 
@@ -193,7 +189,7 @@ def _refuse_no_class_of_trains(
     odd = [name for name in filled if no_class(name) or splits.lookalike(name)]
     if folder in tree.direct and (odd or len(filled) == 1):
         raise UserError(
-            f"{where}: is {train} the split or a class? It and {_few(odd or filled)} beside it hold images; "
+            f"{where}: is {train} the split or a class? It and {few(odd or filled)} beside it hold images; "
             f"{hint}give {where}/{train} for its images alone, or put class folders into a folder train"
         )
 
@@ -246,7 +242,7 @@ def _refuse_lookalikes(tree: Tree, base: str, where: str) -> None:
     if len(set(alike.values())) > 1 and "train" in alike.values():
         wanted = " and ".join(dict.fromkeys(alike.values()))
         raise UserError(
-            f"{where}: {_few(list(alike))} would be classes; name splits {wanted}, and classes without "
+            f"{where}: {few(list(alike))} would be classes; name splits {wanted}, and classes without "
             "these words"
         )
 
@@ -264,6 +260,6 @@ def _refuse_deeper_splits(tree: Tree, layout: Layout, root: str) -> None:
         if len(named) > 1 or (_only(tree, folder) and len(tree.filled.get(train, ())) > 1):
             here = printable(folder)
             raise UserError(
-                f"from={root}: {here} holds {_few(names)}, which would be part of a class; give one folder "
+                f"from={root}: {here} holds {few(names)}, which would be part of a class; give one folder "
                 f"of splits, such as from={join(root, here)}, or rename them"
             )

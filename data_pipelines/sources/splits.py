@@ -64,6 +64,11 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def few(names: list[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
 Item = TypeVar("Item")
 
 
