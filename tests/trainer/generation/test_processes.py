@@ -1,0 +1,236 @@
+"""The three processes and their solvers, against loops in float64 and a denoiser in closed form."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.trainer.generation.mixture import CENTRES, SHARES, SPREAD, best, samples
+from trainer.generation.processes import PROCESSES, Ddim, Edm, Flow, normal_quantile
+from trainer.generation.samplers import ancestral, euler, guided, heun, inverted
+
+EVERY = [pytest.param(process(), id=name) for name, process in PROCESSES.items()]
+CONTINUOUS = EVERY[1:]
+PREDICTIONS = ["eps", "x", "v"]
+
+
+def noise(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def even_noise(n: int) -> torch.Tensor:
+    """As `noise`, but spread evenly: what is counted of it hardly varies."""
+    return normal_quantile(
+        torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(n, dtype=torch.float64)
+    )
+
+
+def middle(process, n: int) -> torch.Tensor:
+    """n times of training, float64."""
+    return process.times(torch.linspace(0.02, 0.98, n, dtype=torch.float64))
+
+
+# ---- levels and times ------------------------------------------------------------------------------
+
+
+def test_levels_of_ddim_are_a_product_made_step_by_step():
+    product = 1.0
+    assert [level.item() for level in Ddim().levels(torch.tensor([-1]))] == [1, 0]
+    for t in range(1000):
+        product *= 1 - (1e-4 + (2e-2 - 1e-4) * t / 999)
+        signal, spread = Ddim().levels(torch.tensor([t]))
+        assert signal.item() == pytest.approx(math.sqrt(product), abs=1e-12)
+        assert spread.item() == pytest.approx(math.sqrt(1 - product), abs=1e-12)
+
+
+def test_times_of_training_have_the_published_laws():
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert torch.equal(Ddim().times(u).long().bincount(), torch.full((1000,), 100))
+    logit = torch.logit(Flow().times(u))
+    assert (logit.mean().item(), logit.std().item()) == pytest.approx((0, 1), abs=1e-3)
+    log_sigma = Edm().times(u).log()
+    assert (log_sigma.mean().item(), log_sigma.std().item()) == pytest.approx((-1.2, 1.2), abs=1e-3)
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_antithetic_times_mirror_each_other_and_ends_are_finite(process):
+    u = torch.tensor([0.0, 1e-12, 0.3, 0.5, 1 - 2**-24], dtype=torch.float64)
+    times = process.times(u)
+    assert torch.isfinite(times).all()
+    assert all(torch.isfinite(part).all() for part in process.levels(times))
+    mirrored = normal_quantile(1 - torch.tensor([0.3], dtype=torch.float64))
+    assert mirrored.item() == pytest.approx(-normal_quantile(torch.tensor([0.3])).item(), abs=1e-7)
+
+
+def test_grids_go_from_noise_to_the_clean_sample_as_published():
+    assert Ddim().grid(10).tolist() == [
+        999,
+        900,
+        800,
+        700,
+        600,
+        500,
+        400,
+        300,
+        200,
+        100,
+        0,
+        -1,
+    ]  # D2C's, stride 100
+    assert Ddim().grid(1000).tolist() == list(range(999, -2, -1))
+    assert Flow().grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    sigmas = Edm().grid(18)
+    slow = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    assert sigmas.tolist() == pytest.approx([*slow, 0], rel=1e-12)
+
+
+# ---- predictions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", EVERY)
+@pytest.mark.parametrize("predict", PREDICTIONS)
+def test_x_and_eps_follow_exactly_from_every_prediction(process, predict):
+    t, x, eps = middle(process, 50), samples(50, 1), noise(50)
+    noisy = process.noisy(x, eps, t)
+    back = process.parts(predict, process.target(predict, x, eps, t), noisy, t)
+    assert torch.allclose(back[0], x, atol=1e-9)
+    assert torch.allclose(back[1], eps, atol=1e-9)
+
+
+def test_v_is_what_each_paper_calls_so():
+    x, eps = samples(50, 1), noise(50)
+    for t in middle(Ddim(), 50):
+        signal, spread = Ddim().levels(t[None])
+        assert torch.allclose(Ddim().target("v", x, eps, t.expand(50)), signal * eps - spread * x)
+    assert torch.equal(Flow().target("v", x, eps, middle(Flow(), 50)), eps - x)
+
+
+def test_v_of_edm_is_its_preconditioned_network_and_its_weighted_loss():
+    """D = c_skip x_t + c_out F, weighted by lambda: arXiv 2206.00364, table 1, sigma_data = 1."""
+    process, x, eps, predicted = Edm(), samples(50, 1), noise(50), noise(50, 3)
+    sigma = middle(process, 50)
+    noisy = process.noisy(x, eps, sigma)
+    for i in range(50):
+        s = sigma[i].item()
+        c_skip, c_out = 1 / (s**2 + 1), s / math.sqrt(s**2 + 1)
+        d = c_skip * noisy[i] - c_out * predicted[i]  # F is minus the output
+        clean, _ = process.parts("v", predicted[i : i + 1], noisy[i : i + 1], sigma[i : i + 1])
+        assert torch.allclose(clean[0], d, atol=1e-9)
+        published = (s**2 + 1) / s**2 * (d - x[i]).square().sum()
+        ours = (predicted[i] - process.target("v", x, eps, sigma)[i]).square().sum()
+        assert ours.item() == pytest.approx(published.item(), rel=1e-8)
+
+
+# ---- solvers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_steps_of_ddim_equal_the_papers_formula(eta):
+    process = Ddim()
+    grid = process.grid(20)
+    denoiser = best(process, "eps", grid)
+    fresh = {step: noise(100, 10 + step) for step in range(len(grid))}
+    x = noise(100)
+    for step, (now, then) in enumerate(zip(grid[:-1].long().tolist(), grid[1:].long().tolist(), strict=True)):
+        a, b = process.signals[now + 1], process.signals[then + 1]
+        eps = denoiser(x, torch.full((100,), float(now), dtype=torch.float64))
+        clean = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        added = eta * ((1 - b) / (1 - a)).sqrt() * (1 - a / b).sqrt()
+        x = b.sqrt() * clean + (1 - b - added**2).clamp(min=0).sqrt() * eps + added * fresh[step]
+    ours = ancestral(process, "eps", denoiser, noise(100), grid, eta, fresh.__getitem__)
+    assert torch.allclose(ours, x, atol=1e-9)
+    if eta == 0:
+        assert torch.allclose(euler(process, "eps", denoiser, noise(100), grid), x, atol=1e-9)
+
+
+def test_eta_1_adds_the_variance_of_ddpms_posterior():
+    """beta_t (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t): arXiv 2006.11239, equation 7."""
+    process, now = Ddim(), 500
+    grid = torch.tensor([now, now - 1], dtype=torch.float64)
+    still = ancestral(process, "eps", lambda x, t: 0 * x, noise(1), grid, 1.0, lambda _: 0 * noise(1))
+    moved = ancestral(process, "eps", lambda x, t: 0 * x, noise(1), grid, 1.0, lambda _: 0 * noise(1) + 1)
+    a, b = process.signals[now + 1], process.signals[now]
+    beta = 1 - a / b
+    assert (moved - still)[0, 0].item() ** 2 == pytest.approx((beta * (1 - b) / (1 - a)).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("process", CONTINUOUS)
+def test_euler_and_heun_equal_loops_over_the_differential_equation(process):
+    grid = process.grid(12)
+    denoiser = best(process, "v", grid)
+    z = noise(50)
+
+    def slope(x, t):
+        clean, eps = process.parts(
+            "v", denoiser(process.scaled(x, t.expand(50)), process.embedded(t.expand(50))), x, t.expand(50)
+        )
+        if isinstance(process, Flow):
+            return eps - clean
+        return (x - clean) / t  # EDM's (x - D) / sigma
+
+    first, second = process.prior * z, process.prior * z
+    for now, then in itertools.pairwise(grid):
+        first = first + (then - now) * slope(first, now)
+        d = slope(second, now)
+        step = second + (then - now) * d
+        second = step if then == 0 else second + (then - now) * (d + slope(step, then)) / 2
+    assert torch.allclose(euler(process, "v", denoiser, z, grid), first, atol=1e-9)
+    assert torch.allclose(heun(process, "v", denoiser, z, grid), second, atol=1e-9)
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("process", EVERY)
+def test_what_is_predicted_does_not_change_the_samples_of_a_perfect_denoiser(process, predict):
+    grid = process.grid(20)
+    assert torch.allclose(
+        euler(process, predict, best(process, predict, grid), noise(50), grid),
+        euler(process, "v", best(process, "v", grid), noise(50), grid),
+        atol=3e-2 if predict == "eps" else 1e-6,  # eps says nothing of x where x_t is all noise
+    )
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_inversion_returns_and_the_error_falls_with_the_steps(process):
+    x, errors = samples(200, 1), []
+    for steps in (10, 50, 250, 1000):
+        grid = process.grid(steps)
+        denoiser = best(process, "v", grid)
+        there = inverted(process, "v", denoiser, x, grid)
+        back = euler(process, "v", denoiser, there, grid)
+        errors.append((back - x).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+
+
+def test_guidance_extrapolates():
+    denoise = guided(lambda x, t: x + 1, lambda x, t: x - 1, 2.0)
+    assert denoise(torch.zeros(1), torch.zeros(1)).item() == 3
+    for guidance, value in ((1.0, 1), (0.0, -1)):
+        assert (
+            guided(lambda x, t: x + 1, lambda x, t: x - 1, guidance)(torch.zeros(1), torch.zeros(1)) == value
+        )
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_a_mixture_is_drawn_with_its_masses_and_spreads(process):
+    grid = process.grid(1000)
+    x = euler(process, "v", best(process, "v", grid), even_noise(3000), grid)
+    mode = torch.cdist(x, CENTRES).argmin(1)
+    for k, share in enumerate(SHARES.tolist()):
+        error = math.sqrt(share * (1 - share) / len(x))
+        assert abs((mode == k).double().mean().item() - share) < 3 * error
+        assert (x[mode == k] - CENTRES[k]).square().mean().sqrt().item() == pytest.approx(SPREAD, rel=0.03)
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_the_error_of_samples_falls_with_the_steps(process):
+    """Against the time-continuous end, of which a ladder of halved steps is extrapolated."""
+    ends = {}
+    for steps in (50, 100, 250, 500, 1000):
+        grid = process.grid(steps)
+        ends[steps] = euler(process, "v", best(process, "v", grid), noise(500), grid)
+    exact = 2 * ends[1000] - ends[500]  # Euler's error is proportional to the width of a step
+    errors = [(ends[steps] - exact).square().mean().item() for steps in (50, 100, 250, 1000)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 50
