@@ -13,7 +13,7 @@ class Rows(Maker):
     """Each table is a view; nothing but a mirror is drawn.
 
     Args:
-        tables: arrays [rows, ...] of equal length, also memory-mapped ones: only the rows of a batch are read.
+        tables: arrays [rows, ...] of equal length, also mapped ones: only the rows of a batch are read.
         labels: int64 [rows]; None: there are none, and all are -1.
         seed: of the run.
         flip: probability that a row is mirrored along its last axis, in all views alike.
