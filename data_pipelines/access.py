@@ -62,13 +62,16 @@ def command_of(root: str) -> list[str] | None:
     return shlex.split(root.removeprefix("pipe:")) if root.startswith("pipe:") else None
 
 
+def cache_root(access: Access) -> Path:
+    """The folder of this machine for all that comes over the network."""
+    if access.cache is None:
+        return (Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax").expanduser()
+    return Path(access.cache).expanduser()
+
+
 def cache_folder(access: Access, fingerprint: str) -> Path:
     """Where the files of a remote data set are kept on this machine."""
-    if access.cache is None:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid-infomax"
-    else:
-        parent = Path(access.cache)
-    return parent.expanduser() / fingerprint[:16]
+    return cache_root(access) / fingerprint[:16]
 
 
 def check_root(root: str) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from data_pipelines.common.errors import Undecodable, UserError
 from data_pipelines.common.retry import Retry, to_stderr
+from data_pipelines.common.shortage import shortage_named
 from data_pipelines.draws import draw
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Made, Maker, Prefetch
@@ -47,37 +48,49 @@ class ImageViews(Maker):
         self.dtype = options.dtype
         from data_pipelines.dali_pipeline import ImagePipeline  # importable where DALI is not installed
 
-        self.pipeline = ImagePipeline(
-            views,
-            sources,
-            options.size,
-            options.normalize,
-            batch,
-            options.threads,
-            options.device,
-            options.decode == "fast",
-        )
+        self.making = f"making batches of {batch} images of {options.size} px on {options.device}"
+        with shortage_named(self.making):
+            self.pipeline = ImagePipeline(
+                views,
+                sources,
+                options.size,
+                options.normalize,
+                batch,
+                options.threads,
+                options.device,
+                options.decode == "fast",
+            )
         self.undecodable: set[int] = set()  # sample ids
 
     def __call__(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
-        """Raises UserError where no image of the split can be decoded, and as `Reader.read`."""
-        while True:
-            if self.undecodable:
-                ids = [np.array([self._decodable(sample) for sample in source]) for source in ids]
-            encoded = [self.reader.read(source, self.retry) for source in ids]
-            entries = [self.reader.entries(source, self.retry) for source in ids]
-            sizes = [np.stack([e["height"], e["width"]], axis=1).astype(np.int64) for e in entries]
-            draws = [
-                draw(view, self.seed, positions[number], number, sizes[self.sources[number]])
-                for number, view in enumerate(self.views)
-            ]
-            try:
-                views = self.pipeline(encoded, sizes, draws)
-            except Undecodable as error:
-                self._replace(np.concatenate([s[slots] for s, slots in zip(ids, error.slots, strict=True)]))
-                continue
-            labels = torch.from_numpy(entries[0]["label"].astype(np.int64))
-            return Made([view.to(self.dtype) for view in views], ids, labels)
+        """The views; an image that cannot be decoded is replaced, for as long as the maker lives.
+
+        Raises:
+            UserError: no image of the split can be decoded; or memory, threads or open files are lacking; and
+                as `Reader.read`.
+            Exception: DALI's, where no image is to blame for it.
+        """
+        with shortage_named(self.making):
+            while True:
+                if self.undecodable:
+                    ids = [np.array([self._decodable(sample) for sample in source]) for source in ids]
+                try:
+                    return self._made(ids, positions)
+                except Undecodable as error:
+                    slots = zip(ids, error.slots, strict=True)
+                    self._replace(np.concatenate([source[at] for source, at in slots]))
+
+    def _made(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
+        encoded = [self.reader.read(source, self.retry) for source in ids]
+        entries = [self.reader.entries(source, self.retry) for source in ids]
+        sizes = [np.stack([e["height"], e["width"]], axis=1).astype(np.int64) for e in entries]
+        draws = [
+            draw(view, self.seed, positions[number], number, sizes[self.sources[number]])
+            for number, view in enumerate(self.views)
+        ]
+        views = self.pipeline(encoded, sizes, draws)
+        labels = torch.from_numpy(entries[0]["label"].astype(np.int64))
+        return Made([view.to(self.dtype) for view in views], ids, labels)
 
     def ahead(self, now: np.ndarray, soon: np.ndarray) -> None:
         self.reader.ahead(now, soon)

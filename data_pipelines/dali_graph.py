@@ -12,6 +12,7 @@ from nvidia.dali import Pipeline, fn, math, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import pipeline_def
 
+from data_pipelines.dali_hsv import saturation_and_hue
 from data_pipelines.draws import Draws
 from data_pipelines.views import Normalize, View
 
@@ -156,7 +157,7 @@ def coloured(image: DataNode, argument: Callable[[str], DataNode], view: View, d
         if gray:
             image = fn.cast(grayscale(image), dtype=types.FLOAT)
         elif jittered:
-            image = twisted(image, saturation, hue)
+            image = twisted(image, saturation, hue, view, device)
         else:
             image = fn.cast(image, dtype=types.FLOAT)
     return image
@@ -177,8 +178,10 @@ def grayscale(image: DataNode) -> DataNode:
     return fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
 
 
-def twisted(image: DataNode, saturation: DataNode, hue: DataNode) -> DataNode:
+def twisted(image: DataNode, saturation: DataNode, hue: DataNode, view: View, device: str) -> DataNode:
     """Saturation and hue, float32 in 0..255: rounding to whole values makes the operator twice as slow."""
+    if view.hue == "hsv":
+        return saturation_and_hue(image, saturation, hue, device)
     image = fn.color_twist(image, saturation=saturation, hue=hue, dtype=types.FLOAT)
     return math.min(math.max(image, 0.0), 255.0)
 

@@ -3,7 +3,6 @@
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -12,6 +11,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorCPU, TensorListCPU, TensorListGPU
 
 from data_pipelines.common.errors import Undecodable
+from data_pipelines.dali_damage import damaged, size_in_header, size_of_pixels
 from data_pipelines.dali_graph import decode_graph, header_graph, inputs, view_graph
 from data_pipelines.draws import Draws
 from data_pipelines.views import Normalize, View
@@ -57,7 +57,8 @@ class ImagePipeline:
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)
         self.memory = Memory()
-        self.pipeline, self.headers = self._build(), self._build_headers()
+        self.pipeline: Pipeline | None = self._build()
+        self.headers: Pipeline | None = self._build_headers()
 
     def _build(self) -> Pipeline:
         pipeline = view_graph(
@@ -92,81 +93,65 @@ class ImagePipeline:
             For each view a float32 tensor [n, 3, size, size] in channels_last memory.
 
         Raises:
-            Undecodable: naming the slots, also of images of another size; the next call works again.
+            Undecodable: naming the slots, also of images of another size.
+            Exception: what DALI raised, where no image is to blame for it.
+
+        The next call works again.
         """
         lists = [TensorListCPU([TensorCPU(image) for image in images]) for images in encoded]
-        agree = [self._headers_agree(*pair) for pair in zip(lists, sizes, strict=True)]
-        if not all(agree):
-            raise Undecodable([self._headers_apart(*pair) for pair in zip(encoded, sizes, strict=True)])
+        failed, size_of = header_graph, size_in_header
+        try:
+            slots = [self._other_sizes(*pair) for pair in zip(lists, sizes, strict=True)]
+            if not any(slots):
+                failed, size_of = decode_graph, size_of_pixels
+                return [self._tensor(output) for output in self._run(lists, draws)]
+        except Exception as error:
+            # A failure leaves DALI's pipelines unusable, or fed in part, and does not always name the image.
+            self.pipeline = self.headers = None
+            slots = [damaged(failed, *pair, size_of) for pair in zip(encoded, sizes, strict=True)]
+            if not any(slots):
+                if "Failed to decode" in str(error):  # all that OpenCV's decoders say of lacking memory
+                    raise MemoryError("DALI decodes each of the images, but not all together") from error
+                raise
+        raise Undecodable(slots)
+
+    def _run(
+        self, lists: list[TensorListCPU], draws: list[Draws]
+    ) -> tuple[TensorListCPU | TensorListGPU, ...]:
+        self.pipeline = pipeline = self.pipeline or self._build()
         for number, images in enumerate(lists):
-            self.pipeline.feed_input(f"encoded{number}", images)
-        corners = self._feed_regions(draws) if self.fast else [0] * len(lists)
+            pipeline.feed_input(f"encoded{number}", images)
+        corners = self._feed_regions(pipeline, draws) if self.fast else [0] * len(lists)
         for number, (view, source) in enumerate(zip(self.views, self.sources, strict=True)):
             values = inputs(view, draws[number], corners[source], self.graph_device)
             for name, value in values.items():
-                self.pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(value))
-        try:
-            outputs = self.pipeline.run()
-        except RuntimeError:
-            # A failure leaves DALI's pipeline unusable, and does not always name the image.
-            self.pipeline = self._build()
-            slots = [
-                [slot for slot, made in enumerate(self._alone(decode_graph, images)) if made is None]
-                for images in encoded
-            ]
-            if not any(slots):
-                raise
-            raise Undecodable(slots) from None
-        return [self._tensor(output) for output in outputs]
+                pipeline.feed_input(f"{name}{number}", np.ascontiguousarray(value))
+        return pipeline.run()
 
-    def _feed_regions(self, draws: list[Draws]) -> list[np.ndarray]:
+    def _feed_regions(self, pipeline: Pipeline, draws: list[Draws]) -> list[np.ndarray]:
         """Feeds what to decode for each source, the box around its views' crops; returns its corners."""
         corners = []
         for source in range(max(self.sources) + 1):
             crops = [d for d, s in zip(draws, self.sources, strict=True) if s == source]
             corner = np.min([d.anchor for d in crops], axis=0)
             extent = np.max([d.anchor + d.shape for d in crops], axis=0) - corner
-            self.pipeline.feed_input(f"corner{source}", corner)
-            self.pipeline.feed_input(f"extent{source}", extent)
+            pipeline.feed_input(f"corner{source}", corner)
+            pipeline.feed_input(f"extent{source}", extent)
             corners.append(corner)
         return corners
 
-    def _headers_agree(self, images: TensorListCPU, sizes: np.ndarray) -> bool:
-        """Whether all headers can be read and have the sizes expected.
+    def _other_sizes(self, images: TensorListCPU, sizes: np.ndarray) -> list[int]:
+        """The slots of images that have another size, by their headers. Raises where one cannot be read.
 
         This is checked before anything is decoded: among several images, one whose header cannot be read
         makes DALI 2.4's decoder write over its own memory, and the process dies some time later. And no
         memory is allocated for a damaged header that claims 50,000 x 50,000 pixels. The check takes 4 us an
         image.
         """
-        self.headers.feed_input("encoded", images)
-        try:
-            (shapes,) = self.headers.run()
-        except RuntimeError:
-            self.headers = self._build_headers()
-            return False
-        return np.array_equal(np.asarray(shapes.as_tensor())[:, :2], sizes)
-
-    def _headers_apart(self, images: list[np.ndarray], sizes: np.ndarray) -> list[int]:
-        """The slots of images whose header cannot be read or has another size."""
-        shapes = [(0, 0) if made is None else made.at(0)[:2] for made in self._alone(header_graph, images)]
-        return np.flatnonzero((np.array(shapes) != sizes).any(axis=1)).tolist()
-
-    def _alone(
-        self, graph: Callable[..., Pipeline], images: list[np.ndarray]
-    ) -> Iterator[TensorListCPU | TensorListGPU | None]:
-        """Yields the output of a graph for each image alone, in a batch of one; None where it fails."""
-        pipeline = None
-        for image in images:
-            if pipeline is None:
-                pipeline = graph(**{**self.options, "batch_size": 1, "num_threads": 1})
-                pipeline.build()
-            pipeline.feed_input("encoded", [image])
-            try:
-                (made,) = pipeline.run()
-            except RuntimeError:
-                made = pipeline = None
-            yield made
+        self.headers = headers = self.headers or self._build_headers()
+        headers.feed_input("encoded", images)
+        (shapes,) = headers.run()
+        return np.flatnonzero((np.asarray(shapes.as_tensor())[:, :2] != sizes).any(axis=1)).tolist()
 
     def _tensor(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
         # A copy: DALI writes its next batch into the same memory. On the CPU numpy copies, in this thread:

@@ -147,6 +147,6 @@ def _parse(root: Path, description: dict) -> Dataset:
 
 
 def _how_to_make(root: str | Path, source: str, made_with: dict | None = None) -> str:
-    missing = {"from": "FOLDER"} if source in ("folder", "wds", "stl10") else {}
+    missing = {"from": "FOLDER"} if source in ("folder", "wds") else {}
     options = "".join(f" {key}={value}" for key, value in (missing | (made_with or {})).items())
     return f"make it with `python -m data_pipelines.shards source={source}{options} to={root}`"

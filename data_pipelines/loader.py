@@ -1,5 +1,6 @@
 """Plan and maker put together: the batches of a run. The whole state is the number of images seen."""
 
+import atexit
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from data_pipelines.common.retry import Interrupted
+from data_pipelines.common.shortage import shortage_named
 from data_pipelines.noise import Noise
 from data_pipelines.plan import BatchShare, Plan, shuffled
 
@@ -149,6 +151,7 @@ class Loader:
 
 
 Item = TypeVar("Item")
+EXIT_SECONDS = 10.0  # that a process which exits waits for a thread, which may wait for a shard
 
 
 class Prefetch(Generic[Item]):
@@ -168,7 +171,10 @@ class Prefetch(Generic[Item]):
         self._give_up = give_up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
-        self._thread.start()
+        with shortage_named("making batches ahead"):
+            self._thread.start()
+        # Whoever exits without closing: a thread inside DALI while Python ends would abort the process.
+        atexit.register(self._end)
 
     def _run(self, items: Iterator[Item]) -> None:
         try:
@@ -209,6 +215,10 @@ class Prefetch(Generic[Item]):
 
     def close(self) -> None:
         """Ends the thread. A second call does nothing."""
-        self._closing.set()
-        self._thread.join()
+        atexit.unregister(self._end)
+        self._end(None)
         self._give_up = lambda _: False  # a reference cycle with its owner would keep DALI's threads alive
+
+    def _end(self, seconds: float | None = EXIT_SECONDS) -> None:
+        self._closing.set()
+        self._thread.join(seconds)

@@ -4,7 +4,7 @@ Recipes import this module: it needs neither numpy nor torch.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,10 @@ class View(Section):
 
     crop: Crop | None = None
     jitter: Jitter | None = None
+    hue: Literal["yiq", "hsv"] = key(
+        "yiq",
+        "colour space in which the jitter turns hue: `hsv`, as torchvision and the publications, or `yiq`",
+    )
     grayscale: Fraction = key(0.0, "probability that an image becomes grey", "1")
     blur: Blur | None = None
     flip: Fraction = key(0.0, "probability that an image is mirrored, left and right", "1")

@@ -7,7 +7,8 @@
 #
 # Submit it from the repository's root, in the environment that the package is installed in; its arguments are
 # those of trainer/main.py. A job that is preempted, nears its time limit or loses its node continues by itself
-# from its newest checkpoint, and so does the same command submitted again.
+# from its newest checkpoint, and so does the same command submitted again. The first job makes data/cifar10, and
+# needs the network for it, or the archive in data/raw.
 #SBATCH --job-name=dim_local
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1             # one launcher; it starts one process per GPU

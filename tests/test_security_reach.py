@@ -128,9 +128,16 @@ def test_a_long_chain_of_bases_ends(tmp_path):
     assert load([f"recipe={tmp_path}/r30.yaml"]).recipe.batch == 128
 
 
-@pytest.mark.parametrize("name", ["a" * 5000, "x\0", "/proc/1/cwd/nothing"])
-def test_names_that_no_file_can_bear(name):
-    assert "no file" in refused(load, [f"recipe={name}.yaml"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a" * 5000, "no file"),
+        ("x\0", "text in UTF-8 without zero bytes"),
+        ("/proc/1/cwd/nothing", "no file"),
+    ],
+)
+def test_names_that_no_file_can_bear(name, expected):
+    assert expected in refused(load, [f"recipe={name}.yaml"])
 
 
 # ---- who may listen ---------------------------------------------------------------------------------

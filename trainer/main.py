@@ -14,6 +14,7 @@ if __name__ == "__main__" and __spec__ is None:
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from trainer.distributed import launch
 from trainer.recipe import loading
 from trainer.tracking import mlflow_store
@@ -110,12 +111,18 @@ def exit_status(command: Callable[[], int]) -> int:
     """Runs a command. What its user can mend, or the loss of another rank, is one line on stderr."""
     outlive_readers()
     try:
-        return command()
+        with refused_paths():
+            return command()
     except UserError as mistake:
         # All ranks make a mistake in the recipe, and the first reports it; later mistakes may be one rank's.
         of_all_ranks = "torch" not in sys.modules or isinstance(mistake, SharedError)
         if os.environ.get("RANK", "0") == "0" or not of_all_ranks:
             print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if (error.name or "trainer").partition(".")[0] in ("trainer", "data_pipelines"):
+            raise
+        print(f"error: {broken_package(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         from trainer.distributed import collectives
@@ -126,6 +133,12 @@ def exit_status(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def broken_package(error: ImportError) -> str:
+    """The line about a package of others that is missing, or cannot be imported."""
+    why = str(error).partition("\n")[0]
+    return f"{error.name} cannot be imported ({why}); install it: pip install -c constraints.txt -e ."
 
 
 if __name__ == "__main__":

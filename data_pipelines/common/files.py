@@ -5,6 +5,7 @@ the old content or the new, never a piece. One writer a file at a time: the temp
 that what a killed process left behind is overwritten by the next instead of piling up.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.paths import ADVICE
 
 
 def flush(path: Path) -> None:
@@ -64,11 +66,13 @@ def replace_text(path: Path, text: str) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """The line a user reads when a file or folder cannot be written."""
+def cannot_write(path: Path, error: OSError, key: str = "outputs=") -> UserError:
+    """The line a user reads when a file or folder cannot be written; `key` is what names another."""
+    if error.errno == errno.EISDIR:
+        return UserError(f"cannot write {path}: {error.strerror}; {ADVICE[error.errno]}")
     return UserError(
         f"cannot write {path}: {error.strerror or error}; "
-        "make room or give the right to write there, or choose another folder with `outputs=`"
+        f"make room or give the right to write there, or choose another place with `{key}`"
     )
 
 

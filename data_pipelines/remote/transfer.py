@@ -59,6 +59,7 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     progress: Callable[[int, int | None], None] = lambda have, size: None,
+    says: str = "dataset.json says",
 ) -> None:
     """Fetches a file into `part`, which is open for reading and writing; keeps what that holds already.
 
@@ -69,12 +70,13 @@ def download(
         source: of the file.
         name: of the file, below the source's root.
         stop: ends the transfer when it is set.
-        size: bytes of the whole file, as dataset.json has them; None: as many as the source announces.
+        size: bytes of the whole file; None: as many as the source announces.
         sha256: of the whole file, in hex; None leaves the check to the caller.
         progress: receives the bytes that are here, and those of the whole file where they are known.
+        says: where size and digest come from, for messages.
 
     Raises:
-        TransientError: the transfer failed, or brought what dataset.json does not say.
+        TransientError: the transfer failed, or brought another size or digest.
         UserError: the source refuses for good.
         Interrupted: `stop` was set.
         OSError: the file cannot be written.
@@ -87,14 +89,14 @@ def download(
                 if size is None:
                     size = announced
                 elif announced not in (None, size):
-                    what = f" has {announced:,} bytes where dataset.json says {size:,}"
+                    what = f" has {announced:,} bytes where {says} {size:,}"
                     raise TransientError(address, what, source.advice)
                 if stream.start != have:
                     digest, have = hashlib.sha256(), _cut(part)
                 while chunk := _next(stream, stop):
                     if size is not None and have + len(chunk) > size:
                         _cut(part)
-                        what = f" has more bytes than the {size:,} of dataset.json"
+                        what = f" has more bytes, where {says} {size:,}"
                         raise TransientError(address, what, source.advice)
                     part.write(chunk)
                     digest.update(chunk)
@@ -107,9 +109,7 @@ def download(
         raise TransientError(address, f" broke off after {have:,} of {size:,} bytes", source.advice, have)
     if sha256 is not None and digest.hexdigest() != sha256:
         _cut(part)
-        raise TransientError(
-            address, " is not what dataset.json says: its digest differs", source.advice, have
-        )
+        raise TransientError(address, f" is not what {says}: its digest differs", source.advice, have)
 
 
 def _resume(part: BinaryIO, size: int | None) -> tuple[Any, int]:

@@ -6,27 +6,32 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.access import Access
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
+from data_pipelines.shards.summary import summary
 from data_pipelines.shards.verify import verify
 
 PROGRAM = "python -m data_pipelines.shards"
+RETRY_SECONDS = 60.0  # for which a transfer that breaks off is continued
 HELP = help_page(
     "Makes a data set: WebDataset shards with an index, or an index of tars where they lie.\n"
     "Nothing unreadable stops it: such images are named, left out and counted.",
     [f"{PROGRAM} source=SOURCE [from=FILES] to=DIR [KEY=VALUE ...]", f"{PROGRAM} verify DIR"],
     {
         "source=digits": "scikit-learn's handwritten digits, embedded",
-        "source=cifar10": "the official archive or its folder, also cifar100; fetched when from= is left out",
-        "source=stl10": "the official folder stl10_binary: train, test and unlabelled",
+        "source=cifar10": "the official archive or its folder, also cifar100",
+        "source=stl10": "the official archive or its folder stl10_binary: train, test and unlabelled",
         "source=folder": "image files: train/CLASS/..., val/CLASS/... or CLASS/..., or no classes at all",
         "source=wds": "WebDataset tars, indexed where they lie: train/*.tar, name-val-000000.tar, ...",
-        "from=FILES": "the source's own files: a folder, an archive, for wds a folder or a quoted pattern",
+        "from=FILES": "the source's own files: a folder, an archive, for wds a folder or a quoted pattern; "
+        "left out, cifar10, cifar100 and stl10 are taken from the folder raw beside DIR, or fetched",
         "to=DIR": "the folder to make; after any interruption, the same command continues",
         "shard=N": "images a shard; default: digits 500, cifar10 and cifar100 5000, stl10 and folder 1000",
         "workers=N": "processes; default: one in 5000 images and one a tar, up to the cores",
@@ -61,21 +66,26 @@ VERIFY_HELP = help_page(
 def main(arguments: list[str]) -> int:
     """The command. Returns its exit status: 1 where verify found something, 2 for a user's mistake."""
     try:
-        if HELP_WORDS & set(arguments):
-            print(VERIFY_HELP if arguments[0] == "verify" else HELP)
-            return 0
-        if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
-            return _verify(arguments[1])
-        if not arguments or not all("=" in argument for argument in arguments):
-            print(HELP, file=sys.stderr)
-            return 2
-        return _make(_options(arguments))
+        with refused_paths():
+            return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if HELP_WORDS & set(arguments):
+        print(VERIFY_HELP if arguments[0] == "verify" else HELP)
+        return 0
+    if arguments[:1] == ["verify"] and len(arguments) == 2 and "=" not in arguments[1]:
+        return _verify(arguments[1])
+    if not arguments or not all("=" in argument for argument in arguments):
+        print(HELP, file=sys.stderr)
+        return 2
+    return _make(_options(arguments))
 
 
 def _options(arguments: list[str]) -> dict:
@@ -108,9 +118,12 @@ def _make(options: dict) -> int:
     start = time.monotonic()
     to = options["to"]
     more: dict[str, Any] = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
+    more["access"] = Access(retry_seconds=RETRY_SECONDS)
     more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
     there = is_made(Path(to))
     dataset = make(options["source"], to, **more)
+    for line in summary(dataset):
+        print(line)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
     print(f"{to}: {dataset.source}, {len(dataset.classes)} classes; images: {', '.join(parts)}; ", end="")
     took = "made before, its source was not read again" if there else f"{time.monotonic() - start:.1f} s"

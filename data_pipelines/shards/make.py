@@ -1,6 +1,7 @@
 """Makes a data set, or its missing parts: shards, their indices and dataset.json."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -10,13 +11,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_pipelines.access import ONCE, Access
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import replace_bytes
-from data_pipelines.common.locks import lock
+from data_pipelines.common.locks import close_locked, open_locked
 from data_pipelines.common.processes import in_processes
 from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
 from data_pipelines.dataset_loading import load_dataset, read_description
 from data_pipelines.shards.write import UNFINISHED, write_shard
+from data_pipelines.sources.archives import obtain
 from data_pipelines.sources.catalog import Option, open_source
 from data_pipelines.sources.images import Sums
 from data_pipelines.sources.source import Source
@@ -31,9 +34,12 @@ def make(
     images_per_shard: int | None = None,
     workers: int | None = None,
     progress: bool = True,
+    access: Access = ONCE,
     **options: Option,
 ) -> Dataset:
     """Makes the data set `to` from a source, or continues it; returns it loaded. A finished one is kept.
+
+    Where `from_` is left out, an official archive is taken from where it lies, or fetched: `archives.obtain`.
 
     Processes that do this at the same time take turns, and the second finds it finished. A killed process
     leaves nothing that looks like a data set, and the next one continues.
@@ -45,6 +51,7 @@ def make(
         images_per_shard: None for that of the unfinished data set, else the source's default.
         workers: processes; None for one for each 5,000 images, up to the cores.
         progress: a bar, where there is a terminal.
+        access: where what is fetched is kept, and how long a transfer that fails is tried again.
         options: test_percent and label, as in `catalog.open_source`.
 
     Raises:
@@ -58,30 +65,51 @@ def make(
     if from_ is not None:
         wanted["from"] = os.path.abspath(from_)
     try:
-        begun = _refuse_another(to, wanted)
+        _refuse_another(to, wanted)
         if is_made(to):
             return load_dataset(to)
-        # An unfinished data set continues with the options that it was begun with.
-        from_ = begun.pop("from", from_)
-        options = {key: value for key, value in begun.items() if key not in ("source", "shard")} | options
-        # All mistakes are reported before anything is written.
-        opened = open_source(source, from_, progress, **options)
-        per_shard = images_per_shard or opened.images_per_shard
-        if per_shard and not opened.images_per_shard:
-            raise UserError(
-                f"shard={per_shard}: source={source} keeps its tars as they are; leave shard= out"
-            )
-        if source == "folder" and to.resolve().is_relative_to(Path(from_).resolve()):
-            raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
         with _locked(to):
             begun = _refuse_another(to, wanted)
             if not _is_whole(to):
-                _write(opened, to, begun.get("shard", per_shard), workers, progress)
+                # An unfinished data set continues with the options that it was begun with.
+                from_ = begun.pop("from", from_)
+                per_shard = begun.pop("shard", None) or images_per_shard
+                options = {key: value for key, value in begun.items() if key != "source"} | options
+                opened = _open(source, to, from_, progress, access, options)
+                per_shard = _images_per_shard(opened, per_shard)
+                _write(opened, to, per_shard, workers, progress)
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
+        if error.filename and Path(error.filename).is_relative_to(to) and Path(error.filename) != to:
+            why = f"{Path(error.filename).relative_to(to)}: {why}"
         raise UserError(f"to={to} cannot be written ({why}); mend that or choose another folder") from None
     return load_dataset(to)
+
+
+def _open(
+    source: str,
+    to: Path,
+    from_: str | Path | None,
+    progress: bool,
+    access: Access,
+    options: dict[str, Option],
+) -> Source:
+    """The source, opened whole: its mistakes are found before a shard is written. Raises UserError."""
+    inside = from_ is not None and Path(os.path.realpath(to)).is_relative_to(os.path.realpath(from_))
+    if source == "folder" and inside:
+        raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
+    from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
+    return open_source(source, from_, progress, **options)
+
+
+def _images_per_shard(source: Source, per_shard: int | None) -> int:
+    """The images of a shard, by default those of the source. Raises UserError: it keeps its shards."""
+    if per_shard and not source.images_per_shard:
+        raise UserError(
+            f"shard={per_shard}: source={source.name} keeps its tars as they are; leave shard= out"
+        )
+    return per_shard or source.images_per_shard
 
 
 def _refuse_another(to: Path, wanted: dict) -> dict:
@@ -96,16 +124,17 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
     others = sorted(set(os.listdir(to)) - {LOCK, UNFINISHED}) if to.exists() else []
     try:
         plan = json.loads((to / UNFINISHED / "plan.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         if (to / "dataset.json").exists():
             plan = vars(read_description(to))
         elif others:
-            raise UserError(
-                f"to={to} holds something else ({others[0]!r}); choose an empty or a new folder"
-            ) from None
+            what = f"holds something else ({others[0]!r}); choose an empty or a new folder"
+            if (to / UNFINISHED / "plan.json").exists():
+                what = f"was begun, but {UNFINISHED}/plan.json is damaged; remove the folder {to}"
+            raise UserError(f"to={to} {what}") from None
         else:
             return {}
-    begun = {"source": plan["source"], "shard": plan["images_per_shard"], **plan.get("made_with", {})}
+    begun = _options_of(plan, to)
     for key, value in wanted.items():
         # A source with one possible content does not keep where its archive was.
         if value is None or value == begun.get(key) or (key == "from" and key not in begun):
@@ -113,6 +142,16 @@ def _refuse_another(to: Path, wanted: dict) -> dict:
         was = " ".join(f"{key}={value}" for key, value in begun.items() if value)
         raise UserError(f"to={to} was begun with {was}; choose another folder, or remove this one")
     return begun
+
+
+def _options_of(plan: object, to: Path) -> dict:
+    """The options that a data set was begun with. Raises UserError where its plan.json is damaged."""
+    made_with = plan.get("made_with", {}) if isinstance(plan, dict) else None
+    if not (
+        isinstance(plan, dict) and isinstance(made_with, dict) and {"source", "images_per_shard"} <= set(plan)
+    ):
+        raise UserError(f"to={to} was begun, but {UNFINISHED}/plan.json is damaged; remove the folder {to}")
+    return {"source": plan["source"], "shard": plan["images_per_shard"], **made_with}
 
 
 def is_made(to: Path) -> bool:
@@ -129,17 +168,40 @@ def _is_whole(to: Path) -> bool:
 
 @contextmanager
 def _locked(to: Path) -> Iterator[None]:
-    """Locks the folder: of several processes one makes the data set, and the others find it finished."""
-    to.mkdir(parents=True, exist_ok=True)
-    with open(to / LOCK, "w") as file:  # the system unlocks it, whatever ends this process
-        if not lock(file):
-            print(f"waiting for another process that is making {to}", file=sys.stderr)
-            lock(file, wait=True)
-        try:
-            _remove_parts(to)  # of a killed process
-            yield
-        finally:
-            _remove_parts(to)
+    """Locks the folder: of several processes one makes the data set, and the others find it finished.
+
+    The folder is made; where nothing came into it, it is removed.
+    """
+    new = [folder for folder in (to, *to.parents) if not folder.exists()]
+    descriptor = _lock(to)  # the system unlocks it, whatever ends this process
+    try:
+        _remove_parts(to)  # of a killed process
+        yield
+    finally:
+        _remove_parts(to)
+        with suppress(OSError):  # not empty: something was written
+            (to / UNFINISHED).rmdir()
+        with suppress(OSError):
+            if os.listdir(to) == [LOCK]:
+                (to / LOCK).unlink()
+            for folder in new:
+                folder.rmdir()
+        close_locked(descriptor)
+
+
+def _lock(to: Path) -> int:
+    """The descriptor of the folder's lock, once this process has it."""
+    while True:
+        to.mkdir(parents=True, exist_ok=True)
+        descriptor = open_locked(to / LOCK)
+        if descriptor is None:
+            print(f"waiting for another process that is making {to}", file=sys.stderr, flush=True)
+            descriptor = open_locked(to / LOCK, wait=math.inf)
+        assert descriptor is not None  # it was waited for
+        with suppress(FileNotFoundError):  # its former owner had nothing to write, and removed it
+            if os.path.samestat(os.fstat(descriptor), os.stat(to / LOCK)):
+                return descriptor
+        close_locked(descriptor)
 
 
 def _remove_parts(to: Path) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import file_digest
 from data_pipelines.common.processes import in_processes
+from data_pipelines.common.shortage import raise_shortage
 from data_pipelines.dataset import INDEX, Dataset, Shard, index_name, missing_parts, tar_path
 from data_pipelines.dataset_loading import read_description
 from data_pipelines.sources.images import Sums, decode
@@ -79,6 +80,7 @@ def verify_shard(dataset: Dataset, shard: Shard) -> tuple[list[str], Sums]:
             try:
                 values = decode(os.pread(file.fileno(), int(entry["size"]), offset))
             except Exception as error:  # image decoders raise nearly anything
+                raise_shortage(error, f"checking {path}")
                 problems.append(f"{member} cannot be decoded ({error or type(error).__name__})")
                 continue
             entry["height"], entry["width"] = values.shape[:2]

@@ -11,7 +11,8 @@ import numpy as np
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import file_digest, replace_bytes, replacing
-from data_pipelines.dataset import index_name
+from data_pipelines.common.shortage import raise_shortage
+from data_pipelines.dataset import Shard, index_name
 from data_pipelines.sources.images import Sums
 from data_pipelines.sources.source import Chunk
 from data_pipelines.sources.tars import index_shard
@@ -97,11 +98,12 @@ def _finished(note: Path, root: Path, name: str, wanted: str) -> dict | None:
         entry = noted["entry"]
         if (
             noted["input"] == wanted
+            and {*Shard.__dataclass_fields__, "left_out", "sums", "classes"} - {"path"} <= entry.keys()
             and file_digest(root / entry.get("path", name)) == entry["sha256"]
             and file_digest(root / index_name(name)) == entry["index_sha256"]
         ):
             return entry
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # not finished, or damaged: it is written again
     return None
 
@@ -122,6 +124,7 @@ def _write_tar(chunk: Chunk, path: Path, classes: int) -> tuple[np.ndarray, list
                 if sample.label is not None and not 0 <= label < classes:
                     raise ValueError(f"label {label} is not in 0..{classes - 1}")
             except Exception as error:  # image decoders raise nearly anything
+                raise_shortage(error, f"writing {path}")
                 why = " ".join(str(error).split()) or type(error).__name__
                 left_out.append({"member": sample.name, "why": why})
                 continue

@@ -29,8 +29,9 @@ def open_source(
     """Opens a source by its name.
 
     Args:
-        from_: the archive or folder that it is read from, where it has one.
-        progress: a bar for a download, where there is a terminal.
+        from_: the archive or folder that it is read from, where it has one; `archives.obtain` finds or
+            fetches an official one.
+        progress: a bar, where there is a terminal.
         options: test_percent and label; None stands for the default.
 
     Raises:
@@ -47,18 +48,19 @@ def open_source(
 
 
 def _cifar10(from_: str | Path | None, progress: bool) -> Source:
-    """CIFAR-10 (Krizhevsky 2009), official python layout and order; fetched when `from_` is not given."""
+    """CIFAR-10 (Krizhevsky 2009), official python layout and order."""
     return _cifar(cifar.CIFAR10, "cifar10", from_, progress)
 
 
 def _cifar100(from_: str | Path | None, progress: bool) -> Source:
-    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; fetched when `from_` is not given."""
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels."""
     return _cifar(cifar.CIFAR100, "cifar100", from_, progress)
 
 
 def _cifar(layout: cifar.Layout, name: str, from_: str | Path | None, progress: bool) -> Source:
-    path = cifar.fetch(layout.url, layout.md5, progress=progress) if from_ is None else Path(from_)
-    classes, pixels = cifar.read(path, layout)
+    if from_ is None:
+        raise UserError(f"from= is missing; {layout.expected}")
+    classes, pixels = cifar.read(Path(from_), layout)
     splits = {split: Pixels(split, 0, images, labels) for split, (images, labels) in pixels.items()}
     return Source(name, classes, splits, images_per_shard=5000)
 

@@ -6,25 +6,17 @@ Python 2, the pixels a uint8 array [n, 3072], each row the red, green and blue p
 """
 
 import io
-import os
 import pickle
 import tarfile
-import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import file_digest
-from data_pipelines.common.retry import TransientError
-from data_pipelines.remote.transfer import download
-from data_pipelines.remote.web import Web
 
 
 @dataclass(frozen=True)
@@ -32,8 +24,7 @@ class Layout:
     """The contents of an archive; names and labels are keys of the pickled dicts."""
 
     title: str
-    url: str
-    md5: str
+    archive: str
     folder: str
     meta: str
     files: dict[str, list[str]]
@@ -42,14 +33,12 @@ class Layout:
 
     @property
     def expected(self) -> str:
-        archive = self.url.rsplit("/", 1)[-1]
-        return f"from= takes {archive}, its unpacked folder {self.folder}, or the folder above that one"
+        return f"from= takes {self.archive}, its unpacked folder {self.folder}, or the folder above that one"
 
 
 CIFAR10 = Layout(
     "CIFAR-10",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-python.tar.gz",
     "cifar-10-batches-py",
     "batches.meta",
     {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
@@ -58,8 +47,7 @@ CIFAR10 = Layout(
 )
 CIFAR100 = Layout(
     "CIFAR-100",
-    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    "eb9058c3a382ffc7106e4002c42a8d85",
+    "cifar-100-python.tar.gz",
     "cifar-100-python",
     "meta",
     {"train": ["train"], "test": ["test"]},
@@ -67,49 +55,6 @@ CIFAR100 = Layout(
     b"fine_labels",
 )
 LARGEST = 1 << 29  # bytes; CIFAR-100's train has 155 MB. Keeps a wrong archive from filling the memory.
-
-
-def fetch(url: str, md5: str, folder: str | Path | None = None, progress: bool = True) -> Path:
-    """Downloads the official archive once and returns its path; the md5 is checked each time.
-
-    folder: where it is kept; None: ($XDG_CACHE_HOME or ~/.cache)/hybrid-infomax. Raises UserError when there
-    is no network or the file is another one.
-    """
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-infomax"
-    path = Path(folder) / url.rsplit("/", 1)[-1]
-    by_hand = f"download {url} by hand and give it as from=PATH/{path.name}"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # by process: two may fetch at once
-    try:
-        if path.is_file() and file_digest(path, "md5") == md5:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _download(url, part, path.name, progress)
-        except UserError as error:  # the advice is that of a data set behind a server
-            raise OSError(str(error).partition("; ")[0]) from None
-        if (digest := file_digest(part, "md5")) != md5:
-            raise UserError(f"{url} came with md5 {digest}, expected {md5}; try again, or {by_hand}")
-        part.replace(path)
-    except (OSError, TransientError) as error:
-        raise UserError(f"{url} could not be fetched to {path.parent} ({error}); {by_hand}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
-
-
-def _download(url: str, part: Path, name: str, progress: bool) -> None:
-    """Fetches a file to `part`, with a bar on a terminal. Raises OSError, TransientError or UserError."""
-    root, _, last = url.rpartition("/")
-    hidden = None if progress else True  # None: shown on a terminal only
-    with open(part, "w+b") as file, tqdm(desc=name, unit="B", unit_scale=True, disable=hidden) as bar:
-
-        def show(have: int, size: int | None) -> None:
-            bar.total = size
-            bar.update(have - bar.n)
-
-        download(Web(root), last, file, threading.Event(), progress=show)
 
 
 def read(path: Path, layout: Layout = CIFAR10) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:

@@ -7,23 +7,27 @@ DIR/train/CLASS/**/x.jpg, DIR/val/CLASS/...   split folders; a class is a folder
 DIR/CLASS/**/x.jpg                            class folders; the splits by a hash of each file's path in DIR
 DIR/x.jpg                                     no class folders: unlabelled
 
-Files keep their bytes. This module reads names alone; worker processes open and decode the files.
+`layout` decides which of them it is. Files keep their bytes. This module reads names alone; worker processes
+open and decode the files.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.sources.clutter import HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FOLDER
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Picture, Sample, picture
-from data_pipelines.sources.splits import NAMES, by_hash, place, printable
+from data_pipelines.sources.layout import Layout, class_names, find_layout
+from data_pipelines.sources.splits import by_hash, nfc, place, printable
+from data_pipelines.sources.tree import ANNOTATIONS, Tree, join, read_tree
 
-ANNOTATIONS = "val_annotations.txt"  # lines of file name, class, and a box
-KNOWN = frozenset(SUFFIXES)
+NO_SPLIT_FOLDER = "a folder that is no split"
+NO_SPLIT = "it lies in no split"
 
 
 @dataclass(frozen=True)
@@ -84,29 +88,18 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
     test_percent: how many in 100 become the test split where the folder has no splits; None: TEST_PERCENT.
     Raises UserError when it is no folder, holds no image, or its layout is not one of the above.
     """
-    left_out: list[dict] = []
-    try:
-        splits = _split_folders(root, left_out)
-        listed = {split: _images(root, folder, left_out) for split, folder in splits.items()}
-    except OSError as error:
-        why = f"{error.filename} cannot be read ({error.strerror})"
-        raise UserError(f"from={root}: {why}; give a folder of images") from None
-    classes = sorted({path.split("/")[0] for path in listed["train"] if "/" in path})
-    numbers = {name: number for number, name in enumerate(classes)}
-    pairs: dict[str, list[tuple[str, int | None]]] = {}
-    for split, paths in listed.items():
-        folder = splits[split] and f"{splits[split]}/"
-        labels = _labels(root / folder, split, paths, numbers)
-        pairs[split] = []
-        for path, name in zip(paths, labels, strict=True):
-            if name is None or name in numbers:
-                pairs[split].append((folder + path, None if name is None else numbers[name]))
-            else:
-                why = f"{printable(name)!r} is no class of train" if name else "it lies in no class folder"
-                left_out.append({"member": printable(folder + path), "why": why})
-    pairs = by_hash(pairs, test_percent, f"from={root}", lambda pair: pair[0])
+    tree = read_tree(root)
+    _refuse_unreadable(root, tree, lambda path: not path)
+    layout = find_layout(tree, str(root))
+    _refuse_unreadable(root, tree, layout.holds)
+    classes = sorted(class_names(tree, layout.class_folders["train"]))
+    left_out = _left_out(tree, layout)
+    pairs = {split: _labelled(root, tree, layout, split, classes, left_out) for split in layout.splits}
+    below = len(layout.base) + 1 if layout.base else 0
+    # By the path below the base, so that DIR and DIR/the-only-folder-in-it give the same data set.
+    pairs = by_hash(pairs, test_percent, f"from={root}", lambda pair: pair[0][below:])
     for part in pairs.values():
-        part.sort(key=lambda pair: (place(pair[0]), pair[0]))
+        part.sort(key=lambda pair: (place(pair[0][below:]), pair[0]))
     files = {
         split: Files(str(root), split, 0, *map(list, zip(*part, strict=True)))
         for split, part in pairs.items()
@@ -115,75 +108,86 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
     if "train" not in files:
         endings = ", ".join(SUFFIXES[:5])
         raise UserError(f"from={root} has no image to train on; names of images end in {endings}, ...")
-    left_out.sort(key=lambda entry: entry["member"])
-    return [printable(name) for name in classes], files, left_out
+    entries = [{"member": printable(path), "why": left_out[path]} for path in sorted(left_out)]
+    entries.sort(key=lambda entry: entry["why"] not in (NO_SPLIT_FOLDER, NO_SPLIT))  # the most telling first
+    return [printable(name) for name in classes], files, entries
 
 
-def _split_folders(root: Path, left_out: list[dict]) -> dict[str, str]:
-    """{split: its folder's name}; {"train": ""}, the root itself, where no folders are named after splits."""
-    with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    splits: dict[str, str] = {}
-    for folder in folders:
-        if (split := NAMES.get(folder.lower())) is not None:
-            if split in splits:
-                raise UserError(
-                    f"from={root}: {splits[split]} and {folder} are both {split}; remove one of them"
-                )
-            splits[split] = folder
-    others = [folder for folder in folders if folder not in splits.values()]
-    if "train" not in splits and splits and not others:
-        raise UserError(
-            f"from={root} has {', '.join(splits.values())} but no train; give the folder above them"
-        )
-    if "train" not in splits or (len(splits) == 1 and others):
-        return {"train": ""}  # the folder "train" may be a class, of trains
-    left_out += [{"member": printable(name), "why": "a folder that is no split"} for name in others]
-    return dict(sorted(splits.items(), key=lambda item: item[0] != "train"))
+def _refuse_unreadable(root: Path, tree: Tree, matters: Callable[[str], bool]) -> None:
+    for path, error in sorted(tree.unreadable.items()):
+        if matters(path):
+            what = f"{printable(join(str(root), path))} cannot be read ({error.strerror})"
+            raise UserError(f"from={root}: {what}; give a folder of images")
 
 
-def _images(root: Path, folder: str, left_out: list[dict]) -> list[str]:
-    """Paths below root/folder of all files that are named as images are; the others are left out."""
-    images = []
-    start = os.path.join(root, folder)
-    below: list[tuple[str, str, tuple[str, ...]]] = [(start, "", (os.path.realpath(start),))]
-    while below:
-        at, prefix, above = below.pop()
-        with os.scandir(at) as entries:
-            for entry in entries:
-                path, why = prefix + entry.name, None
-                link = entry.is_symlink()
-                real = os.path.realpath(entry.path) if link else os.path.join(above[-1], entry.name)
-                if entry.name.startswith("."):
-                    why = "a hidden file"
-                elif real in above:
-                    why = "a link to a folder that it lies in"
-                elif entry.is_dir():
-                    below.append((entry.path, f"{path}/", (*above, real)))
-                elif entry.name.rpartition(".")[2].lower() not in KNOWN or "." not in entry.name:
-                    why = "its name is no image's" if entry.name != ANNOTATIONS else None
-                elif not entry.is_file():
-                    why = "no regular file"
-                else:
-                    images.append(path)
-                if why:
-                    left_out.append({"member": printable(os.path.join(folder, path)), "why": why})
-    return images
+def _left_out(tree: Tree, layout: Layout) -> dict[str, str]:
+    """Why a file or folder is not looked at, by path: what lies outside of the splits, and what is no image.
+
+    Of a folder that is left out itself, nothing else is named.
+    """
+    left_out = dict.fromkeys(layout.others, NO_SPLIT_FOLDER)
+    apart = tuple(f"{folder}/" for folder in layout.others)
+    for path, why in tree.left_out.items():
+        by_system = why in (HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FOLDER)
+        if (layout.holds(path) or by_system) and not path.startswith(apart):
+            left_out[path] = why
+    for path, error in tree.unreadable.items():
+        if not layout.holds(path) and not path.startswith(apart):
+            left_out.setdefault(path, f"a folder that cannot be read ({error.strerror})")
+    outside = (path for path in tree.images if not layout.holds(path) and not path.startswith(apart))
+    return left_out | dict.fromkeys(outside, NO_SPLIT)
 
 
-def _labels(folder: Path, split: str, paths: list[str], classes: dict[str, int]) -> list[str | None]:
-    """The class name of each path below a split's folder, "" where it has none; all None if unlabelled."""
-    within = [path.split("/")[0] if "/" in path else "" for path in paths]
-    if (folder / ANNOTATIONS).is_file():
-        text = (folder / ANNOTATIONS).read_text("utf-8", "replace")
+def _labelled(
+    root: Path, tree: Tree, layout: Layout, split: str, classes: list[str], left_out: dict[str, str]
+) -> list[tuple[str, int | None]]:
+    """The paths of a split's images with their labels; those that have no class are added to `left_out`."""
+    folder = layout.splits[split]
+    numbers = {name: number for number, name in enumerate(classes)}
+    pairs: list[tuple[str, int | None]] = []
+    paths = [path for path in tree.images if not folder or path.startswith(f"{folder}/")]
+    names = _class_names_of(root, layout, split, paths, numbers)
+    for path, name in zip(paths, names, strict=True):
+        if name is None or name in numbers:
+            pairs.append((path, None if name is None else numbers[name]))
+        else:
+            left_out[path] = (
+                f"{printable(name)!r} is no class of train" if name else "it lies in no class folder"
+            )
+    return pairs
+
+
+def _class_names_of(
+    root: Path, layout: Layout, split: str, paths: list[str], classes: dict[str, int]
+) -> list[str | None]:
+    """The class name of each path of a split, "" where it has none; all None if the split is unlabelled."""
+    annotations = root / layout.splits[split] / ANNOTATIONS
+    if annotations.is_file():
+        text = annotations.read_text("utf-8", "replace")
         annotated = dict(line.split("\t")[:2] for line in text.splitlines() if "\t" in line)
-        return [annotated.get(path.rpartition("/")[2], "") for path in paths]
+        return [nfc(annotated.get(path.rpartition("/")[2], "")) for path in paths]
+    at = layout.class_folders[split]
+    lower = [path[len(at) + 1 :] if at else path for path in paths]
+    within = [nfc(path.split("/")[0]) if "/" in path else "" for path in lower]
     strange = sorted(set(within) - classes.keys() - {""})
+    _refuse_other_case(root / at, strange, classes)
     if not classes.keys() & set(within):
         if len(strange) > 1:
             few = ", ".join(map(printable, strange[:3]))
             raise UserError(
-                f"{folder}: no folder of {split} ({few}, ...) is a class of train; name them alike"
+                f"{printable(str(root / at))}: no folder of {split} ({few}, ...) is a class of train; "
+                "name them alike"
             )
         return [None] * len(paths)
     return list(within)
+
+
+def _refuse_other_case(folder: Path, strange: list[str], classes: Collection[str]) -> None:
+    """Classes may differ in case alone (letters do); a class of one split only is more likely a slip."""
+    alike = {name.casefold(): name for name in classes}
+    for name in strange:
+        if (other := alike.get(name.casefold())) is not None:
+            raise UserError(
+                f"{printable(str(folder))}: {printable(name)} is no class of train but "
+                f"{printable(other)} is; name the folders alike"
+            )

@@ -199,9 +199,16 @@ def _loader_agrees(encoded: bytes, values: np.ndarray) -> bool:
     pipeline.feed_input("encoded", [np.frombuffer(encoded, np.uint8)])
     try:
         decoded, header = pipeline.run()
-    except RuntimeError:
+    except Exception as error:
         _loader.cache_clear()  # a pipeline is dead after a failure
-        return False
+        # Imported here, because only shards of existing image files need DALI.
+        from data_pipelines.dali_damage import damaged, size_of_pixels
+        from data_pipelines.dali_graph import decode_and_header_graph
+
+        image, size = np.frombuffer(encoded, np.uint8), np.array(values.shape[:2])
+        if damaged(decode_and_header_graph, [image], size[None], size_of_pixels):
+            return False
+        raise MemoryError("DALI decodes it the second time") from error
     decoded, header = np.asarray(decoded.at(0)), np.asarray(header.at(0))
     if decoded.shape != values.shape or (header[:2] != values.shape[:2]).any():
         return False

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,6 +30,16 @@ def named(path: str) -> str | None:
         if word in NAMES:
             return NAMES[word]
     return None
+
+
+def of_folder(name: str) -> str | None:
+    """The split that a folder is named after, whatever the case of its letters; None: none."""
+    return NAMES.get(name.strip().lower())
+
+
+def nfc(name: str) -> str:
+    """A name in the normal form in which names are compared: macOS decomposes letters with accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(path: str) -> str:

@@ -18,9 +18,10 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.sources.images import Picture, Sample, encode
 
 FOLDER = "stl10_binary"
-URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
-EXPECTED = f"from= takes the unpacked folder {FOLDER} of {URL}, or the folder above it"
+EXPECTED = f"from= takes {FOLDER}.tar.gz, its unpacked folder {FOLDER}, or the folder above that one"
 FILES = {"train": "train", "test": "test", "unlabelled": "unlabeled"}
+MEMBERS = ("class_names.txt", "train_y.bin", "test_y.bin", *(f"{stem}_X.bin" for stem in FILES.values()))
+PUBLISHED = {"train": 5000, "test": 8000, "unlabelled": 100_000}  # images
 SIDE = 96
 IMAGE = 3 * SIDE * SIDE  # bytes
 
@@ -85,6 +86,10 @@ def read(path: Path) -> tuple[list[str], dict[str, Slice]]:
             if split != "unlabelled":
                 labels[:] = _labels(folder / f"{stem}_y.bin", count)
             splits[split] = Slice(file, split, 0, labels)
+        unlabelled, published = len(splits["unlabelled"]), PUBLISHED["unlabelled"]
+        if all(len(splits[name]) == PUBLISHED[name] for name in ("train", "test")) and unlabelled < published:
+            file = splits["unlabelled"].path
+            raise UserError(f"{file} has {unlabelled:,} images, expected {published:,}: is it whole?")
     except OSError as error:
         why = f"{error.filename} cannot be read ({error.strerror})"
         raise UserError(f"from={path}: {why}; {EXPECTED}") from None

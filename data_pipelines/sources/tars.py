@@ -3,7 +3,7 @@
 import os
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -11,43 +11,116 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources.images import EXTENSIONS
 
+_BLOCK = 1 << 20  # bytes read at once in search of a further archive; a multiple of tar's 512
+
 
 class Member(NamedTuple):
-    """A member of a tar; offset and size of its data, bytes; plain: no link, folder or device."""
+    """A member of a tar.
+
+    Args:
+        offset, size: of its data, bytes.
+        why: it has no data in one piece, because it is a link or a sparse file, for example; None: it has.
+        folder: whether it is one.
+        archive: the number of the archive that it lies in, where one file holds several (`cat a.tar b.tar`).
+    """
 
     name: str
     offset: int
     size: int
-    plain: bool
+    why: str | None = None
+    folder: bool = False
+    archive: int = 0
 
 
-def members(path: str | Path) -> tuple[list[Member], str | None]:
-    """All complete members of a tar, in order, and what is wrong with the tar, or None.
+class Listing(NamedTuple):
+    """The members of a tar, in order.
+
+    Args:
+        damage: what is wrong with the tar from some place on, such as "is cut short at byte 512"; or None.
+        surplus: what lies behind its end without being a tar; or None.
+        archives: how many the file holds, one behind the other; the damage lies in the last one.
+    """
+
+    members: list[Member]
+    damage: str | None = None
+    surplus: str | None = None
+    archives: int = 1
+
+
+def list_members(path: str | Path) -> Listing:
+    """All complete members of a tar, those of further archives behind its end with them.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
     """
     if why := compressed(path):
         raise UserError(f"{path} {why}")
     listed: list[Member] = []
-    end, size = 0, os.stat(path).st_size
+    start: int | None = 0
+    number, size = 0, os.stat(path).st_size
+    with open(path, "rb") as file:
+        while start is not None:
+            file.seek(start)
+            damage, end = _list_archive(file, size, number, listed)
+            if damage:
+                return Listing(listed, damage, None, number + 1)
+            start, number = _behind(file, end), number + 1
+            if start is not None and not _is_header(file, start):
+                rest = f"{size - start:,} bytes behind its end, from byte {start:,} on, that are no tar"
+                return Listing(listed, None, rest, number)
+    return Listing(listed, None, None, number)
+
+
+def _list_archive(file: BinaryIO, size: int, number: int, listed: list[Member]) -> tuple[str | None, int]:
+    """Adds the members of the archive that begins here; returns its damage, or None and where it ends."""
+    end = 0
     try:
-        with tarfile.open(path, "r:", errorlevel=2) as tar:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
             for member in tar:
-                if member.offset_data + member.size * member.isreg() > size:
-                    return listed, f"is cut short at byte {size:,}, within {member.name!r}"
-                listed.append(Member(member.name, member.offset_data, member.size, _is_plain(member)))
+                stored = _stored(member)
+                last = member.offset_data + stored * member.isreg()
+                if last > size or stored < 0:
+                    return f"is cut short at byte {size:,}, within {member.name!r}", end
+                place = (member.name, member.offset_data, member.size)
+                listed.append(Member(*place, _no_data(member), member.isdir(), number))
             # tarfile mistakes a damaged header, or a cut between two members, for the end of the tar.
             end = tar.offset
-            tar.fileobj.seek(end)
-            if tar.fileobj.read(1024) != bytes(1024):
-                return listed, f"is damaged or cut short at byte {end:,} of {size:,}"
+            file.seek(end)
+            if file.read(1024) != bytes(1024):
+                return f"is damaged or cut short at byte {end:,} of {size:,}", end
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        return listed, f"is not a whole tar file ({error})"
-    return listed, None
+        return f"is not a whole tar file ({error})", end
+    return None, end
 
 
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse()
+def _stored(member: tarfile.TarInfo) -> int:
+    """Bytes that the tar has of a member's data; the size of a sparse file is that of its holes, too."""
+    parts: Any = member.sparse  # (offset, length) of each
+    return member.size if parts is None else sum(length for _, length in parts)
+
+
+def _behind(file: BinaryIO, end: int) -> int | None:
+    """The first block of 512 bytes behind the end of an archive that is not empty; None: all are."""
+    file.seek(end)
+    while block := file.read(_BLOCK):
+        if rest := block.lstrip(b"\0"):
+            return end + (len(block) - len(rest)) // 512 * 512
+        end += len(block)
+    return None
+
+
+def _is_header(file: BinaryIO, start: int) -> bool:
+    file.seek(start)
+    try:
+        tarfile.TarInfo.frombuf(file.read(512), "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+def _no_data(member: tarfile.TarInfo) -> str | None:
+    if not member.isreg():
+        return "a link, or no file"
+    return "a sparse file, whose bytes do not lie in one piece" if member.issparse() else None
 
 
 def index_shard(path: str | Path) -> np.ndarray:
@@ -56,17 +129,17 @@ def index_shard(path: str | Path) -> np.ndarray:
     Raises UserError when the tar is compressed, cut short or damaged, or when its members are not pairs of an
     image and <key>.cls with a whole number in the latter.
     """
-    listed, damage = members(path)
-    if damage:
-        raise UserError(f"{path} {damage}")
+    listing = list_members(path)
+    if listing.damage:
+        raise UserError(f"{path} {listing.damage}")
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     with open(path, "rb") as file:
-        for member in listed:
+        for member in listing.members:
             key, _, kind = member.name.rpartition(".")
             is_image = kind in EXTENSIONS.values()
             known = images if is_image else labels
-            if not (is_image or kind == "cls") or key in known or not member.plain:
+            if not (is_image or kind == "cls") or key in known or member.why:
                 raise UserError(f"{path}: member {member.name!r} is not one image or <key>.cls")
             if is_image:
                 images[key] = (member.offset, member.size)

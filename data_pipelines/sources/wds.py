@@ -2,12 +2,13 @@
 
 A sample is the members with one key, and a key ends at the first dot of a member's base name, as webdataset
 reads it: 000123.jpg, 000123.txt and 000123.json are the sample 000123. Its image is the first member with a
-known extension; its label is the member cls, or the value of a key in the member json, or none.
+known extension; its label is the member cls, or the value of a key in the member json, or none
+(`tar_labels`). A file that is several tars, one behind the other, is read as several tars: a sample lies in
+one of them. Images and labels that become nothing are left out by name.
 """
 
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,23 +19,35 @@ import numpy as np
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.processes import IMAGES_PER_WORKER
+from data_pipelines.common.shortage import raise_shortage
 from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources import splits
+from data_pipelines.sources.clutter import NO_IMAGE, clutter_in
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Sums, picture
-from data_pipelines.sources.tars import Member, members
+from data_pipelines.sources.tar_labels import (
+    check_label,
+    label_ending,
+    label_suffixes,
+    read_classes,
+    read_label,
+)
+from data_pipelines.sources.tars import Listing, Member, list_members
 
-MOST_CLASSES = 1_000_000  # a larger label is not the number of a class
-LARGEST_TEXT = 1 << 24  # bytes of a json member
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_Group = list[tuple[str, Member]]  # suffixes, in lower case, and members of one key
 
 
 class TarSample(NamedTuple):
-    """A sample with an image; one that cannot be used has the reason in `why`. label: -1: unlabelled."""
+    """A sample with an image, or a member of which nothing becomes, and then why.
+
+    label: -1: unlabelled; labelled: whether a member is there that holds the label.
+    """
 
     key: str
     image: Member
     label: int = -1
     why: str | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,9 @@ class Tars:
     def index(self) -> tuple[np.ndarray, list[dict], Sums]:
         """Decodes the first tar's images: its rows of INDEX, what is left out, and sums over pixels."""
         path, rows, left_out, sums = self.paths[0], [], [], Sums()
-        listed, damage = samples(path, self.label, self.classes)
-        if damage and self.split == "train":  # once, where two splits share a tar
-            left_out.append(
-                {"member": splits.printable(path), "why": f"it {damage}; nothing from there on is used"}
-            )
+        listed, remark = samples(path, self.label, self.classes)
+        if remark and (self.percent is None or self.split == "train"):  # once, where two splits share a tar
+            left_out.append({"member": splits.printable(path), "why": remark})
         with open(path, "rb") as file:
             for sample in listed:
                 if not self._has(sample.key):
@@ -85,6 +96,7 @@ class Tars:
                     )
                     values = picture(encoded, rewrite=False).values
                 except Exception as error:  # image decoders raise nearly anything
+                    raise_shortage(error, f"reading {path}")
                     why = " ".join(str(error).split()) or type(error).__name__
                     member = splits.printable(f"{path}: {sample.image.name}")
                     left_out.append({"member": member, "why": splits.printable(why)})
@@ -100,89 +112,97 @@ class Tars:
 def samples(
     path: str | Path, label: str | None, classes: Sequence[str] | None
 ) -> tuple[list[TarSample], str | None]:
-    """All samples of a tar, in order, also unusable ones, and what is wrong with the tar, or None.
+    """All samples of a tar, in order, also what cannot be used, and what is wrong with the tar, or None.
 
     Raises UserError when it is compressed; OSError when it cannot be read.
     """
-    listed, damage = members(path)
-    groups: dict[str, list[tuple[str, Member]]] = {}
-    for member in listed:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if suffix and (member.plain or _rank(suffix) is not None):
-            groups.setdefault(folder + slash + stem, []).append((suffix.lower(), member))
-    if damage and groups:
-        groups.popitem()  # its label may be what was cut off
+    listing = list_members(path)
     in_order: list[TarSample] = []
     with open(path, "rb") as file:
-        for key, group in groups.items():
-            in_order += _sample(file.fileno(), key, group, label, classes)
-    return in_order, damage
+        for key, group in _groups(listing).items():
+            in_order += _samples_of(file.fileno(), key[1], group, label, classes)
+    if listing.damage and any(sample.label >= 0 for sample in in_order):
+        why = "it has no label, which may have been in the part of the tar that is lost"
+        in_order = [s if s.labelled or s.why else s._replace(why=why) for s in in_order]
+    remark = None
+    if listing.damage:
+        remark = f"it {listing.damage}; neither the sample before that nor what follows is used"
+    elif listing.surplus:
+        remark = f"it has {listing.surplus}; they are not used"
+    elif not listing.members:
+        remark = "it has no members"
+    return in_order, remark
 
 
-def _sample(
-    fd: int, key: str, group: list[tuple[str, Member]], label: str | None, classes: Sequence[str] | None
+def _groups(listing: Listing) -> dict[tuple[int, str], _Group]:
+    """The members that may matter by archive and key, in order; one without a suffix has its own group."""
+    groups: dict[tuple[int, str], _Group] = {}
+    for member in listing.members:
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        # Links and devices matter where an image or a label is looked for.
+        matters = member.why is None or _rank(suffix) is not None or _ending(suffix) in ("cls", "json")
+        if matters and not member.folder:
+            key = folder + slash + stem if suffix else f"{member.name}\0"
+            groups.setdefault((member.archive, key), []).append((suffix.lower(), member))
+    if listing.damage:
+        keys = [key for key in groups if key[0] == listing.archives - 1 and not key[1].endswith("\0")]
+        if keys:
+            del groups[keys[-1]]  # its label may be what was cut off
+    return groups
+
+
+def _samples_of(
+    fd: int, key: str, group: _Group, label: str | None, classes: Sequence[str] | None
 ) -> Iterator[TarSample]:
-    """Yields the sample itself, and one that cannot be used for each further image in it."""
+    """Yields the sample itself, and each of its members that becomes nothing."""
+    usable: _Group = []
+    names: set[str] = set()
+    for suffix, member in group:
+        if why := clutter_in(member.name):
+            yield TarSample(key, member, why=why)
+        elif member.name in names:
+            yield TarSample(key, member, why="a member of the same name lies before it in the tar")
+        else:
+            usable.append((suffix, member))
+            names.add(member.name)
     # In the order of SUFFIXES, x.jpg before x.left.jpg; Python's sort keeps the tar's order among equals.
     ranked = [
-        (suffix.count("."), rank, member) for suffix, member in group if (rank := _rank(suffix)) is not None
+        (suffix.count("."), rank, suffix, member)
+        for suffix, member in usable
+        if (rank := _rank(suffix)) is not None
     ]
-    images = [member for _, _, member in sorted(ranked, key=lambda entry: entry[:2])]
-    if not images:
-        yield TarSample(key, group[0][1], why="its sample has no image")
+    ranked.sort(key=lambda entry: entry[:2])
+    if not ranked:
+        yield from (TarSample(key, member, why=NO_IMAGE) for _, member in usable)
         return
-    first, others = images[0], images[1:]
-    texts = {suffix: member for suffix, member in reversed(group) if member.plain}
+    *_, suffix, image = ranked[0]
+    wanted, by_suffix = label_suffixes(suffix, label_ending(label)), dict(reversed(usable))
+    label_member = next((by_suffix[one] for one in wanted if one in by_suffix), None)
+    why, value = image.why, -1
     try:
-        if not key.rpartition("/")[2]:
-            raise ValueError("a hidden file")
-        if not first.plain:
-            raise ValueError("a link, or no file")
-        yield TarSample(key, first, _label(fd, texts, label, classes))
+        value = -1 if why else read_label(fd, label_member, label, classes)
     except ValueError as error:
-        yield TarSample(key, first, why=str(error))
-    for other in others:
+        why = str(error)
+    yield TarSample(key, image, value, why, label_member is not None)
+    others = {suffix.rpartition(".")[0]: member for *_, suffix, member in ranked[1:]}
+    for _, _, _, other in ranked[1:]:
         yield TarSample(
-            key, other, why=f"{first.name} is the image of its sample: a key ends at the first dot"
+            key, other, why=f"{image.name} is the image of its sample: a key ends at the first dot"
         )
+    for suffix, member in usable:
+        stem, _, ending = suffix.rpartition(".")
+        if ending == label_ending(label) and member is not label_member and stem not in others:
+            yield TarSample(key, member, why=f"it is not the label of {image.name}, the image of its sample")
+
+
+def _ending(suffix: str) -> str:
+    return suffix.rpartition(".")[2].lower()
 
 
 def _rank(suffix: str) -> int | None:
-    ending = suffix.rpartition(".")[2].lower()
+    ending = _ending(suffix)
     return SUFFIXES.index(ending) if ending in SUFFIXES else None
-
-
-def _label(fd: int, texts: dict[str, Member], label: str | None, classes: Sequence[str] | None) -> int:
-    """The label of a sample; -1: none. Raises ValueError where it is not the number or name of a class."""
-    if label is not None:
-        value = _json(fd, texts["json"]).get(label, -1) if "json" in texts else -1
-    elif "cls" in texts:
-        value = (
-            os.pread(fd, min(texts["cls"].size, 256), texts["cls"].offset).decode("utf-8", "replace").strip()
-        )
-    else:
-        return -1
-    if isinstance(value, str):
-        if classes and value in classes:
-            return classes.index(value)
-        value = int(value) if value.removeprefix("-").isdecimal() else value
-    most = MOST_CLASSES if classes is None else len(classes)
-    if type(value) is not int or not -1 <= value < most:
-        raise ValueError(f"its label is {str(value)[:40]!r}, expected a whole number in 0..{most - 1}")
-    return value
-
-
-def _json(fd: int, member: Member) -> dict:
-    if member.size > LARGEST_TEXT:
-        raise ValueError(f"{member.name} has {member.size:,} bytes, expected at most {LARGEST_TEXT:,}")
-    try:
-        value = json.loads(os.pread(fd, member.size, member.offset))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{member.name} cannot be read ({str(error)[:80]})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{member.name} holds no dict")
-    return value
 
 
 def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[str] | None, dict[str, Tars]]:
@@ -200,13 +220,9 @@ def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[
             raise UserError(f"{path} cannot be read ({error.strerror})") from None
         if why:
             raise UserError(f"{path} {why}")
-    try:
-        text = Path(base, "classes.txt").read_text("utf-8", "replace")
-        classes = [line.strip() for line in text.splitlines() if line.strip()]
-    except FileNotFoundError:
-        classes = None
+    classes = read_classes(Path(base, "classes.txt"))
     if label is not None:
-        _check_label(paths[0], label, classes)
+        check_label(paths, label, classes)
     by_name: dict[str, list[str]] = {}
     unnamed: list[str] = []
     for name, path in zip(names, paths, strict=True):
@@ -240,31 +256,12 @@ def _find(from_: str) -> tuple[str, list[str]]:
     names = sorted(
         name
         for name in matches
-        if name.lower().endswith(ENDINGS) and os.path.isfile(os.path.join(base, name))
+        if name.lower().endswith(ENDINGS)
+        and not clutter_in(name)
+        and os.path.isfile(os.path.join(base, name))
     )
     if not names:
         raise UserError(
             f"from={from_}: no tar is there; give a folder of tars or a quoted pattern, 'DIR/*.tar'"
         )
     return base or ".", names
-
-
-def _check_label(path: str, label: str, classes: Sequence[str] | None) -> None:
-    with open(path, "rb") as file:
-        for member in members(path)[0]:
-            if not member.name.endswith(".json") or not member.plain:
-                continue
-            try:
-                value = _json(file.fileno(), member)
-            except ValueError as error:
-                raise UserError(f"label={label}: {path}: {error}") from None
-            if label not in value:
-                known = ", ".join(list(value)[:12])
-                raise UserError(f"label={label}: {member.name} in {path} has no such key; it has {known}")
-            if isinstance(value[label], str) and not value[label].lstrip("-").isdecimal() and classes is None:
-                raise UserError(
-                    f"label={label} is text in {path} ({value[label][:40]!r}); "
-                    "write the class names, one a line, into classes.txt beside the tars"
-                )
-            return
-    raise UserError(f"label={label}: {path} has no json member to read it from")

@@ -21,6 +21,7 @@ from tests.helpers.tiny_dataset import image_loader, pictures, png, write_datase
 AUGMENTED = View(
     crop=Crop(scale=Range(low=0.2, high=1.0)),
     jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8),
+    hue="hsv",
     grayscale=0.2,
     blur=Blur(sigma=Range(low=0.1, high=2.0), probability=0.5),
     flip=0.5,

@@ -1,5 +1,7 @@
 """The thread that makes batches ahead: it stays ahead by its depth, passes errors on, and always ends."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -35,6 +37,22 @@ def wait_until(true, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+UNCLOSED = """
+import atexit, threading, time
+from data_pipelines.loader import Prefetch
+ended = lambda: print("ended" if "prefetch" not in [t.name for t in threading.enumerate()] else "runs")
+atexit.register(ended)  # the last one called
+items = Prefetch((time.sleep(0.01) for _ in range(10**6)), 2)
+next(items)
+"""
+
+
+def test_a_process_that_exits_without_closing_ends_the_thread_first():
+    """Inside DALI, it would abort the process: exit status 134."""
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, check=True)
+    assert done.stdout == "ended\n"
 
 
 def endless(made: list[int]):

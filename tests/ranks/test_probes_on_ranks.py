@@ -9,7 +9,7 @@ EVALUATE = {
     "linear": {"iterations": 20},
     "linear_sgd": {"epochs": 3},
     "mlp": {"epochs": 3},
-    "svm": {"epochs": 3},
+    "svm": {"iterations": 40},
     "few_shot": {"draws": 2},
 }
 
@@ -19,8 +19,10 @@ def test_probes_are_equal_on_any_ranks(tmp_path, digits, forker):
     jobs = [{"data": str(digits.root), "evaluate": EVALUATE}]
     results = {world: fork(forker, tmp_path, world, jobs, "worker_probes.py") for world in WORLDS}
     figures, sums, refused, there = results[1]["ranks"][0]
-    assert len(figures) == 12
-    assert all(value > 0.3 for name, value in figures.items() if not name.endswith("std"))
+    assert len(figures) == 25
+    shares = [name for name in figures if name.count("/") == 2 or name == "knn/y"]
+    assert all(figures[name] > 0.3 for name in shares)
+    assert figures["probe/svm/y/iterations"] == 40
     assert "few_shot.shots=1000" in refused
     assert not there  # the cache was removed
     assert results[2]["ranks"] == [[figures, sums, refused, False]] * 2

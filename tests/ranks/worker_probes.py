@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.common.errors import SharedError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
@@ -32,12 +31,10 @@ def main(file: Path) -> None:
     folder = file.parent / f"features-{context.world_size}"
     splits = [(reader, labelled_ids(reader)) for reader in readers]
     with cached(folder, encode, splits, images, 100) as sets:
-        figures = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, context.device)
+        figures, _ = measure_probes(*sets, 10, Evaluate.model_validate(job["evaluate"]), 0, context.device)
         sums = [rows.double().sum().item() for examples in sets for rows in examples.features.values()]
-        try:
-            measure_probes(*sets, 10, Evaluate(few_shot=FewShot(shots=1000)), 0, context.device)
-        except SharedError as error:
-            refused = str(error)
+        impossible = Evaluate(linear=None, mlp=None, few_shot=FewShot(shots=1000))
+        (refused,) = measure_probes(*sets, 10, impossible, 0, context.device)[1].values()
     features = gathered(encode, readers[1], splits[1][1][:1], images, 100)  # fewer images than ranks
     rows = features[0]["conv"].tolist() if features else None
     ranks = collectives.run_on_all(lambda: [figures, sums, refused, folder.exists()])

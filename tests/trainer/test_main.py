@@ -20,6 +20,7 @@ from data_pipelines.shards.make import make
 from tests.helpers.command_lines import MAIN, ROOT, mistake, process, script, tiny
 from trainer import main as trainer_main
 from trainer.distributed import launch
+from trainer.evaluation.suite import NOT_SHARES
 from trainer.exports.encoder import load_encoder
 from trainer.recipe.loading import RECIPES, load
 from trainer.runs.folder import RunFolder
@@ -159,7 +160,8 @@ def test_a_run_ends_with_what_was_learned_and_where_it_is(finished):
     ]
     results = json.loads((folder / "results.json").read_text())
     assert {"probe/linear/conv", "probe/linear/fc", "probe/linear/y", "knn/y"} <= set(results)
-    assert all(0.5 < value <= 1 for value in results.values())  # ten classes: chance is 0.1
+    accuracies = {name: value for name, value in results.items() if not name.endswith(NOT_SHARES)}
+    assert all(0.5 < value <= 1 for value in accuracies.values())  # ten classes: chance is 0.1
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["images-000000000128", "images-000000000256"]
 
@@ -235,12 +237,14 @@ def test_a_finished_run_is_evaluated_again_from_its_folder(capsys, finished):
     before = json.loads((outputs / "quickstart" / "results.json").read_text())
     options = [word for word in PROBES if "at_end" not in word] + ["evaluate.few_shot={shots: 5, draws: 2}"]
     options.remove("evaluate.few_shot=null")
+    options.append("evaluate.svm={iterations: 20}")
     done = script(capsys, "recipe=evaluate", f"from={outputs / 'quickstart'}", "tracking.uri=none", *options)
     assert done.status == 0, done.err
     after = json.loads((outputs / "quickstart" / "results.json").read_text())
     new = {f"probe/{head}/{name}" for head in ("linear_sgd", "svm") for name in ("conv", "fc", "y")}
     new |= {f"probe/svm/{name}/std" for name in ("conv", "fc", "y")}  # which recipe=evaluate adds
-    assert set(after) - set(before) == {"few_shot/5/linear/y"} | new
+    added = {name for name in set(after) - set(before) if not name.endswith(NOT_SHARES)}
+    assert added == {"few_shot/5/linear/y"} | new
     for name, value in before.items():
         assert after[name] == pytest.approx(value, abs=0.01)
     assert f"run       {outputs / 'quickstart'}" in done.out

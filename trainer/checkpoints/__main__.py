@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 
 PROGRAM = "python -m trainer.checkpoints"
 DIR = "a run's folder, its checkpoints/ folder, a folder of runs such as outputs/, or one checkpoint images-N"
@@ -92,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
         from trainer.checkpoints import inspection  # torch: help does not wait for it
 
-        return inspection.run(options, DIR)
+        with refused_paths():
+            return inspection.run(options, DIR)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

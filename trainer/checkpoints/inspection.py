@@ -36,7 +36,8 @@ def select(directory: Path, expected: str) -> list[Selection]:
     if (directory / "checkpoints").is_dir() or (directory / "journal.jsonl").is_file():
         directory = directory / "checkpoints"
     elif directory.name != "checkpoints" and not visible(directory):
-        if runs := sorted(directory.glob("*/checkpoints")):
+        runs = sorted(directory.iterdir()) if directory.is_dir() else []
+        if runs := [run / "checkpoints" for run in runs if (run / "checkpoints").exists()]:
             return [Selection(folder, visible(folder)) for folder in runs]
         raise UserError(f"{directory}: no checkpoints there; expected {expected}")
     if not directory.is_dir() and not directory.parent.is_dir():

@@ -1,5 +1,6 @@
 """Checkpoints in a folder: a list, the newest that is undamaged, its tensors on any number of ranks."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,9 +25,16 @@ class Checkpoint:
 
 
 def visible(folder: Path) -> list[tuple[int, Path]]:
-    """(images, folder) of the visible checkpoints, fewest images first."""
-    named = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("images-*") if path.is_dir()]
-    return sorted((int(match[1]), path) for match, path in named if match)
+    """(images, folder) of the visible checkpoints, fewest images first; none where there is no such folder.
+
+    Raises OSError where the folder cannot be read: a run would start anew, as if it had none.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    named = [(match, Path(folder) / match[0]) for name in names if (match := NAME.fullmatch(name))]
+    return sorted((int(match[1]), path) for match, path in named if path.is_dir())
 
 
 def kept(folder: Path) -> list[int]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.paths import refused_paths
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -173,7 +174,8 @@ def run_on_main(function: Callable[[], Value]) -> Value:
     mistake: str | None = None
     if rank() == 0:
         try:
-            value = function()
+            with refused_paths():
+                value = function()
         except UserError as error:
             mistake = str(error)
     value, mistake = broadcast_object((value, mistake))
@@ -193,7 +195,8 @@ def run_on_all(function: Callable[[], Value]) -> list[Value]:
     mistake: str | None = None
     other_error: Exception | None = None
     try:
-        value = function()
+        with refused_paths():
+            value = function()
     except UserError as error:
         mistake = str(error)
     except Exception as error:  # sent before it is raised: the others would wait for this rank

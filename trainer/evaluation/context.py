@@ -13,7 +13,7 @@ with EvaluationContext(
     stopping=trainer.data.reader.stopping,              # during pretraining only
 ) as context:
     figures = evaluate_online(context)                  # trainer.evaluation.online, during pretraining
-    results = measure(context)                          # trainer.evaluation.measure, at the end
+    measured = measure(context)                         # trainer.evaluation.measure, at the end
 """
 
 from abc import ABC, abstractmethod
@@ -33,6 +33,7 @@ from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation import pictures
+from trainer.evaluation.failures import Failures
 from trainer.evaluation.features import (
     FOLDER,
     Encode,
@@ -40,41 +41,12 @@ from trainer.evaluation.features import (
     Features,
     cached,
     gathered,
-    labelled_ids,
     subset,
 )
+from trainer.evaluation.readers import Readers
 from trainer.objectives.objective import Objective
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import Pretrain
-
-
-class Readers:
-    """Readers of a data set's splits, each opened when it is first read, and closed together.
-
-    Args:
-        stopping: whether the run was asked to stop: a read that fails for a while then raises Interrupted.
-    """
-
-    def __init__(self, dataset: Dataset, stopping: Callable[[], bool]):
-        self.dataset, self.stopping = dataset, stopping
-        self._stack = ExitStack()
-        self._readers: dict[str, Reader] = {}
-        self._labelled: dict[str, np.ndarray] = {}
-
-    def __getitem__(self, split: str) -> Reader:
-        if split not in self._readers:
-            reader = Reader(self.dataset, split, self.stopping)
-            self._readers[split] = self._stack.enter_context(reader)
-        return self._readers[split]
-
-    def labelled_ids(self, reader: Reader) -> np.ndarray:
-        """As `features.labelled_ids`; the index is scanned once a split."""
-        if reader.split not in self._labelled:
-            self._labelled[reader.split] = labelled_ids(reader)
-        return self._labelled[reader.split]
-
-    def close(self) -> None:
-        self._stack.close()
 
 
 @dataclass(kw_only=True)
@@ -97,6 +69,8 @@ class EvaluationContext:
         subject: what is evaluated, for lines on the screen.
         encode: images [n, 3, H, W] to features [n, width] by name; by default `objective.features`.
         readers: of the splits; shared by the contexts of a run's controls.
+        prefix: what the names of this context's figures begin with, where a control has another one.
+        failures: what could not be measured; shared as `readers` are.
     """
 
     recipe: Pretrain
@@ -112,8 +86,11 @@ class EvaluationContext:
     subject: str = "encoder"
     encode: Encode | None = None
     readers: Readers | None = None
+    prefix: str = ""
+    failures: Failures = field(default_factory=Failures)
     _stack: ExitStack = field(init=False, repr=False, default_factory=ExitStack)
     _examples: Sequence[Examples | None] | None = field(init=False, repr=False, default=None)
+    _no_examples: Exception | None = field(init=False, repr=False, default=None)
     # By split, and whether mirrored images are among them.
     _subsets: dict[tuple[str, bool], tuple[Features, Tensor] | None] = field(
         init=False, repr=False, default_factory=dict
@@ -172,21 +149,35 @@ class EvaluationContext:
     @property
     def reference(self) -> Reader:
         """The images that test images are compared with: those with labels, of data without any `train`."""
-        return self.labelled if self.classes else self.train
+        return self.labelled if self.supervised else self.train
+
+    @property
+    def supervised(self) -> bool:
+        """Whether both of these splits have images with a label: probes learn from them, and are tested."""
+        if not self.classes:
+            return False
+        return all(len(self._opened.labelled_ids(reader)) for reader in (self.labelled, self.test))
 
     # ---- features, encoded once ----------------------------------------------------------------------
 
     def examples(self) -> Sequence[Examples | None]:
         """The features of `reference` and of `test` images; collective, encoded at the first call.
 
-        With classes: all images that have a label, with all features, in files that every rank maps until the
-        context ends. Without: `options.online_images` of each, `y` alone, on rank 0; None on other ranks.
+        Where it is `supervised`: all images that have a label, with all features, in files that every rank
+        maps until the context ends. Else: `options.online_images` of each, `y` alone, on rank 0; None on
+        other ranks.
 
         Raises:
-            SharedError: on every rank, where one cannot write the files.
+            SharedError: on every rank, where one cannot write the files; again at the next call.
         """
+        if self._no_examples:  # encoding them again would take as long, and fail as before
+            raise self._no_examples
         if self._examples is None:
-            self._examples = self._cached() if self.classes else self._sampled()
+            try:
+                self._examples = self._cached() if self.supervised else self._sampled()
+            except Exception as error:
+                self._no_examples = error
+                raise
         return self._examples
 
     def _cached(self) -> list[Examples]:
@@ -209,6 +200,8 @@ class EvaluationContext:
     def sampled(self, reader: Reader, mirrored: bool = False) -> tuple[Features, Tensor] | None:
         """`y` [n, d] of the images `sampled_ids`, float32, and labels int64 [n], -1 for none; on rank 0.
 
+        Where the objective has a projection head, its output `head` too.
+
         Collective, encoded at the first call.
 
         Args:
@@ -220,7 +213,8 @@ class EvaluationContext:
 
         def encode(view: Tensor) -> Features:
             assert self.encode is not None  # since `__post_init__`
-            y = {"y": self.encode(view)["y"]}
+            features = self.encode(view)
+            y = {name: rows for name, rows in features.items() if name in ("y", "head")}
             return y | {"mirrored": self.encode(view.flip(-1))["y"]} if mirrored else y
 
         key = reader.split, mirrored
@@ -239,6 +233,16 @@ class EvaluationContext:
         batch = max(group, self.options.batch // group * group)
         return (view for view, _ in in_order(self.train, self.images, ids, batch))
 
+    # ---- what fails ------------------------------------------------------------------------------------
+
+    def fail(self, names: Iterable[str], why: str) -> None:
+        """Figures of these names could not be measured, for one reason."""
+        self.failures.add([self.prefix + name for name in names], why, self.say)
+
+    def surviving(self, name: str, fatal: tuple[type[Exception], ...] = ()) -> AbstractContextManager[None]:
+        """As `Failures.surviving`, for the figures of this context."""
+        return self.failures.surviving(self.prefix + name, self.say, fatal)
+
     # ---- pictures --------------------------------------------------------------------------------------
 
     def drawing(self, name: str) -> AbstractContextManager[Path]:
@@ -251,7 +255,13 @@ class EvaluationContext:
 
 
 class Evaluator(ABC):
-    """One kind of measurement. `measure.FINAL` and `online.ONLINE` list the evaluators in their order."""
+    """One kind of measurement. `measure.FINAL` and `online.ONLINE` list the evaluators in their order.
+
+    Attributes:
+        name: what the names of its figures, or of its picture, begin with.
+    """
+
+    name: str = "evaluation"
 
     def wanted(self, context: EvaluationContext) -> bool:
         """Whether it is run: what the options, the objective and the data say. Equal on every rank."""
@@ -270,10 +280,17 @@ class Evaluator(ABC):
         """
 
 
-def run_evaluators(evaluators: Iterable[Evaluator], context: EvaluationContext) -> dict[str, float]:
-    """The figures of the evaluators that are wanted, in their order; collective."""
+def run_evaluators(
+    evaluators: Iterable[Evaluator], context: EvaluationContext, fatal: tuple[type[Exception], ...] = ()
+) -> dict[str, float]:
+    """The figures of the evaluators that are wanted, in their order; collective.
+
+    One that fails is an entry of `context.failures`, and the others go on; an error of the kinds `fatal` is
+    raised.
+    """
     figures: dict[str, float] = {}
     for evaluator in evaluators:
-        if evaluator.wanted(context):
-            figures |= evaluator.run(context)
+        with context.surviving(evaluator.name, fatal):
+            if evaluator.wanted(context):
+                figures |= evaluator.run(context)
     return figures

@@ -15,6 +15,8 @@ THUMBNAIL = 32  # pixels a side
 class FeatureMap(Evaluator):
     """Draws up to 2,000 test images in the plane by t-SNE of y; it has no figures."""
 
+    name = "figures/tsne.png"
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         _, test = context.examples()
         if context.is_main and test is not None and len(test.ids) >= tsne.FEWEST:

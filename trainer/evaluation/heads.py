@@ -37,7 +37,8 @@ def head_probes(
 ) -> dict[str, list[float]]:
     """Test accuracies in [0, 1] of the heads `wanted`: one figure each, of SVMs one for each run.
 
-    Heads whose mini-batches are of one size are trained together.
+    Heads whose mini-batches are of one size, and of equally scaled features, are trained together. Of a head
+    that is tested after each of its last epochs, the figures are means over these.
 
     Raises:
         UserError: as `probes` says, or a head diverged, or batch-norm has fewer than 2 images.
@@ -45,17 +46,28 @@ def head_probes(
     check(train_x, train_y, test_x, test_y, classes)
     mean, scale = statistics(train_x)
     results: dict[str, list[float]] = {}
-    for batch in dict.fromkeys(options.batch for options in wanted.values()):
-        equal = {name: options for name, options in wanted.items() if options.batch == batch}
+    for batch, scaled in dict.fromkeys((options.batch, options.scaled) for options in wanted.values()):
+        equal = {
+            name: options
+            for name, options in wanted.items()
+            if (options.batch, options.scaled) == (batch, scaled)
+        }
+        shift, factor = (mean, scale) if scaled else (torch.zeros_like(mean), torch.ones_like(scale))
         if min(batch, len(train_x)) < max(options.fewest_images for options in equal.values()):
             raise UserError("the MLP probe's batch-norm needs at least 2 training images at a time, got 1")
         heads = {name: build(options, train_x, classes, seed) for name, options in equal.items()}
-        fit(list(heads.values()), train_x, train_y, mean, scale, seed)
+        tested: dict[Head, list[list[float]]] = {head: [] for head in heads.values()}
+
+        def test(epoch: int, tested: dict = tested, shift: Tensor = shift, factor: Tensor = factor) -> None:
+            due = [h for h in tested if 0 <= h.options.epochs - 1 - epoch < h.options.averaged]
+            for head, measured in zip(due, accuracies(due, test_x, test_y, shift, factor), strict=True):
+                tested[head].append(measured)
+
+        fit(list(heads.values()), train_x, train_y, shift, factor, seed, test)
         for name, head in heads.items():
             if not all(parameter.isfinite().all() for parameter in head.parameters()):
                 raise UserError(f"evaluate.{name}.lr={wanted[name].lr}: the probe diverged; lower it")
-        measured = accuracies(list(heads.values()), test_x, test_y, mean, scale)
-        results |= dict(zip(heads, measured, strict=True))
+            results[name] = [sum(runs) / len(runs) for runs in zip(*tested[head], strict=True)]
     return {name: results[name] for name in wanted}
 
 
@@ -65,10 +77,19 @@ def build(options: Options, x: Tensor, classes: int, seed: int) -> "Head":
     return kinds[type(options)](x.shape[1], classes, options, seed).to(x.device, x.dtype)
 
 
-def fit(heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tensor, seed: int) -> None:
+def fit(
+    heads: Sequence["Head"],
+    x: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    seed: int,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> None:
     """Trains heads of equal mini-batches, each for its own number of epochs, on features x [N, d].
 
-    An epoch leaves out the rest that makes no whole mini-batch; the next one has another order.
+    An epoch leaves out the rest that makes no whole mini-batch; the next one has another order. After each
+    `after_epoch` is called with its number, from 0 on.
     """
     heads = sorted(heads, key=lambda head: -head.options.epochs)  # those that train longest come first
     stacked = torch.cat([head.weight.detach() for head in heads])
@@ -91,6 +112,7 @@ def fit(heads: Sequence["Head"], x: Tensor, y: Tensor, mean: Tensor, scale: Tens
             gradients = (products.grad.T @ images).split(widths)
             for head, gradient in zip(active, gradients, strict=True):
                 head.step(gradient, epoch + step / steps)
+        after_epoch(epoch)
 
 
 @torch.no_grad()
@@ -103,6 +125,7 @@ def accuracies(
         images = (rows - mean).mul_(scale)
         for number, head in enumerate(heads):
             guesses = head.eval()(functional.linear(images, head.weight)).argmax(-1)
+            head.train()
             right[number].append((guesses.view(len(labels), -1) == labels.unsqueeze(1)).sum(0))
     return [(torch.stack(counts).sum(0).double() / len(x)).tolist() for counts in right]
 

@@ -20,6 +20,8 @@ PAIRED = 2048  # rows at most whose pairs are compared: 2 million pairs
 class Health(Evaluator):
     """Health of y on test images, during pretraining; labels are not read."""
 
+    name = "health"
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         rows = context.sampled(context.test, mirrored=True)
         return health(rows[0]["y"], rows[0]["mirrored"]) if rows else {}

@@ -1,4 +1,10 @@
-"""The objective's information estimates on images that were not trained on."""
+"""The objective's information estimates on images that were not trained on.
+
+The estimates of training, `mi/…` without `/held_out`, are in-sample: a critic can learn its pairs by heart. A
+bound is a lower bound in expectation, and only for a critic that has not been fitted to these pairs.
+"""
+
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -17,6 +23,8 @@ class Information(Evaluator):
     are none where the split is smaller than the groups.
     """
 
+    name = "mi"
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         return heldout_estimates(context) if context.is_main else {}
 
@@ -31,13 +39,12 @@ def heldout_estimates(context: EvaluationContext) -> dict[str, float]:
     sources = share.sources(len(views))
     maker = ImageViews(test, context.images, views, sources, recipe.seed, share.micro_batch)
     plan = Plan(recipe.seed, test.shards, recipe.data.window)
-    loader = Loader(maker, plan, share, start=0, stop=images)
     estimates: dict[str, list[Tensor]] = {}
-    for batch in loader:
-        with forward_precision(recipe.precision, context.device):
-            values = context.objective(batch)
-        for name, value in values.items():
-            if name.startswith("mi/") and isinstance(value, Tensor):
-                estimates.setdefault(name, []).append(value.double())
-    loader.close()
+    with closing(Loader(maker, plan, share, start=0, stop=images)) as loader:
+        for batch in loader:
+            with forward_precision(recipe.precision, context.device):
+                values = context.objective(batch)
+            for name, value in values.items():
+                if name.startswith("mi/") and isinstance(value, Tensor):
+                    estimates.setdefault(name, []).append(value.double())
     return {f"{name}/held_out": torch.stack(values).mean().item() for name, values in estimates.items()}

@@ -10,11 +10,14 @@ from data_pipelines.common.errors import UserError
 from trainer.evaluation.context import EvaluationContext, Evaluator
 
 TEMPERATURE = 0.1
+KNN_FEATURES = ("y", "head")  # in this order; `head`: the output of a projection head
 SIMILARITIES = 2**24  # in memory at a time: 64 MiB in float32
 
 
 class Knn(Evaluator):
-    """The accuracy on y during pretraining, of those images that have a label."""
+    """The accuracies on y, and on a projection head, during pretraining, of those images with a label."""
+
+    name = "knn/y/online"
 
     def wanted(self, context: EvaluationContext) -> bool:
         return bool(context.classes)
@@ -23,12 +26,14 @@ class Knn(Evaluator):
         test, train = context.sampled(context.test), context.sampled(context.labelled)
         if train is None or test is None:
             return {}
-        train_x, train_y = _labelled_rows(train[0]["y"], train[1])
-        test_x, test_y = _labelled_rows(test[0]["y"], test[1])
-        if not len(train_y) or not len(test_y):
-            return {}
-        classes, k = len(context.classes), context.options.knn
-        return {"knn/y/online": knn_accuracy(train_x, train_y, test_x, test_y, classes, k)}
+        classes, k, figures = len(context.classes), context.options.knn, {}
+        for name in (name for name in KNN_FEATURES if name in train[0]):
+            train_x, train_y = _labelled_rows(train[0][name], train[1])
+            test_x, test_y = _labelled_rows(test[0][name], test[1])
+            if len(train_y) and len(test_y):
+                accuracy = knn_accuracy(train_x, train_y, test_x, test_y, classes, k)
+                figures[f"knn/{name}/online"] = accuracy
+        return figures
 
 
 def _labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

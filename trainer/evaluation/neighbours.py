@@ -16,6 +16,8 @@ SHOWN, NEAREST = 8, 8  # test images, and neighbours of each
 class Neighbours(Evaluator):
     """Draws test images beside their nearest reference images by y; it has no figures."""
 
+    name = "figures/neighbours.png"
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         reference, test = context.examples()
         if context.is_main and reference is not None and test is not None:
@@ -29,7 +31,7 @@ class Neighbours(Evaluator):
         rows = nearest(reference.features["y"], test.features["y"][shown], NEAREST)
         images.neighbours(
             path,
-            context.pictures(context.test, test.ids[shown]),
+            context.pictures(context.test, test.ids[chosen]),
             [context.pictures(context.reference, reference.ids[row]) for row in rows.numpy()],
             test.labels[shown].tolist(),
             reference.labels[rows].tolist(),

@@ -39,6 +39,8 @@ SHOWN_PAIRS, STEPS = 4, 9  # pairs of test images, and images from the one to th
 class Reconstruction(Evaluator):
     """Errors on all test images, the linear codec as the control, and pages of images; of a decoder."""
 
+    name = "reconstruction"
+
     def wanted(self, context: EvaluationContext) -> bool:
         return context.objective.codec is not None
 

@@ -6,15 +6,19 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 
 PROGRAM = "python -m trainer.exports.torchvision_resnet"
 HELP = help_page(
     "Imports a ResNet that others trained, as an exported encoder.\n"
-    "It reads checkpoints of facebookresearch/moco, of which the query encoder stays, and plain weights "
-    "under torchvision's names: ResNet-18, 34, 50 and 101. Nothing but tensors is unpickled.",
-    [f"{PROGRAM} from=CHECKPOINT to=FILE"],
+    "It reads ResNet-18, 34, 50 and 101 under torchvision's names, after any prefix: plain weights, and "
+    "checkpoints, as of facebookresearch/moco, of which the query encoder stays. Nothing but tensors is "
+    "unpickled.",
+    [f"{PROGRAM} from=CHECKPOINT to=FILE [prefix=PREFIX]"],
     {
-        "from=CHECKPOINT": "a file of torch.save: a state_dict, or a dict with one under state_dict",
+        "from=CHECKPOINT": "a file of torch.save or safetensors: a state_dict, or dicts that hold one",
+        "prefix=PREFIX": "which network, of a file with several: teacher. or module.encoder_k.; default: the "
+        "one that was trained",
         "to=FILE": "the encoder that trainer.exports.encoder.load_encoder reads, for images of 224 px "
         "normalised as ImageNet's are",
     },
@@ -32,11 +36,11 @@ def main(words: list[str]) -> int:
         arguments = {key: expand_home(value) for key, _, value in (word.partition("=") for word in words)}
     except ValueError as error:
         raise UserError(str(error)) from None
-    if arguments.keys() != {"from", "to"}:
-        raise UserError("expected from=CHECKPOINT to=ENCODER.safetensors, and nothing else")
+    if arguments.keys() - {"prefix"} != {"from", "to"}:
+        raise UserError("expected from=CHECKPOINT to=ENCODER.safetensors, prefix=PREFIX, and nothing else")
     from trainer.exports.torchvision_weights import convert  # torch: help does not wait for it
 
-    convert(arguments["from"], arguments["to"])
+    convert(arguments["from"], arguments["to"], prefix=arguments.get("prefix"))
     print(f"{arguments['to']}: read it with trainer.exports.encoder.load_encoder")
     return 0
 
@@ -44,7 +48,8 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     outlive_readers()
     try:
-        sys.exit(main(sys.argv[1:]))
+        with refused_paths():
+            sys.exit(main(sys.argv[1:]))
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,12 @@
 """ResNets under torchvision's names, as others trained them, read and written as exported encoders.
 
-Reads checkpoints of facebookresearch/moco (`module.encoder_q.*`; key encoder, queue and projection are left
-out) and plain weights with torchvision's names, and writes a file for `trainer.exports.encoder.load_encoder`.
+Reads weights with torchvision's names wherever they lie in a file: behind prefixes (`module.encoder_q.`,
+`backbone.`, `_orig_mod.`), in dicts (`state_dict`, `model`), or numbered as in nn.Sequential. Key encoders,
+queues, projections and classifiers are left out. Writes a file for `trainer.exports.encoder.load_encoder`.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -13,41 +15,63 @@ from torch import Tensor
 from data_pipelines.common.errors import UserError
 from data_pipelines.views import Normalize
 from trainer.exports.encoder import export
+from trainer.exports.tensors import difference, not_finite, prefixes, read_tensors
 from trainer.networks.build import build_encoder
 
-QUERY = "module.encoder_q."
 IMAGENET = Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+SKELETON = ["conv1.weight", "bn1.weight", "layer4.0.conv1.weight"]
+# The children with weights of torchvision's ResNet, by number in nn.Sequential(*resnet.children()).
+CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+SEQUENTIAL = ["0.weight", "1.weight", "7.0.conv1.weight"]  # SKELETON there
+OF_THE_NETWORK = re.compile(r"(conv|bn|layer|downsample|stem)[0-9]*\.")  # all else is a head, and left out
+# In the prefix of a network that follows the one that is trained.
+AVERAGED = re.compile(r"(encoder_k|key_encoder|momentum|(?<![a-z])ema(?![a-z])|target|teacher)")
 BLOCKS = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101}  # (bottlenecks, in layer3) -> depth
 
 
-def read(path: Path | str) -> dict[str, Tensor]:
-    """The weights of a ResNet under torchvision's names, without its classifier or projection `fc`.
+def read(path: Path | str, prefix: str | None = None) -> dict[str, Tensor]:
+    """The weights of a ResNet under torchvision's names, without classifiers and projections.
 
-    Nothing but tensors is unpickled.
+    prefix: what precedes the names of the network in the file; None: the one network in it, and beside a
+    momentum network or a moving average the one that was trained.
 
     Raises:
-        UserError: the file cannot be read, or holds no such network.
+        UserError: the file cannot be read, or holds no such network, or several.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception:  # the bytes of another file can raise anything in the unpickler
+    tensors = read_tensors(path)
+    networks = dict.fromkeys(prefixes(tensors, SKELETON), False)
+    networks |= dict.fromkeys(prefixes(tensors, SEQUENTIAL), True)
+    at = _chosen(path, tensors, list(networks), prefix)
+    weights = {name.removeprefix(at): tensor for name, tensor in tensors.items() if name.startswith(at)}
+    if networks[at]:
+        weights = {_named(name): tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in weights.items() if OF_THE_NETWORK.match(name)}
+
+
+def _chosen(path: Path | str, tensors: dict[str, Tensor], networks: list[str], prefix: str | None) -> str:
+    """The prefix of the network to read. Raises UserError where it is none of `networks`, or is not known."""
+    if not networks:
+        begin = ", ".join(sorted(tensors)[:3]) or "no tensor at all"
         raise UserError(
-            f"{path}: no weights can be read; expected a file of torch.save that holds tensors alone, "
-            "such as a state_dict"
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if any(name.startswith(QUERY) for name in tensors):
-        tensors = {n.removeprefix(QUERY): tensor for n, tensor in tensors.items() if n.startswith(QUERY)}
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-    if not {"conv1.weight", "bn1.weight", "layer4.0.conv1.weight"} <= weights.keys():
-        raise UserError(
-            f"{path}: no ResNet of torchvision's names in it; expected conv1.weight, layer4.0.conv1.weight, "
-            f"or {QUERY}conv1.weight … as facebookresearch/moco saves them"
+            f"{path}: no ResNet of torchvision's names in it; expected conv1.weight, layer4.0.conv1.weight … "
+            f"after any prefix, but it holds {begin} …"
         )
-    return weights
+    listed = ", ".join(f"prefix={at}" for at in networks)
+    if prefix is not None:
+        for at in (prefix, f"{prefix}."):
+            if at in networks:
+                return at
+        raise UserError(f"{path}: no ResNet under prefix={prefix}; expected {listed}")
+    trained = [at for at in networks if not AVERAGED.search(at)] if networks[1:] else networks
+    if len(trained) != 1:
+        raise UserError(f"{path}: {len(networks)} ResNets in it; choose one with {listed}")
+    return trained[0]
+
+
+def _named(name: str) -> str:
+    """torchvision's name of a tensor of nn.Sequential(*resnet.children())."""
+    number, _, rest = name.partition(".")
+    return f"{CHILDREN.get(number, number)}.{rest}"
 
 
 def encoder_options(weights: dict[str, Tensor], size: int) -> dict:
@@ -60,6 +84,10 @@ def encoder_options(weights: dict[str, Tensor], size: int) -> dict:
     depth = BLOCKS.get(("layer1.0.conv3.weight" in weights, blocks))
     if depth is None:
         raise UserError(f"the ResNet has {blocks} blocks in layer3; expected that of depth 18, 34, 50 or 101")
+    if weights["conv1.weight"].dim() != 4:
+        raise UserError(
+            f"conv1.weight has the shape {list(weights['conv1.weight'].shape)}; expected 4 dimensions"
+        )
     width, _, kernel, _ = weights["conv1.weight"].shape
     return {
         "kind": "resnet",
@@ -75,30 +103,33 @@ def encoder_options(weights: dict[str, Tensor], size: int) -> dict:
     }
 
 
-def convert(source: str, target: str, size: int = 224) -> None:
+def convert(source: str, target: str, size: int = 224, prefix: str | None = None) -> None:
     """Writes the network of `source` as an exported encoder, for images normalised as ImageNet's are.
 
     Raises:
-        UserError: it cannot be read or written, or is of other layers than ours.
+        UserError: it cannot be read or written, is of other layers than ours, or not finite.
     """
-    weights = {n: tensor for n, tensor in read(source).items() if not n.endswith("num_batches_tracked")}
-    options = encoder_options(weights, size)
+    weights = {n: w for n, w in read(source, prefix).items() if not n.endswith("num_batches_tracked")}
+    if coded := next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None):
+        raise UserError(f"{source}: {coded} is of {weights[coded].dtype}; expected weights in floating point")
+    try:
+        options = encoder_options(weights, size)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build_encoder(options).state_dict().items()}
-    differing = {name for name in shapes.keys() | weights.keys() if shapes.get(name) != _shape(weights, name)}
-    if differing:
+    if why := difference(shapes, weights):
         raise UserError(
-            f"{source}: no plain ResNet-{options['depth']}: {len(differing)} tensors are missing, new or of "
-            f"another shape, the first {min(differing)}; wide ResNets and ResNeXts are not read"
+            f"{source}: no plain ResNet-{options['depth']}: {why}; wide ResNets and ResNeXts are not read"
         )
     weights = {name: tensor.float() for name, tensor in weights.items()}
+    if name := not_finite(weights):
+        raise UserError(
+            f"{source}: {name} holds NaN or infinity; take weights from before that, or other ones"
+        )
     metadata = {
         "encoder": json.dumps(options),
         "normalize": IMAGENET.model_dump_json(),
         "from": Path(source).name,
     }
-    export(Path(target), weights, metadata)
-
-
-def _shape(weights: dict[str, Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
+    export(Path(target), weights, metadata, key="to=")

@@ -22,7 +22,8 @@ class FoldedResNet(Encoder):
     never lies in two groups.
 
     Args:
-        depth: 19 (two blocks a stage) or 37 (three, six and three).
+        depth: 19 (two blocks a stage) or 37 (three, six and three). The paper does not print the 37's blocks:
+            these are a reading, the division of three stages that adds up to 37 layers.
 
     Raises:
         ValueError: the patches do not cover the image.

@@ -21,6 +21,9 @@ PLACES = 4  # a side, that a pooled y is the mean of
 class NvaeEncoder(Encoder):
     """Images [n, 3, size, size] -> local map, z, w and y.
 
+    Those convolutions are weight-normalised that residual cells have in their bodies. With one halving ten
+    others, here and in the decoder, are plain and have a bias: the stem, four in the halving's shortcut, the
+    one in the doubling's shortcut, the 1x1 before the latent, those to and from it, the last.
     Batch-norm's momentum is torch's 0.1, where d2c has 0.05: here running statistics move once a step, by the
     mean over all groups of the batch.
 

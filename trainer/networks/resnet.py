@@ -80,6 +80,10 @@ class ResNet(Encoder):
         local: "layer1" to "layer4", the stage whose map is local.
         y: width of a linear layer on the pooled features; None: y is these themselves.
         zero_init_residual: a block's last norm starts at zero weight, so the block as its shortcut.
+
+    Raises:
+        ValueError: layer4 would halve a map of 1 x 1 pixel. Of its 3x3 weights one would be left, and torch
+            2.13 returns memory that it has not written as their gradients, in bf16 on a CPU that has it.
     """
 
     DEPTHS: dict[int, tuple[Block, tuple[int, ...]]] = {
@@ -114,6 +118,12 @@ class ResNet(Encoder):
             self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
             self.maxpool = nn.Identity()
             side = size
+        if _halved(side, times=2) < 2:
+            least = 17 if stem == "imagenet" else 5
+            raise ValueError(
+                f"size={size}: layer4 would halve a map of one pixel; "
+                f"with stem={stem} at least {least} is needed"
+            )
         _initialise(self.conv1, zero_init_residual)
         self.bn1 = self.norm(width)
         self.relu = nn.ReLU(inplace=True)

@@ -1,10 +1,10 @@
 """The hybrid bound of Sinha, Song and Ermon: a contrastive objective on y, reconstruction from z = [y, w]."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
-from trainer.networks.encoder import Encoder
+from trainer.networks.encoder import Encoder, Features
 from trainer.objectives.codec import Codec, squared_error
 from trainer.objectives.objective import ContrastiveObjective, Objective, Values
 from trainer.recipe.objectives import HybridObjective
@@ -36,6 +36,10 @@ class Hybrid(Objective):
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]  # an attribute would register it twice
         return self.contrast.encoder
+
+    def features(self, images: Tensor) -> Features:
+        """Those of the contrastive objective."""
+        return self.contrast.features(images)
 
     @property
     def codec(self) -> Codec:

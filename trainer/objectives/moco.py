@@ -82,6 +82,11 @@ class Moco(ContrastiveObjective):
         self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
         return self._over_the_queue(torch.cat(queries), torch.cat(keys))
 
+    def features(self, images: Tensor) -> Features:
+        """The encoder's, and `head`, the projection [n, width] that the contrast compares."""
+        features = super().features(images)
+        return features | {"head": self.head(features["y"])}
+
     def _query(self, features: Features) -> Tensor:
         return F.normalize(self.head(features["y"]).to(self.dtype), dim=1)
 

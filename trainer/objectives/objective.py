@@ -32,8 +32,9 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch) -> Values:
         """Scalars by name, means over this rank's part of the batch; `loss` among them is minimised.
 
-        Other tensors carry no gradient. In evaluation mode the names that begin with `mi/` are estimates in
-        nats on images that were not trained on, computed by one rank.
+        Other tensors carry no gradient. While training `mi/…` are in-sample: lower bounds in expectation are
+        those on images that were not trained on. In evaluation mode the names that begin with `mi/` are
+        estimates in nats on images that were not trained on, computed by one rank.
         """
 
     def after_step(self) -> None:
@@ -52,7 +53,11 @@ class Objective(nn.Module, ABC):
         return {"parameters": size(self), "encoder parameters": size(self.encoder)}
 
     def features(self, images: Tensor) -> Features:
-        """What evaluation reads, from images [n, 3, H, W]: each feature of `encoder.widths` as [n, width]."""
+        """What evaluation reads, from images [n, 3, H, W]: each feature of `encoder.widths` as [n, width].
+
+        An objective with a projection head adds its output, `head`, which a kNN reads and no probe: the head
+        is trained away with the run and is not exported.
+        """
         features = self.encoder(images)
         return {name: features[name] for name in self.encoder.widths}
 

@@ -75,6 +75,11 @@ class Simclr(ContrastiveObjective):
             "mi/contrast/ceiling": math.log(pairs.images),
         }
 
+    def features(self, images: Tensor) -> Features:
+        """The encoder's, and `head`, the projection [n, width] that the contrast compares."""
+        features = super().features(images)
+        return features | {"head": self.head(features["y"])}
+
     def _project(self, features: Features) -> Tensor:
         """z [n, width] at unit length, in the parameters' precision whatever autocast says."""
         return F.normalize(self.head(features["y"]).to(next(self.head.parameters()).dtype), dim=1)

@@ -1,6 +1,6 @@
 """The section `evaluate`: the probes of a frozen encoder and the online measures during pretraining."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,16 +12,38 @@ LR_OF_SCALED = (
 
 
 class LinearProbe(Section):
-    """Multinomial logistic regression by L-BFGS."""
+    """Multinomial logistic regression by L-BFGS, to the minimum; results.json says whether it was reached."""
 
-    l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")
-    iterations: Positive = key(100, "steps of L-BFGS, at most", "iterations")
+    l2: Weight | Annotated[list[Weight], Field(min_length=1)] | Literal["auto"] = key(
+        1e-4,
+        "weight of half the squared weights in the mean loss; a list: the one that is best on a tenth of the "
+        "training images when the others are fitted; `auto`: of 1e-6, 1e-5, … 1",
+        "1",
+    )
+    iterations: Positive = key(1000, "steps of L-BFGS, at most", "iterations")
+
+    @property
+    def candidates(self) -> list[float]:
+        """The weights to choose from."""
+        if isinstance(self.l2, list):
+            return self.l2
+        return [10.0**power for power in range(-6, 1)] if self.l2 == "auto" else [self.l2]
 
 
 class HeadOptions(Section):
     """What the options of every probe that learns by mini-batches answer."""
 
     fewest_images: ClassVar[int] = 1  # training images that a mini-batch needs
+
+    @property
+    def scaled(self) -> bool:
+        """Whether features are standardised."""
+        return True
+
+    @property
+    def averaged(self) -> int:
+        """Last epochs after which it is tested; the mean is reported."""
+        return 1
 
     def products(self, classes: int) -> int:
         """Columns of the head's first matrix product."""
@@ -41,8 +63,20 @@ class MlpProbe(HeadOptions):
         "the learning rate falls to a tenth after each of them; null: to zero along a half cosine",
         "epochs",
     )
+    standardise: bool = key(True, "whether features are standardised; the paper's are not")
+    average: Positive = key(
+        1, "last epochs after each of which it is tested; their mean is reported", "epochs"
+    )
 
     fewest_images: ClassVar[int] = 2  # batch-norm takes statistics over them
+
+    @property
+    def scaled(self) -> bool:
+        return self.standardise
+
+    @property
+    def averaged(self) -> int:
+        return self.average
 
     def products(self, classes: int) -> int:
         return self.units
@@ -57,16 +91,26 @@ class SgdProbe(HeadOptions):
 
 
 class SvmProbe(HeadOptions):
-    """Linear SVMs, one class against the rest, by the SGD of `linear_sgd`; mean and spread are reported.
+    """Linear SVMs, one class against the rest.
 
-    Each minimises the mean hinge loss + l2/2 · ||w||² of each class on standardised features.
+    Each minimises the mean hinge loss + l2/2 · ||w||² of its class on standardised features: to the minimum,
+    or, with `iterations: null` or without l2, by the SGD of `linear_sgd` from several initial weights. Then
+    mean and spread are reported, and the other keys hold.
     """
 
-    runs: Positive = key(5, "SVMs from different initial weights", "SVMs")
     l2: Weight = key(1e-4, "weight of half the squared weights in the mean loss", "1")
-    epochs: Positive = key(40, "length of its training", "epochs")
-    batch: Positive = key(256, "size of a mini-batch", "images")
+    iterations: Positive | None = key(
+        2000, "steps of L-BFGS, at most; null: `runs` SVMs by SGD, each of `epochs`", "iterations"
+    )
+    runs: Positive = key(5, "SVMs by SGD from different initial weights", "SVMs")
+    epochs: Positive = key(40, "length of its training by SGD", "epochs")
+    batch: Positive = key(256, "size of a mini-batch of SGD", "images")
     lr: PositiveFloat = key(3.0, LR_OF_SCALED, "1")
+
+    @property
+    def by_sgd(self) -> bool:
+        """Whether mini-batches train it; without l2 there may be no minimum."""
+        return self.iterations is None or not self.l2
 
     def products(self, classes: int) -> int:
         return classes * self.runs

@@ -18,7 +18,7 @@ NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
 )
 NOT_FINGERPRINTED_DATA = tuple(
-    f"data.{key}" for key in ("root", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")
+    f"data.{key}" for key in ("root", "make", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")
 )
 # Keys that are younger than some checkpoints, with the value that means what was meant before there was the
 # key. Patterns of fnmatch, such as `data.views.*.jitter.order`; a `*` also matches dots.
@@ -26,6 +26,7 @@ DEFAULTS_OF_NEW_KEYS = {
     "optimizer.lr_per_256": None,
     "optimizer.scaling": None,
     "optimizer.decay_norms": True,
+    "data.views.[0-9].hue": "yiq",  # a `*` would match `jitter.hue` too
 }
 ABSENT = object()
 
@@ -101,8 +102,8 @@ def overrides_to_continue(old: dict[str, Any], new: dict[str, Any]) -> list[str]
             words += [_word(key, old[key])] if old[key] != new[key] else []
         elif _has_another_shape(key, new if key in old else old):
             words += [_word(key, old[key])] if key in old else []
-        elif key in new and (default := _default_from_above(key)):
-            words.append(_word(*default))
+        elif default := _default_from_above(key):
+            words.append(_word(*default) if key in new else _word(default[0], _section(old, default[0])))
         else:
             return []
     return list(dict.fromkeys(words))

@@ -47,6 +47,11 @@ class Data(Section):
     source: Literal["digits", "cifar10", "cifar100", "stl10", "folder", "wds"] = key(
         ..., "what the data set was made from"
     )
+    make: bool = key(
+        True,
+        "whether a run makes a missing data set by itself: `digits`, and `cifar10`, `cifar100` and `stl10` "
+        "where `root` is a new folder of that name",
+    )
     train: str = key("train", "the split that is trained on; `train+unlabelled`: several")
     labelled: str | None = key(None, "the split that probes learn from; null: that of `train`")
     test: str = key("test", "the split that is measured on")
@@ -132,13 +137,18 @@ NO_SECRETS = (  # a recipe is saved, shown and shared
 )
 
 
+Experiment = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=500),  # MLflow's limit
+    Wording("a name of 1 to 500 letters, which is what MLflow takes"),
+]
+
+
 class Tracking(Section):
     """The MLflow that receives what the journal has."""
 
     uri: str | None = key(None, "its address; null: a SQLite file in `outputs`; `none`: the journal only")
-    experiment: Annotated[str, StringConstraints(min_length=1)] = key(
-        "hybrid-infomax", "name of the experiment"
-    )
+    experiment: Experiment = key("hybrid-infomax", "name of the experiment")
 
     @field_validator("uri")
     @classmethod

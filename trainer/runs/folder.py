@@ -7,8 +7,11 @@ from pathlib import Path
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import replace_text
+from data_pipelines.common.paths import refused_paths
 from trainer.recipe import loading
 from trainer.recipe.fingerprint import differences, remedy
+
+LEFT_OUT = "left_out"  # the entry of results.json that is no figure
 
 
 class RunFolder:
@@ -40,11 +43,16 @@ class RunFolder:
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
     def check(self, loaded: loading.ResolvedRecipe) -> None:
-        """Compares a recipe with that of the run in this folder, if there is one.
+        """Compares a recipe with that of the run in this folder, if there is one, and reads its results.
 
         Raises:
-            UserError: naming the keys that differ.
+            UserError: naming the keys that differ, or what would end the run only when it has trained: a
+                file in a folder's place, or damaged results, to which it adds.
         """
+        for folder in (self.checkpoints, self.path / "figures", self.encoder.parent):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder}: a file where the run has a folder; move it away")
+        self.results()
         if not (self.path / "recipe.yaml").exists():
             return
         before, now = loading.load_saved(self.path / "recipe.yaml").fingerprint(), loaded.fingerprint()
@@ -67,16 +75,86 @@ class RunFolder:
             file.write(f"{images}\n{why}\n")
 
     def is_done(self, images: int) -> bool:
-        """Whether a run of `images` images is finished here; a longer one continues it."""
+        """Whether a run of `images` images is finished here; a longer one continues it.
+
+        Raises:
+            UserError: the file that says so is damaged.
+        """
         path = self.path / "done"
-        return path.exists() and int(path.read_text().split()[0]) >= images
+        if (content := _content(path)) is None:
+            return False
+        try:
+            return int(content.split()[0]) >= images
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{path}: damaged, expected the number of images seen; remove it, and the same command "
+                "goes on from the newest checkpoint"
+            ) from None
 
     def results(self) -> dict[str, float]:
-        """The figures of results.json, by name; empty where there is no such file."""
-        path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """The figures of results.json, by name; empty where there is no such file.
 
-    def merge_results(self, results: dict[str, float]) -> None:
-        """Adds figures to results.json; new values replace old ones."""
-        merged = dict(sorted((self.results() | results).items()))
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._results()[0]
+
+    def left_out(self) -> dict[str, str]:
+        """Why a figure, or all whose names begin so, is missing in results.json, by that name.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._results()[1]
+
+    def merge_results(self, results: dict[str, float], left_out: dict[str, str] | None = None) -> None:
+        """Adds figures to results.json, and why others are missing; new values replace old ones.
+
+        A reason goes with the figure that was missing, or with the first of those whose names begin so.
+        """
+        figures, reasons = self._results()
+        measured = {beginning for name in results for beginning in _beginnings(name)}
+        reasons = {
+            name: why
+            for name, why in reasons.items()
+            if name not in measured and not name.startswith("figures/")  # pictures are drawn anew
+        } | (left_out or {})
+        merged: dict = dict(sorted((figures | results).items()))
+        if reasons:
+            merged[LEFT_OUT] = dict(sorted(reasons.items()))
+        self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "results.json", json.dumps(merged, indent=1) + "\n")
+
+    def _results(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The figures of results.json, and why others are missing."""
+        path = self.path / "results.json"
+        if (content := _content(path)) is None:
+            return {}, {}
+        try:
+            figures = json.loads(content)
+            reasons = figures.pop(LEFT_OUT, {})
+            whole = all(isinstance(value, int | float) for value in figures.values())
+            whole &= all(isinstance(why, str) for why in reasons.values())
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path}: damaged, expected figures by name; remove it, and measure again with "
+                f"recipe=evaluate from={self.path}"
+            )
+        return figures, reasons
+
+
+def _beginnings(name: str) -> list[str]:
+    """probe/linear/y -> probe, probe/linear, probe/linear/y"""
+    parts = name.split("/")
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a small file of the run; None where there is none. Raises UserError for a folder there."""
+    with refused_paths():
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,10 +14,10 @@ from trainer.checkpoints.format import Damaged, folder_name, verify
 from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.distributed import collectives, launch
 from trainer.distributed.launch import DistributedContext
-from trainer.distributed.signals import requests_stop
+from trainer.distributed.signals import Stopped, requests_stop
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.features import FOLDER
-from trainer.evaluation.measure import measure
+from trainer.evaluation.measure import Measured, measure
 from trainer.objectives.objective import Objective
 from trainer.recipe import loading
 from trainer.recipe.evaluation import Evaluate
@@ -24,7 +25,8 @@ from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
 from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import report
-from trainer.tasks.preflight import check_labels
+from trainer.tasks.checks import check_labels
+from trainer.tasks.data_making import make_missing
 from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
 from trainer.tracking.journal import Journal
@@ -38,6 +40,9 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
     Figures of the newest go to the run's results.json, those of an earlier one to a folder of their own in
     evaluations/. The journal and MLflow receive those that were not measured at these images before. On
     SIGTERM or SIGHUP the cache of features is removed and the process ends with status 143.
+
+    Returns:
+        The process's exit status: 1 where a measurement failed, and all others were delivered; else 0.
     """
     options, folder, journals = loaded.recipe, RunFolder.of(loaded), []
 
@@ -46,23 +51,23 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             shutil.rmtree(target.path / FOLDER, ignore_errors=True)
         launch.leave(128 + signal.SIGTERM)
 
-    def opened() -> tuple[Pretrain, Checkpoint, Dataset, RunFolder]:
-        if not (folder.path / "recipe.yaml").exists():
-            raise UserError(
-                f"from={options.from_}: no run there (recipe.yaml is missing); give a run's folder"
-            )
-        recipe = loading.saved_training(folder.path / "recipe.yaml")
+    def opened() -> tuple[Checkpoint, Dataset, RunFolder]:
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         checkpoint = choose(folder, options)
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
-        check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
+        warnings = check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
+        print("".join(f"warning: {line}\n" for line in warnings), end="")
         earlier = RunFolder(folder.path / "evaluations" / checkpoint.path.name)
-        return recipe, checkpoint, dataset, folder if is_newest(folder, checkpoint) else earlier
+        target = folder if is_newest(folder, checkpoint) else earlier
+        target.results()  # damaged ones are refused before all is measured
+        return checkpoint, dataset, target
 
     requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
     before = {number: signal.getsignal(number) for number in requests}
     try:
-        recipe, checkpoint, dataset, target = collectives.run_on_main(opened)
+        recipe = collectives.run_on_main(lambda: recipe_of(folder))
+        make_missing(recipe.data)
+        checkpoint, dataset, target = collectives.run_on_main(opened)
         objective = load_objective(recipe, checkpoint)
         say = print if context.is_main else lambda line: None
         say(f"evaluating {checkpoint.path}")
@@ -71,16 +76,30 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
         objective = objective.to(context.device)
         results = evaluate_objective(recipe, options.evaluate, objective, dataset, context, target, say)
         if context.is_main:
-            target.merge_results(results)
+            target.merge_results(results.figures, results.left_out)
             report.draw_accuracies(target)
-            deliver(folder, journals[0], results, checkpoint.images, tracked(loaded, recipe))
+            deliver(folder, journals[0], results.figures, checkpoint.images, tracked(loaded, recipe))
             print(report.summary(target, recipe))
-        return 0
+            if results.failed:
+                print("error: some figures could not be measured: see `left out` above", file=sys.stderr)
+        return int(results.failed)
+    except Stopped as why:
+        if context.is_main:
+            print(f"told to stop ({why}): the data set is not made yet; the same command goes on with it")
+        return 128 + (signal.SIGINT if str(why) == "SIGINT" else signal.SIGTERM)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         for journal in journals:
             journal.close()
+
+
+def recipe_of(folder: RunFolder) -> Pretrain:
+    """The recipe of a run. Raises UserError: there is no run."""
+    path = folder.path / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"from={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
+    return loading.saved_training(path)
 
 
 def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> Objective:
@@ -100,7 +119,7 @@ def evaluate_objective(
     context: DistributedContext,
     folder: RunFolder,
     say: Callable[[str], None],
-) -> dict[str, float]:
+) -> Measured:
     """The final evaluation of an objective; collective, as `measure`. Pictures go to `folder`."""
     images = image_options(recipe, context.device)
     # Without labels there are no accuracies that decoding "fast" might change: images are those of training.

@@ -9,7 +9,10 @@ from data_pipelines.dataset import Dataset, Split
 from data_pipelines.dataset_loading import load_dataset
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
-from trainer.tasks.preflight import check_evaluation, check_splits, notes, queue_bytes
+from trainer.tasks.checks import check_evaluation, check_splits
+from trainer.tasks.data_making import describe_making, folder_to_make
+from trainer.tasks.preflight import notes
+from trainer.tasks.resources import sizes_of
 from trainer.training.build import build_objective
 from trainer.training.data import DTYPES
 from trainer.training.groups import blocks_span_ranks, check_batch_division
@@ -34,10 +37,13 @@ def run(loaded: ResolvedRecipe) -> int:
         dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
     except UserError as error:
         dataset, missing = None, str(error)
+        if (folder := folder_to_make(recipe.data)) is not None:
+            missing = f"not there: the run begins with {describe_making(folder, recipe.data)}"
     check_batch_division(recipe, 1)
+    warnings = []
     if dataset:
         check_splits(recipe, dataset)
-        check_evaluation(recipe, dataset)
+        warnings = check_evaluation(recipe, dataset)
     train = dataset.split(recipe.data.train) if dataset else None
     images = train.images if train else None
     total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images
@@ -54,7 +60,7 @@ def run(loaded: ResolvedRecipe) -> int:
     if recipe.save.keep_every:
         kept += f", and of each {recipe.save.keep_every:,} images the first"
     print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept})")
-    for line in notes(recipe, images, 1, torch.device("cpu")):
+    for line in (*(f"warning: {line}" for line in warnings), *notes(recipe, images, 1, torch.device("cpu"))):
         print(f"           {line}")
     for world in WORLDS:
         with suppress(UserError):
@@ -79,21 +85,18 @@ def describe_model(recipe: Pretrain) -> list[str]:
         objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
-    kept = sum(counts.values())
-    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    moments = recipe.optimizer.slots * trained
+    kept, state = sum(counts.values()), sizes_of(recipe, objective)
     size = DTYPES[recipe.precision].itemsize
-    queue = queue_bytes(recipe)
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {kept:,}",
-        f"memory     beside activations: parameters {megabytes(kept * size)}, "
-        f"gradients {megabytes(trained * size)}, moments {megabytes(moments * size)}, "
+        f"memory     beside activations: parameters {megabytes(state.parameters)}, "
+        f"gradients {megabytes(state.gradients)}, moments {megabytes(state.moments)}, "
         f"views of a batch {megabytes(views)}"
-        + (f" and queue {megabytes(queue)}" if queue else "")
-        + f" shared by the ranks; a checkpoint {megabytes((kept + moments) * size + queue)} on disk",
+        + (f" and queue {megabytes(state.queue)}" if state.queue else "")
+        + f" shared by the ranks; a checkpoint {megabytes(state.checkpoint)} on disk",
     ]
 
 

@@ -1,55 +1,31 @@
 """What is looked at before a run starts: the data set, what cannot work, and what a person should know."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data_pipelines.access import local_folder
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.reader import Reader
-from data_pipelines.shards.make import make
 from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
-from trainer.distributed import collectives
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
-from trainer.evaluation.features import check_room, has_labels
-from trainer.evaluation.measure import compared_pixels
 from trainer.objectives.momentum_queue import path
-from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import Data, Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
-from trainer.tracking.address import uri_for
-from trainer.training.build import build_objective
+from trainer.tasks import checks
+from trainer.tasks.checks import Start
+from trainer.tasks.resources import queue_bytes
 from trainer.training.data import DTYPES
-from trainer.training.groups import blocks_span_ranks, check_batch_division
-from trainer.training.optimizers import check_engine
+from trainer.training.groups import blocks_span_ranks
 from trainer.training.schedules import whole_batches
 
 # ---- the data set ----------------------------------------------------------------------------------
-
-
-def open_data(options: Data, commands: bool = False) -> Dataset:
-    """The data set; the embedded digits are made on first use. `commands`: its root may start programs.
-
-    Raises:
-        UserError: it is not there; the message says how to make it.
-    """
-
-    def opened() -> Dataset:
-        folder = local_folder(options.root)
-        if options.source == "digits" and folder and not (folder / "dataset.json").exists():
-            print(f"making {folder} of the digits that scikit-learn has", flush=True)
-            make(options.source, folder)
-        return load_dataset(options.root, options.source, options.access(commands))
-
-    return collectives.run_on_main(opened)
 
 
 def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:
@@ -71,113 +47,45 @@ def check_finished(folder: RunFolder, options: Data, commands: bool) -> None:
         )
 
 
-# ---- what cannot work ------------------------------------------------------------------------------
+# ---- what is looked at before the first step -------------------------------------------------------
+
+# What a run needs later. A check returns lines about what the run does without, and raises UserError where
+# the run could not be what was asked for. Others refuse the rest before the first step: packages that cannot
+# be imported, as matplotlib for pictures (`trainer.main`); a folder of another run or process (`runs.run`).
+CHECKS: dict[str, Callable[[Start], Iterable[str]]] = {
+    "data": checks.check_source,
+    "ranks": checks.check_ranks,
+    "splits": checks.check_names,
+    "objective": checks.check_parts,
+    "cache": checks.check_cache,
+    "labels and probes": checks.check_probes,
+    "classes": checks.check_classes,
+    "disk": checks.check_disk,
+    "memory": checks.check_memory,
+    "pictures": checks.check_pictures,
+    "exports": checks.check_exports,
+}
 
 
-def check(recipe: Pretrain, context: DistributedContext, dataset: Dataset) -> None:
-    """Finds every mistake that can be found before anything is written.
+def check(
+    recipe: Pretrain, context: DistributedContext, dataset: Dataset, folder: Path | None = None
+) -> list[str]:
+    """Finds every mistake that can be found before anything is written: all `CHECKS`, in their order.
 
-    Raises:
-        UserError: the data set is another source's, lacks a split or the labels that are needed, its cache
-            or the disk for what is probed is too small, ranks and groups do not divide the batch, engine and
-            optimizer or encoder, objective and data do not fit together, or `tracking.uri` is no address.
-    """
-    if dataset.source != recipe.data.source:
-        raise UserError(
-            f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
-            f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
-        )
-    check_training(recipe, context)
-    check_splits(recipe, dataset)
-    with torch.device("meta"):
-        widths = build_objective(recipe).encoder.widths
-    for split in (recipe.data.train, recipe.data.test):
-        with Reader(dataset, split) as reader:
-            reader.check_room(recipe.data.window)
-    check_evaluation(recipe, dataset)
-    check_disk(recipe, dataset, widths, Path(recipe.outputs))
-    classes = recipe.objective.supervised_classes
-    if classes is not None and classes != len(dataset.classes):
-        raise UserError(
-            f"{recipe.objective.contrast_key}supervised.classes={classes}, but {dataset.where} has "
-            f"{len(dataset.classes)} classes; give that number"
-        )
+    Args:
+        folder: of the run; None: that of all runs.
 
-
-def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
-    """Raises UserError where a split that the recipe names is not in the data set, or is empty."""
-    splits = {"train": recipe.data.train, "test": recipe.data.test, "labelled": recipe.labelled_split}
-    for key, name in splits.items():
-        try:
-            dataset.split(name)
-        except UserError as error:
-            raise UserError(f"data.{key}={name}: {error}; set data.{key} to one of its splits") from None
-
-
-def check_training(recipe: TrainingRecipe, context: DistributedContext) -> None:
-    """Checks what every recipe that trains requires of its ranks.
+    Returns:
+        What the run does without, and what a person should know: a line each.
 
     Raises:
-        UserError: ranks and groups do not divide the batch, the engine cannot run the optimizer, or
-            `tracking.uri` is no address.
+        UserError: what a check refuses, in its words.
     """
-    check_batch_division(recipe, context.world_size)
-    check_engine(recipe.optimizer, context.engine)
-    uri_for(recipe.tracking.uri, Path(recipe.outputs))
-
-
-def check_evaluation(recipe: Pretrain, dataset: Dataset) -> None:
-    """Whether what is measured at the end of the run can be measured on this data.
-
-    The online monitor needs the splits alone: without labels it leaves out the kNN.
-
-    Raises:
-        UserError: the split `data.labelled` is not there; or there are no classes, a split has no label, or
-            too few images to re-estimate batch-norm.
-    """
-    dataset.split(recipe.labelled_split)
-    if recipe.evaluate.at_end:
-        check_labels(recipe, recipe.evaluate, dataset, "leave the probes out with evaluate.at_end=false")
-
-
-def check_labels(recipe: Pretrain, options: Evaluate, dataset: Dataset, way_out: str) -> None:
-    """Raises UserError as `check` does; `way_out` ends a line about missing labels."""
-    if not dataset.classes:
-        raise UserError(f"{dataset.where} has no classes, and probes learn to separate them; {way_out}")
-    for key, split in (("data.labelled", recipe.labelled_split), ("data.test", recipe.data.test)):
-        with Reader(dataset, split) as reader:
-            labelled = has_labels(reader)
-        if not labelled:
-            raise UserError(
-                f"{dataset.where}: no image of '{split}' ({key}) has a label, and probes need them; {way_out}"
-            )
-    if (options.controls or options.recalibrate) and options.online_images < 2:
-        raise UserError(
-            f"evaluate.online_images={options.online_images}: batch-norm is re-estimated on them and needs 2 "
-            "at least; raise it, or set evaluate.controls=false and evaluate.recalibrate=false"
-        )
-
-
-def check_disk(recipe: Pretrain, dataset: Dataset, widths: dict[str, int], outputs: Path) -> None:
-    """Raises UserError where the features to be probed at the end, of these widths, find no room."""
-    if not recipe.evaluate.at_end:
-        return
-    width = max(sum(widths.values()), recipe.evaluate.controls * compared_pixels(recipe))
-    images = dataset.split(recipe.labelled_split).images
-    there = next(path for path in (outputs, *outputs.absolute().parents) if path.exists())
-    check_room(there, images, width)
+    start = Start(recipe, context, dataset, folder or Path(recipe.outputs))
+    return [line for look in CHECKS.values() for line in look(start)]
 
 
 # ---- what a person should know ---------------------------------------------------------------------
-
-
-def queue_bytes(recipe: TrainingRecipe) -> int:
-    """Bytes of the whole momentum queue; 0 where the objective has none."""
-    queue = recipe.objective.momentum_queue
-    if queue is None:
-        return 0
-    storage = torch.bfloat16 if queue.bf16 else DTYPES[recipe.precision]
-    return queue.keys * recipe.objective.key_width * storage.itemsize
 
 
 def notes(
@@ -203,6 +111,13 @@ def notes(
             f"{steps} in all"
         )
     yield from recipe.advice(images)
+    if recipe.objective.uses_batch_negatives and images is not None and images < recipe.batch:
+        negatives = recipe.groups.negative_images or recipe.batch
+        yield (
+            f"warning: {images:,} training images, fewer than a batch of {recipe.batch:,}: groups of "
+            f"{negatives:,} hold an image more than once, so that it is a negative of itself"
+            f"{_smaller_groups(recipe, images) if images < negatives else ''}"
+        )
     if momentum_queue := recipe.objective.momentum_queue:
         keys, queue = momentum_queue.keys, queue_bytes(recipe)
         kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)
@@ -215,3 +130,10 @@ def notes(
             f"blocks of {recipe.objective.contrast_key}shuffle={shuffle.groups} groups span "
             "ranks: the key views of other ranks' samples are read and decoded a second time"
         )
+
+
+def _smaller_groups(recipe: TrainingRecipe, images: int) -> str:
+    """What makes groups of negatives of at most so many images, for a message: it divides `groups.norm`."""
+    norm = recipe.groups.norm
+    fitting = [size for size in range(2, min(norm, images) + 1) if norm % size == 0]
+    return f"; set groups.negatives={fitting[-1]}" if fitting else ""

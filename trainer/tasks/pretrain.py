@@ -1,18 +1,22 @@
 """Pretraining of an encoder on images: what this task does in its own way, on top of `training_run`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data_pipelines.common.retry import Interrupted
+from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.evaluation import online
 from trainer.evaluation.context import EvaluationContext
+from trainer.evaluation.measure import Measured
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, evaluate, report
-from trainer.tasks.preflight import check, check_finished, notes, open_data
+from trainer.tasks.checks import check_training
+from trainer.tasks.data_making import open_data
+from trainer.tasks.preflight import check, check_finished, notes
 from trainer.tasks.training_run import TrainingTask, run_training
 from trainer.training.build import ImageTrainer, build_trainer
 
@@ -25,12 +29,20 @@ def run(loaded: ResolvedRecipe[Pretrain], context: DistributedContext) -> int:
 class Pretraining(TrainingTask):
     """An objective on the images of a data set."""
 
+    warnings: Sequence[str] = ()  # of the checks before the start, on rank 0
+
     def open(self) -> str:
+        collectives.run_on_main(self._check_before_data)  # which may be hours of fetching
         self.dataset = open_data(self.recipe.data, self.loaded.commands)
         return self.dataset.fingerprint
 
+    def _check_before_data(self) -> None:
+        RunFolder.of(self.loaded).check(self.loaded)
+        check_training(self.recipe, self.context)
+
     def check(self) -> None:
-        check(self.recipe, self.context, self.dataset)
+        folder = self.recipe.folder(self.loaded.name)
+        self.warnings = check(self.recipe, self.context, self.dataset, folder)
 
     def check_finished(self, folder: RunFolder) -> None:
         check_finished(folder, self.recipe.data, self.loaded.commands)
@@ -47,7 +59,10 @@ class Pretraining(TrainingTask):
 
     def notes(self, trainer: ImageTrainer) -> Iterator[str]:
         context = self.context
-        return notes(self.recipe, trainer.data.samples, context.world_size, context.device, context.engine)
+        yield from (f"warning: {line}" for line in self.warnings)
+        yield from notes(
+            self.recipe, trainer.data.samples, context.world_size, context.device, context.engine
+        )
 
     def evaluate_online(self, trainer: ImageTrainer, run: Run) -> None:
         evaluate_online(trainer, run)
@@ -73,6 +88,7 @@ def evaluate_online(trainer: ImageTrainer, run: Run) -> None:
             distributed=trainer.context,
             images=data.options,
             folder=run.folder.path,
+            say=run.progress.say,
             stopping=data.reader.stopping,
         ) as context:
             figures = online.evaluate_online(context)
@@ -91,7 +107,7 @@ def finish(trainer: ImageTrainer, run: Run) -> None:
         report.draw_views(trainer, folder)
         report.export_encoder(trainer, objective, folder)
         run.artifact(folder.encoder, trainer.images)
-    dataset, results = trainer.data.dataset, {}
+    dataset, results = trainer.data.dataset, Measured({}, {}, failed=False)
     if recipe.evaluate.at_end:
         run.progress.say("evaluating ...")
     if recipe.evaluate.at_end or not dataset.classes:
@@ -99,9 +115,10 @@ def finish(trainer: ImageTrainer, run: Run) -> None:
             recipe, recipe.evaluate, objective, dataset, trainer.context, folder, run.progress.say
         )
     if trainer.context.is_main:
-        if results:
-            folder.merge_results(results)
-            run.metrics({f"results/{name}": value for name, value in results.items()}, trainer.images)
+        if results.figures or results.left_out:
+            folder.merge_results(results.figures, results.left_out)
+            figures = {f"results/{name}": value for name, value in results.figures.items()}
+            run.metrics(figures, trainer.images)
             report.draw_accuracies(folder)
             run.artifact(folder.path / "results.json", trainer.images)
         report.draw_curves(folder)

@@ -1,17 +1,20 @@
 """What a run leaves beside its checkpoints: the exported encoder, pictures, the last lines on the screen."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.dali import ImageViews
 from data_pipelines.views import View
-from trainer.evaluation.figures import charts, images, reconstructions
+from trainer.evaluation.figures import charts, endings, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
+from trainer.exports.tensors import not_finite
 from trainer.objectives.objective import Objective
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
@@ -24,14 +27,24 @@ SHOWN = 24  # images on the page of views, together with their views
 
 
 def export_encoder(trainer: ImageTrainer, objective: Objective, folder: RunFolder) -> None:
-    """The encoder alone, as safetensors with all that is needed to build and feed it."""
+    """The encoder alone, as safetensors with all that is needed to build and feed it.
+
+    Raises:
+        UserError: it cannot be written, or a number in it is not finite: `load_encoder` refuses such a file.
+    """
+    tensors = objective.encoder.state_dict()
+    if spoilt := not_finite(tensors):
+        raise UserError(
+            f"{folder.encoder} is not written: {spoilt} holds NaN or infinity; start anew with a lower "
+            "optimizer.lr or optimizer.clip=1, and run=NAME"
+        )
     metadata = {
         "encoder": json.dumps(trainer.recipe.encoder_options()),
         "normalize": trainer.recipe.data.normalize.model_dump_json(),
         "images": str(trainer.images),
         "recipe": (folder.path / "recipe.yaml").read_text(),
     }
-    export(folder.encoder, objective.encoder.state_dict(), metadata)
+    export(folder.encoder, tensors, metadata)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -86,14 +99,35 @@ def draw_accuracies(folder: RunFolder) -> None:
 # ---- the last lines ------------------------------------------------------------------------------
 
 
+def information(folder: RunFolder) -> str:
+    """The last estimates on images that were not trained on; '' where there is none.
+
+    Those of training are left out: they are in-sample, and a critic that has learned its pairs by heart makes
+    them large.
+    """
+    last: dict[str, float] = {}
+    if folder.journal.exists():
+        for record, _ in read(folder.journal):
+            if record["kind"] == "metric" and re.fullmatch(r"mi/.+/held_out", record["name"]):
+                last[record["name"]] = record["value"]
+    return "  ".join(f"{name} {value:.2f} nats" for name, value in last.items())
+
+
 def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) -> str:
     """The last lines of a run: what was learned, where it is, and commands for what may come next.
 
     `evaluable`: the task evaluate is offered.
     """
     results, lines = folder.results(), []
-    for table in (charts.table(results), reconstructions.table(results)) if results else ():
+    tables = charts.table(results), reconstructions.table(results), endings.endings(results)
+    for table in tables if results else ():
         lines += [table, ""] if table else []
+    if estimates := information(folder):
+        lines += [f"information, test images: {estimates}", ""]
+    reasons = folder.left_out()
+    for why in dict.fromkeys(reasons.values()):
+        names = [name for name, of_name in reasons.items() if of_name == why]
+        lines.append(f"left out  {', '.join(names)}: {why}")
     lines.append(f"run       {folder.path}")
     if folder.encoder.exists():
         lines.append(f"encoder   {folder.encoder}")

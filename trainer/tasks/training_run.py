@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
@@ -22,7 +23,7 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
-from trainer.tasks import commands, report
+from trainer.tasks import commands, data_making, report
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -39,6 +40,7 @@ class TrainingTask(ABC):
 
         Raises:
             UserError: it is not there, or not whole.
+            Stopped: a signal came while it was made; the argument is its name.
         """
 
     @abstractmethod
@@ -77,24 +79,29 @@ class TrainingTask(ABC):
 def run_training(task: TrainingTask) -> int:
     """Trains from the start or from the newest checkpoint to the end; the process's exit status.
 
-    0: finished, also by an earlier start. 1: stopped on request, the same command continues.
+    0: finished, also by an earlier start. 1: stopped on request, the same command continues. 130: the same,
+    by Ctrl-C before training began.
     """
     recipe, context, folder = task.recipe, task.context, RunFolder.of(task.loaded)
     total = whole_batches(recipe.images, recipe.batch)
-    if collectives.broadcast_object(folder.is_done(total)):
+    if collectives.run_on_main(lambda: folder.is_done(total)):
         collectives.run_on_main(lambda: folder.check(task.loaded))
         collectives.run_on_main(lambda: task.check_finished(folder))
         if context.is_main:
             print(f"{folder.path} is finished; run=NAME starts another")
             print(report.summary(folder, recipe, task.is_evaluable()))
         return 0
-    fingerprint = task.open()
+    try:
+        fingerprint = task.open()
+    except Stopped as stop:
+        return data_making.stopped(folder, context, str(stop))
     collectives.run_on_main(task.check)
     run = Run(task.loaded, context, fingerprint, context.description())
     watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang), None
     try:
-        trainer = task.build(run)
-        train_to_the_end(task, trainer, run, watchdog)
+        with refused_paths():
+            trainer = task.build(run)
+            train_to_the_end(task, trainer, run, watchdog)
     except BaseException as error:
         lost = collectives.peer_lost(error)
         # A rank that is asked to stop in the final evaluation leaves without a vote.

@@ -8,8 +8,9 @@ import yaml
 from data_pipelines.common.arguments import MISTAKE, Parser, help_page
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.output import outlive_readers
+from data_pipelines.common.paths import refused_paths
 from trainer.recipe.schema import NO_SECRETS, Tracking
-from trainer.tracking import mlflow_store
+from trainer.tracking import mlflow_store, outage
 from trainer.tracking.address import uri_for
 from trainer.tracking.delivery import Delivery
 
@@ -54,7 +55,8 @@ def sync(folder: Path, uri: str | None = None) -> int:
         raise UserError("--uri none: is no address to deliver to; give MLflow's, or leave --uri out")
     mlflow_store.configure()
     is_run = (folder / "journal.jsonl").is_file()
-    runs = [folder] if is_run else sorted(path.parent for path in folder.glob("*/journal.jsonl"))
+    inside = sorted(folder.iterdir()) if not is_run and folder.is_dir() else []
+    runs = [folder] if is_run else [path for path in inside if _may_be_run(path)]
     if not runs:
         raise UserError(
             f"{folder}: holds no run (no journal.jsonl); name the folder of outputs or a run in it"
@@ -63,10 +65,19 @@ def sync(folder: Path, uri: str | None = None) -> int:
     return max(_status(run, uri, down) for run in runs)
 
 
+def _may_be_run(folder: Path) -> bool:
+    """Whether there is a journal; also where the folder may not be entered, which its delivery will say."""
+    try:
+        return (folder / "journal.jsonl").exists()
+    except OSError:
+        return True
+
+
 def _status(run: Path, uri: str | None, down: set[str]) -> int:
     """Delivers a run; its status. Addresses in `down` have not answered before."""
     try:
-        return 0 if _sync_run(run, uri, down) else 1
+        with refused_paths():
+            return 0 if _sync_run(run, uri, down) else 1
     except (UserError, OSError) as error:
         print(f"error: {run}: {error}", file=sys.stderr)
         return 2
@@ -87,9 +98,9 @@ def _sync_run(run: Path, uri: str | None, down: set[str]) -> bool:
     try:
         delivery.deliver()
     except Exception as error:
-        print(f"{run}: not delivered: MLflow at {delivery.address}: {mlflow_store.reason(error)}")
+        print(f"{run}: not delivered: MLflow at {delivery.address}: {outage.reason(error)}")
         # The other runs do not wait for an address that does not answer.
-        if mlflow_store.is_outage(error) and not isinstance(error, mlflow_store.Outage):
+        if outage.is_outage(error) and not isinstance(error, outage.Outage):
             down.add(address)
         return False
     finally:
@@ -125,7 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--uri", metavar="ADDRESS")
     try:
         options = parser.parse_args(arguments)
-        return sync(options.folder, options.uri)
+        with refused_paths():
+            return sync(options.folder, options.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from data_pipelines.common.errors import UserError
 from trainer.recipe.schema import NO_SECRETS
-from trainer.tracking import mlflow_store
+from trainer.tracking import outage
+from trainer.tracking.sqlite_file import sqlite_path, sqlite_uri
 
 
 def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
@@ -18,7 +19,7 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
     if recipe_uri == "none":
         return None
     if recipe_uri is None:
-        return f"sqlite:///{Path(outputs).resolve() / 'mlflow.db'}"
+        return sqlite_uri(Path(outputs).resolve() / "mlflow.db")
     try:
         parts = urlsplit(recipe_uri)
     except ValueError:  # such as http://[
@@ -28,7 +29,13 @@ def uri_for(recipe_uri: str | None, outputs: Path) -> str | None:
             raise UserError(f"tracking.uri: {NO_SECRETS}")
         return recipe_uri.rstrip("/")
     if parts.scheme == "sqlite" and len(parts.path) > 1 and not parts.netloc:
-        return f"sqlite:///{Path(recipe_uri.removeprefix('sqlite:///')).resolve()}"
+        if set("?#") & set(recipe_uri):
+            shown = re.split("[?#]", recipe_uri)[0]
+            raise UserError(
+                f"tracking.uri: '{shown}' has a ? or # behind it, which begin options; "
+                "in a path write %3F for ? and %23 for #"
+            )
+        return sqlite_uri(sqlite_path(recipe_uri).resolve())
     shown = re.split("[?#]", recipe_uri.rpartition("@")[2])[0]
     raise UserError(
         f"tracking.uri: '{shown}' is no address of MLflow; expected null "
@@ -40,10 +47,10 @@ def open_command(uri: str) -> str:
     """The command to type, or the address to open, to look at the runs of `uri`."""
     if uri.startswith("sqlite:"):
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    return mlflow_store.without_secrets(uri)
+    return outage.without_secrets(uri)
 
 
 def sync_command(run_folder: Path, uri: str) -> str:
     """The command that delivers a run's journal later."""
-    address = shlex.quote(mlflow_store.without_secrets(uri))
+    address = shlex.quote(outage.without_secrets(uri))
     return f"python -m trainer.tracking sync {shlex.quote(str(run_folder))} --uri {address}"

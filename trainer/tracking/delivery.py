@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_pipelines.common.files import flush, replace_text
 from data_pipelines.common.locks import close_locked, open_locked
-from trainer.tracking import mlflow_store
-from trainer.tracking.journal import FIELDS, read
+from data_pipelines.common.paths import refused_paths
+from trainer.tracking import mlflow_store, outage
+from trainer.tracking.journal import FIELDS, ID, read
+from trainer.tracking.sqlite_file import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +47,7 @@ class Delivery:
         self.folder = Path(run_folder)
         self.journal = self.folder / "journal.jsonl"
         self.uri = uri
-        self.address = mlflow_store.without_secrets(uri)
+        self.address = outage.without_secrets(uri)
         self.experiment = experiment
         self.run_name = run_name
         self.report = report
@@ -72,7 +74,7 @@ class Delivery:
             # A record in MLflow must survive a power cut here: a replay would send it with another time.
             flush(self.journal)
             for records, end in _batches(read(self.journal, self.offset)):
-                self._send(records)
+                self._send([self._fitted(record) for record in records])
                 if records[-1]["kind"] == "end":
                     self._send_aside()
                     mlflow_store.remove_twins(*self._connected())
@@ -102,7 +104,7 @@ class Delivery:
 
     def _first(self) -> dict | None:
         try:
-            return next((record for record, _ in read(self.journal)), None)
+            return next((record for record, _ in read(self.journal) if record["name"] == ID), None)
         except FileNotFoundError:
             return None
 
@@ -117,24 +119,31 @@ class Delivery:
         if self._lock is None:
             self._lock = open_locked(self.folder / ".delivered.lock")
             if self._lock is None:
-                raise mlflow_store.Outage("another process is delivering this run")
+                raise outage.Outage("another process is delivering this run")
         first = self._first()
         if first is None:
-            raise mlflow_store.Outage(f"{self.journal} has no whole line")
+            raise outage.Outage(f"{self.journal} has no whole line that bears its {ID}")
         sqlite = self.uri.startswith("sqlite:")
-        artifacts = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" if sqlite else None
+        artifacts = sqlite_path(self.uri).parent / "mlartifacts" if sqlite else None
         client = mlflow_store.connect(self.uri, artifacts)
         known = self._known(first)
         run_id, offset, aside = known.get("run_id"), known.get("offset", 0), known.get("aside", [])
         if run_id is None or not mlflow_store.is_active(client, run_id):
             experiment = mlflow_store.experiment_id(client, self.experiment, artifacts)
             run_id = mlflow_store.find_or_create_run(
-                client, experiment, first["value"], self.run_name, first["time"]
+                client, experiment, first["value"], self._short_name(), first["time"]
             )
             offset, aside = 0, []
         self._connection = Connection(client, run_id, first["value"])
         self.offset, self.aside = offset, aside
         self._save()
+
+    def _short_name(self) -> str:
+        longest = mlflow_store.LONGEST_RUN_NAME
+        if len(self.run_name) <= longest:
+            return self.run_name
+        self.report(f"warning: MLflow has the first {longest} letters of the run's name, {self.run_name}")
+        return f"{self.run_name[: longest - 1]}…"
 
     def _connected(self) -> "Connection":
         assert self._connection is not None  # `deliver` connects before it sends
@@ -145,12 +154,23 @@ class Delivery:
         entry = {"journal": journal_id, "run_id": run_id, "offset": self.offset, "aside": self.aside}
         replace_text(self._state, json.dumps({**delivered(self.folder), self.address: entry}, indent=1))
 
+    def _fitted(self, record: dict) -> dict:
+        """The record as MLflow takes it: a longer value is cut, and that is reported."""
+        limit, text = mlflow_store.LONGEST.get(record["kind"]), str(record["value"])
+        if limit is None or len(text) <= limit:
+            return record
+        self.report(
+            f"warning: the {record['kind']} {record['name']!r} has {len(text):,} letters and MLflow takes "
+            f"{limit:,}: it has the first of them, the journal has all"
+        )
+        return record | {"value": f"{text[: limit - 1]}…"}
+
     def _send(self, records: list[dict]) -> None:
         client, run_id, journal_id = self._connected()
         try:
             mlflow_store.send(client, run_id, self.folder, records)
         except Exception as error:
-            if mlflow_store.is_outage(error):
+            if outage.is_outage(error):
                 if records[0]["kind"] != "artifact":
                     raise
                 self._try_artifact(records)
@@ -179,7 +199,7 @@ class Delivery:
                 self.aside.append(records[0])
                 self.report(
                     f"warning: MLflow at {self.address} cannot store the artifact {records[0]['name']!r} at "
-                    f"{records[0]['images']} images ({mlflow_store.reason(error)}); everything else is "
+                    f"{records[0]['images']} images ({outage.reason(error)}); everything else is "
                     "delivered, and this is tried again later"
                 )
 
@@ -198,12 +218,12 @@ class Delivery:
         try:
             mlflow_store.send(client, run_id, self.folder, records)
         except Exception as error:
-            if mlflow_store.is_outage(error):
+            if outage.is_outage(error):
                 raise
             record = records[0]
             self.report(
                 f"warning: MLflow at {self.address} refused the {record['kind']} {record['name']!r} at "
-                f"{record['images']} images ({mlflow_store.reason(error)}); the journal keeps it"
+                f"{record['images']} images ({outage.reason(error)}); the journal keeps it"
             )
 
 
@@ -211,9 +231,12 @@ def delivered(run_folder: Path) -> dict:
     """The run's delivered.json: address -> {journal, run_id, offset in bytes, aside}; {} where none is.
 
     An entry of another form is ignored: everything is sent again, which changes nothing.
+
+    Raises UserError where the file cannot be read.
     """
     try:
-        entries = json.loads((Path(run_folder) / "delivered.json").read_text())
+        with refused_paths():
+            entries = json.loads((Path(run_folder) / "delivered.json").read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):

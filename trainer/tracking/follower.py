@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.tracking import mlflow_store
+from trainer.tracking import mlflow_store, outage
 from trainer.tracking.address import sync_command
 from trainer.tracking.delivery import Delivery
 
@@ -88,7 +88,7 @@ class Follower:
             later = sync_command(self._delivery.folder, self._delivery.uri)
             self._report(
                 f"warning: no tracking since {time.strftime('%X')}: MLflow at {self._delivery.address}: "
-                f"{mlflow_store.reason(error)}; training goes on, the journal keeps everything until MLflow "
+                f"{outage.reason(error)}; training goes on, the journal keeps everything until MLflow "
                 f"answers, or is delivered later by: {later}"
             )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import flush
+from data_pipelines.common.files import cannot_write, flush
 from data_pipelines.common.locks import close_locked, is_locked, open_locked
 
 KINDS = ("metric", "parameter", "tag", "artifact", "resumed", "warning", "end")
@@ -26,6 +26,7 @@ KINDS = ("metric", "parameter", "tag", "artifact", "resumed", "warning", "end")
 # their names are numbered: resumed.1, resumed.2, ...
 EVENTS = ("resumed", "warning", "end")
 FIELDS = {"images", "time", "kind", "name", "value"}
+ID = "journal.id"  # the name of the record by which a run in MLflow is known; the first of a journal
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -50,15 +51,26 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
 def _parse(line: bytes) -> dict | None:
     try:
         record = json.loads(line)
-        if record.keys() != FIELDS or record["kind"] not in KINDS:
+        if record.keys() != FIELDS or record["kind"] not in KINDS or not _is_formed(record):
             return None
         if record["kind"] in EVENTS:
             int(record["name"].rpartition(".")[2])
         if record["kind"] == "metric":
             record["value"] = float(record["value"])
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return record
+
+
+def _is_formed(record: dict) -> bool:
+    """Whether the fields that are compared, and used as keys and time stamps, have the types for it."""
+    return (
+        type(record["images"]) is int
+        and type(record["time"]) in (int, float)
+        and math.isfinite(record["time"])
+        and isinstance(record["name"], str)
+        and (isinstance(record["value"], str) or (record["kind"] != "artifact" and record["name"] != ID))
+    )
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -97,6 +109,8 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = open_locked(self.path, wait)
         except OSError as error:
+            if error.errno == errno.EISDIR:
+                raise cannot_write(self.path, error) from error
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); choose a folder with outputs=FOLDER"
             ) from error
@@ -109,7 +123,7 @@ class Journal:
         self._learn()
         if self.id is None:
             self.id = uuid.uuid4().hex
-            self.write("tag", "journal.id", self.id, 0)
+            self.write("tag", ID, self.id, 0)
             self.sync()
             flush(self.path.parent)
 
@@ -123,7 +137,7 @@ class Journal:
                     self._warned.add(_digest(name, record["value"]))
             else:
                 self._note(record["name"], record["images"])
-            if record["name"] == "journal.id" and self.id is None:
+            if record["name"] == ID and self.id is None:
                 self.id = record["value"]
         if os.fstat(self._fd).st_size > end:
             os.ftruncate(self._fd, end)

@@ -3,15 +3,19 @@
 MLflow is imported inside the functions: the import costs seconds, also to a run without tracking.
 """
 
+import hashlib
 import os
 import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from data_pipelines.common.files import replacing
 from data_pipelines.common.locks import close_locked, open_locked
+from trainer.tracking.outage import NO_EFFECT, Outage
+from trainer.tracking.sqlite_file import is_there, sqlite_path, sqlite_uri, without_stray_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,13 +34,10 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+LONGEST = {"parameter": 6000, "tag": 8000, "warning": 8000}  # letters of a value; MLflow cuts without a word
+LONGEST_RUN_NAME = 250  # letters
+LONGEST_FOLDER = 200  # bytes of the name of a folder of artifacts; file systems take 255
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language-model tools
-NOT_THE_RECORDS_FAULT = (401, 403, 407, 408, 429)  # credentials, time, rate: later it may be accepted
-NO_EFFECT = "the answer was good, but {} did not arrive; is it an MLflow, and nothing in between?"
-
-
-class Outage(Exception):
-    """Nothing can be delivered at present; the text is the reason, in one line."""
 
 
 def configure() -> None:
@@ -55,34 +56,6 @@ def _answered(value: str | None, question: str) -> str:
     return value
 
 
-def without_secrets(text: str) -> str:
-    """Removes user and password from the addresses in `text`, also where the password has a / or an @."""
-    return re.sub(r"://[^\s'\"]*@", "://", text)
-
-
-def reason(error: Exception) -> str:
-    """An exception of MLflow's as one short line without secrets."""
-    text = str(error) or type(error).__name__
-    known = r"\[Errno -?\d+\] [\w ]+|Read timed out|too many \d+ error responses"
-    refused = re.search(known, text)
-    line = refused.group() if refused else text.strip().splitlines()[0]
-    return without_secrets(line)[:200]
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether an exception means that the server is at fault, and not the record that was sent."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    elif isinstance(error, RequestException):
-        status = 503 if error.response is None else error.response.status_code
-    else:
-        return isinstance(error, Outage)
-    return status >= 500 or status in NOT_THE_RECORDS_FAULT
-
-
 def connect(uri: str, artifacts: Path | None) -> "MlflowClient":
     """The MlflowClient for `uri`; makes a SQLite store where there is none.
 
@@ -90,18 +63,22 @@ def connect(uri: str, artifacts: Path | None) -> "MlflowClient":
     """
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:"):
-        create_sqlite(Path(uri.removeprefix("sqlite:///")), artifacts)
-    return MlflowClient(uri)
+    if not uri.startswith("sqlite:"):
+        return MlflowClient(uri)
+    create_sqlite(sqlite_path(uri), artifacts)
+    with without_stray_folder(uri):
+        client = MlflowClient(uri)
+        client.get_experiment("0")  # opens the file
+    return client
 
 
 def create_sqlite(path: Path, artifacts: Path | None) -> None:
     """Makes MLflow's SQLite store at `path`, whole or not at all, where there is none.
 
     MLflow needs seconds to make the tables, and a store with half of them stays broken. So they are made
-    under another name, by one process at a time, and renamed when they are on the disk.
+    under another name, by one process at a time, and renamed when they are on the disk. Raises as `is_there`.
     """
-    if path.exists() and path.stat().st_size > 0:
+    if is_there(path):
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -110,13 +87,15 @@ def create_sqlite(path: Path, artifacts: Path | None) -> None:
     if lock is None:
         raise Outage(f"another process has been making {path} for a minute")
     try:
-        if path.exists() and path.stat().st_size > 0:
+        if is_there(path):
             return
         with replacing(path) as new:
             # a killed process may have left a database there, and its rollback journal
             for leftover in new.parent.glob(f"{new.name}*"):
                 leftover.unlink()
-            SqlAlchemyStore(f"sqlite:///{new}", str(artifacts)).engine.dispose()
+            uri = sqlite_uri(new.resolve())
+            with without_stray_folder(uri):
+                SqlAlchemyStore(uri, _location(artifacts)).engine.dispose()
     finally:
         close_locked(lock)
 
@@ -136,8 +115,8 @@ def experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> 
         if experiment is not None:
             break
         try:
-            folder = str(artifacts / re.sub(r"[^\w+=-]", "_", name)) if artifacts else None
-            created = client.create_experiment(name, artifact_location=folder, tags=KIND)
+            folder = artifacts / _folder_name(name) if artifacts else None
+            created = client.create_experiment(name, artifact_location=_location(folder), tags=KIND)
             return _answered(created, "the making of an experiment")
         except MlflowException as error:
             # Another run has made it since the question: ask again, once.
@@ -151,6 +130,22 @@ def experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> 
             f"--experiment-id {experiment.experiment_id}`, or choose another tracking.experiment"
         )
     return experiment.experiment_id
+
+
+def _folder_name(experiment: str) -> str:
+    """The folder of an experiment's artifacts; a longer name ends in its digest."""
+    name = re.sub(r"[^\w+=-]", "_", experiment)
+    if len(name.encode()) <= LONGEST_FOLDER:
+        return name
+    digest = hashlib.blake2b(experiment.encode(), digest_size=8).hexdigest()
+    return f"{name.encode()[:LONGEST_FOLDER].decode(errors='ignore')}-{digest}"
+
+
+def _location(folder: Path | None) -> str | None:
+    """A folder of artifacts as MLflow takes it: it decodes %20 in a path, and writes a ' into its SQL."""
+    if folder is None:
+        return None
+    return folder.as_uri() if unquote(str(folder)) != str(folder) or "'" in str(folder) else str(folder)
 
 
 def is_active(client: "MlflowClient", run_id: str) -> bool:

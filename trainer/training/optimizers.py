@@ -84,8 +84,10 @@ class Lars(torch.optim.Optimizer):
 
     With learning rate γ, momentum m, weight decay β and trust coefficient η, for a layer's weights w and
     gradient g: λ = η‖w‖ / (‖g‖ + β‖w‖), v ← m v + γ λ (g + β w), w ← w - v (You et al., arXiv 1708.03888,
-    algorithm 1). λ is 1 where ‖w‖ or ‖g‖ is 0, and in groups whose `adapt` is false. A parameter is a layer;
-    one that FSDP2 has sharded has the norm of all its shards.
+    algorithm 1). The rate is inside the momentum: a step taken under a high rate keeps its length when the
+    rate falls, where torch's SGD multiplies v by the rate of the day. λ is 1 where ‖w‖ or ‖g‖ is 0, and in
+    groups whose `adapt` is false. A parameter is a layer; one that FSDP2 has sharded has the norm of all its
+    shards.
     """
 
     def __init__(

@@ -10,23 +10,13 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.reader import Reader
 from data_pipelines.shards.make import make
 from data_pipelines.shards.verify import verify
+from tests.helpers.synthetic_stl10 import CLASSES, write_stl10
 from tests.helpers.tiny_dataset import pictures
-
-CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-COUNTS = {"train": 12, "test": 5, "unlabeled": 23}
 
 
 @pytest.fixture
 def raw(tmp_path):
-    folder = tmp_path / "raw/stl10_binary"
-    folder.mkdir(parents=True)
-    for seed, (name, count) in enumerate(COUNTS.items()):
-        columns = pictures(count, 96, 96, seed).transpose(0, 3, 2, 1)  # channel, column, row
-        (folder / f"{name}_X.bin").write_bytes(np.ascontiguousarray(columns).tobytes())
-    for name in ("train", "test"):
-        (folder / f"{name}_y.bin").write_bytes(bytes(i % 10 + 1 for i in range(COUNTS[name])))
-    (folder / "class_names.txt").write_text("\n".join(CLASSES) + "\n")
-    return folder
+    return write_stl10(tmp_path / "raw")
 
 
 def test_images_and_labels_are_those_published(raw, tmp_path):
@@ -60,6 +50,12 @@ def test_files_of_another_length_are_one_clear_line(raw, tmp_path):
     refused(r"train_X\.bin has 1,000 bytes, expected a multiple of 27,648")
     (raw / "train_X.bin").unlink()
     refused(
-        r"train_X\.bin cannot be read \(No such file.*from= takes the unpacked folder stl10_binary of http"
+        r"train_X\.bin cannot be read \(No such file.*from= takes stl10_binary\.tar\.gz, its unpacked folder"
     )
+    for name, images in (("train", 5000), ("test", 8000), ("unlabeled", 99_999)):  # cut between two images
+        with open(raw / f"{name}_X.bin", "wb") as file:
+            file.truncate(images * 3 * 96 * 96)
+        if images < 10_000:
+            (raw / f"{name}_y.bin").write_bytes(bytes([1]) * images)
+    refused(r"unlabeled_X\.bin has 99,999 images, expected 100,000: is it whole\?")
     assert not (tmp_path / "to").exists()

@@ -196,7 +196,7 @@ def test_untidy_tars_are_counted_and_nothing_stops_it(tmp_path, capsys):
         )
         == 0
     )
-    assert "3 classes; images: train 6 in 2 shards; left out: 13;" in capsys.readouterr().out
+    assert "3 classes; images: train 6 in 2 shards; left out: 14;" in capsys.readouterr().out
     dataset = load_dataset(tmp_path / "to")
     assert contents(dataset, "train") == {
         "./deep/er/a.b.png": (good, -1),
@@ -219,6 +219,7 @@ def test_untidy_tars_are_counted_and_nothing_stops_it(tmp_path, capsys):
         ("x.tar: huge.png", "its label is '123456789', expected a whole number in 0..999999"),
         ("x.tar: array.npy", "its sample has no image"),
         ("x.tar: img.0002.png", "img.0001.png is the image of its sample: a key ends at the first dot"),
+        ("x.tar: README", "its sample has no image"),
         ("x.tar: link.png", "a link, or no file"),
         ("x.tar: moving.gif", "an empty file"),
         ("y.tar: moving.gif", "this GIF is not what the loader decodes; source=folder writes it as PNG"),

@@ -29,6 +29,7 @@ def install(
     slow: float = 0.0,
     linger: float = 0.0,
     misread: dict | None = None,
+    archive: dict | None = None,
 ) -> None:
     """Prepares this process, before it runs main.py.
 
@@ -37,14 +38,17 @@ def install(
             time-th time; {"rank", "images"}: before the step after so many images.
         hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), evaluates
             ("evaluate_online"), saves ("save"), starts the final evaluation ("finish") or logs a step
-            ("log"), after so many images; "data": its loader returns nothing any more, and it lives; "disk":
-            its next checkpoint's write does not end, and it lives.
-        record: write what the rank trains on to logs/ids-RANK.jsonl.
-        nan: make a weight NaN before the step after so many images.
-        slow: seconds that every step takes longer.
-        linger: seconds that the page of views, the first picture of the end, takes longer to draw.
+            ("log"), after so many images; "data": its loader returns nothing any more, "disk": its next
+            checkpoint's write does not end, and it lives.
+        record: write its samples to logs/ids-RANK.jsonl. nan: a weight is NaN after so many images.
+        slow, linger: seconds that every step, and the page of views at the end, take longer.
         misread: {"rank", "images"}: the next read of that rank after so many images fails, once.
+        archive: {"source", "address", "path"}: the source's archive is this file at this address.
     """
+    if archive:
+        from tests.helpers.served_archives import publish  # here, since it imports numpy
+
+        publish(**archive)
     note_stages(logs / f"stage-{rank}")
     if record:
         record_ids(logs / f"ids-{rank}.jsonl")

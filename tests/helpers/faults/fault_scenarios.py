@@ -116,8 +116,10 @@ def disk_full_in_a_save(harness: FaultHarness, world: int) -> None:
     of_one = sum(path.stat().st_size for path in newest(undisturbed.folder).path.iterdir())
     assert of_one > 2 * (undisturbed.folder / "journal.jsonl").stat().st_size  # the room for it, below
     disk = harness.new_outputs()
-    with small_disk(disk, of_one * 7 // 4) as resize:
-        ranks, run = harness.start(disk, recipe, world), disk / "run"
+    with small_disk(disk, 1 << 26) as resize:
+        ranks, run = harness.start(disk, recipe, world, slow=0.1), disk / "run"
+        assert arrived(ranks, 1 / 64), ranks.text()  # a disk that is too small from the start is refused
+        resize(of_one * 7 // 4)
         statuses = ranks.wait(PATIENCE, alone=True)
         assert 2 in statuses, ranks.text()
         assert 0 not in statuses, ranks.text()

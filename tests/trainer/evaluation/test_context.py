@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.common.retry import Interrupted
 from data_pipelines.reader import Reader
 from trainer import evaluation
-from trainer.evaluation import features, measure, online, pictures
+from trainer.distributed import collectives
+from trainer.evaluation import features, health, measure, online, pictures, readers, suite
 from trainer.evaluation.context import EvaluationContext, Evaluator, run_evaluators
 from trainer.evaluation.features import Examples
 
@@ -64,6 +67,115 @@ def test_the_loop_runs_the_evaluators_that_are_wanted(context):
         expected = context.objective.features(views)["y"].norm(dim=1).mean().item()
     assert list(figures) == ["norm/y"]
     assert figures["norm/y"] == pytest.approx(expected, rel=1e-5)
+
+
+class Broken(FeatureNorm):
+    name = "broken"
+
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        raise context.error
+
+
+def test_an_evaluator_that_fails_costs_no_other(context):
+    lines = []
+    context.say, context.prefix = lines.append, "control/untrained/"
+    for context.error in (UserError("no room; make some"), ZeroDivisionError("a\nb")):
+        assert list(run_evaluators((Broken(), FeatureNorm()), context)) == ["norm/y"]
+    why = context.failures.why["control/untrained/broken"]
+    assert why.startswith("ZeroDivisionError: a (test_context.py:")
+    assert lines == [
+        f"warning: control/untrained/broken: left out, {why}" for why in ("no room; make some", why)
+    ]
+
+
+def test_a_stop_and_what_training_must_know_is_raised(context):
+    for context.error, fatal in ((Interrupted("stop"), ()), (UserError("diverged"), (UserError,))):
+        with pytest.raises(type(context.error)):
+            run_evaluators((Broken(),), context, fatal)
+    assert context.failures.why == {}
+
+
+def test_an_error_that_the_other_ranks_know_of_is_no_reason_to_end(context, monkeypatch):
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    context.error = SharedError("rank 1: no room")
+    assert run_evaluators((Broken(),), context) == {}
+    assert context.failures.why == {"broken": "rank 1: no room"}
+    context.error = RuntimeError("of one rank: the other may wait for it in a collective call")
+    with pytest.raises(RuntimeError):
+        run_evaluators((Broken(),), context)
+
+
+def test_features_that_cannot_be_cached_are_encoded_once(context, monkeypatch):
+    def full(*_):
+        raise UserError("no room")
+
+    monkeypatch.setattr(features, "_write", full)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no room"):
+            context.examples()
+        monkeypatch.setattr(features, "_write", lambda *_: pytest.fail("encoded again"))
+
+
+# ---- the final evaluation ----------------------------------------------------------------------------
+
+CHEAP = {"linear": None, "mlp": None, "few_shot": None}  # kNN alone
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A hundred images of each split are labelled."""
+    monkeypatch.setattr(readers, "labelled_ids", lambda reader: np.arange(100))
+
+
+@pytest.mark.usefixtures("few")
+def test_the_encoder_keeps_its_figures_where_controls_fail(context, monkeypatch):
+    context.options = context.options.model_copy(update=CHEAP)
+    monkeypatch.setattr(measure, "_untrained_objective", lambda context: 1 / 0)
+    measured = measure.measure(context)
+    assert measured.figures.keys() == {"knn/y", "control/pixels/knn"}
+    assert measured.left_out.keys() == {"control/untrained", "control/untrained_recalibrated"}
+    assert measured.failed
+
+
+@pytest.mark.usefixtures("few")
+def test_names_of_pixels_that_fail_are_those_of_results(context, monkeypatch):
+    context.options = context.options.model_copy(update=CHEAP)
+    context.untrained = lambda: context.objective
+    real = suite.knn_accuracy
+    monkeypatch.setattr(
+        suite, "knn_accuracy", lambda x, *more: 1 / 0 if x.shape[1] == 3072 else real(x, *more)
+    )
+    measured = measure.measure(context)
+    assert {"knn/y", "control/untrained/knn/y"} <= measured.figures.keys()
+    assert measured.left_out.keys() == {"control/pixels/knn"}
+
+
+@pytest.mark.usefixtures("few")
+def test_an_encoder_whose_batch_norm_cannot_be_re_estimated_is_not_measured(context, monkeypatch):
+    context.options = context.options.model_copy(update=CHEAP | {"recalibrate": True})
+    monkeypatch.setattr(measure, "re_estimate", lambda *_: 1 / 0)
+    monkeypatch.setattr(measure, "_untrained_objective", lambda context: context.objective.eval())
+    measured = measure.measure(context)
+    assert measured.figures.keys() == {"control/untrained/knn/y", "control/pixels/knn"}
+    assert measured.left_out.keys() == {"probe", "control/untrained_recalibrated"}
+
+
+def test_an_evaluation_without_any_figure_is_an_error(context, monkeypatch):
+    def full(*_):
+        raise UserError("no room")
+
+    context.options = context.options.model_copy(update=CHEAP | {"controls": False})
+    monkeypatch.setattr(features, "_write", full)
+    with pytest.raises(SharedError, match="nothing could be measured: no room"):
+        measure.measure(context)
+
+
+def test_training_goes_on_where_an_online_measurement_fails(context, monkeypatch):
+    monkeypatch.setattr(health, "effective_rank", lambda y: 1 / 0)
+    figures = online.evaluate_online(context)
+    assert "knn/y/online" in figures
+    assert list(context.failures.why) == ["health"]
+    assert context.objective.training
 
 
 def test_an_evaluator_defines_run():

@@ -1,13 +1,15 @@
 """kNN against a double loop in plain Python."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data_pipelines.common.errors import UserError
 from trainer.evaluation import knn
-from trainer.evaluation.knn import knn_accuracy, nearest
+from trainer.evaluation.knn import Knn, knn_accuracy, nearest
+from trainer.recipe.evaluation import Evaluate
 
 
 @pytest.fixture
@@ -84,6 +86,25 @@ def test_bad_features_are_refused(clusters):
         knn_accuracy(train_x, train_y, test_x[:0], test_y[:0], 3, 5)
     with pytest.raises(UserError, match="the training split has no features"):
         nearest(train_x[:0], test_x, 5)
+    test_x = test_x.clone()  # the fixture's is other tests' too
     test_x[3, 2] = float("nan")
     with pytest.raises(UserError, match="the test features hold NaN or infinity"):
         knn_accuracy(train_x, train_y, test_x, test_y, 3, 5)
+
+
+def test_the_projection_head_has_a_knn_of_its_own_during_pretraining(clusters):
+    train_x, train_y, test_x, test_y = clusters
+    options = Evaluate(knn=5)
+    for names in (("y",), ("y", "head")):
+        # A head that keeps nothing but one number: another accuracy.
+        train, test = (
+            ({name: x if name == "y" else x[:, :1].abs() for name in names}, y)
+            for x, y in ((train_x, train_y), (test_x, test_y))
+        )
+        context = SimpleNamespace(
+            sampled=lambda split: split, labelled=train, test=test, classes=("a", "b", "c"), options=options
+        )
+        figures = Knn().run(context)
+        assert list(figures) == [f"knn/{name}/online" for name in names]
+        assert figures["knn/y/online"] == knn_accuracy(train_x, train_y, test_x, test_y, 3, 5)
+    assert figures["knn/head/online"] < figures["knn/y/online"]

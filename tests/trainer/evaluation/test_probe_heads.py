@@ -146,6 +146,35 @@ def test_heads_of_other_mini_batches_are_trained_too(pixels):
         )
 
 
+def test_a_head_is_tested_after_each_of_its_last_epochs(pixels):
+    """The mean of runs that end there: under milestones the rate does not know how long a run is."""
+    options = {"milestones": [100], "lr": 1e-3, "batch": 64}
+    each = [
+        head_probes(*pixels, {"mlp": MlpProbe(epochs=epochs, **options)}, seed=0)["mlp"][0]
+        for epochs in (2, 3, 4)
+    ]
+    assert len(set(each)) > 1
+    averaged = head_probes(*pixels, {"mlp": MlpProbe(epochs=4, average=3, **options)}, seed=0)["mlp"][0]
+    assert averaged == pytest.approx(sum(each) / 3, abs=1e-12)
+    longer = head_probes(*pixels, {"mlp": MlpProbe(epochs=2, average=9, **options)}, seed=0)["mlp"][0]
+    assert 0 < longer <= each[0]  # more than there are: all of them
+
+
+def test_features_that_are_not_standardised_are_read_as_they_are(pixels):
+    """Standardised by hand, they give what standardising gives; heads of both kinds stand side by side."""
+    train_x, train_y, test_x, test_y, classes = pixels
+    mean, scale = probes.statistics(train_x)
+    data = (train_x - mean) * scale, train_y, (test_x - mean) * scale, test_y, classes
+    raw, usual = MlpProbe(epochs=3, standardise=False), MlpProbe(epochs=3)
+    by_hand = head_probes(*data, {"mlp": raw}, seed=0)["mlp"]
+    assert by_hand == pytest.approx(head_probes(*pixels, {"mlp": usual}, seed=0)["mlp"], abs=0.01)
+    both = head_probes(*pixels, {"mlp": raw, "linear_sgd": SgdProbe(epochs=3)}, seed=0)
+    assert both["linear_sgd"] == pytest.approx(
+        head_probes(*pixels, {"linear_sgd": SgdProbe(epochs=3)}, seed=0)["linear_sgd"], abs=1e-12
+    )
+    assert both["mlp"] != by_hand
+
+
 def test_the_published_schedule_falls_at_its_milestones():
     head = Mlp(4, 2, MlpProbe(epochs=1000, lr=1e-4, milestones=[50, 100]), seed=0)
     assert [head.rate(epochs) for epochs in (0, 49.99, 50, 99.9, 100, 999)] == pytest.approx(

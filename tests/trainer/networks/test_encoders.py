@@ -1,6 +1,8 @@
 """What holds for every kind of encoder: the shapes it tells, groups, layouts, precision, export, recipes."""
 
 import json
+import re
+from contextlib import suppress
 
 import pytest
 import torch
@@ -229,3 +231,62 @@ def test_a_kind_change_drops_what_belonged_to_the_other():
         "norm": "batch",
         "zero_init_residual": False,
     }
+
+
+# ---- small images ------------------------------------------------------------------------------------
+
+
+STRIDED = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)
+
+
+def strided_maps(module: nn.Module) -> list[tuple[nn.Module, torch.Size]]:
+    """Fills, at each call of the module, with its strided layers and the maps that they read."""
+    seen = []
+
+    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if max(nn.modules.utils._pair(layer.stride)) > 1:
+            seen.append((layer, inputs[0].shape[2:]))
+
+    for layer in module.modules():
+        if isinstance(layer, STRIDED):
+            layer.register_forward_pre_hook(note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [*((kind, []) for kind in TINY), ("resnet", ["encoder.stem=imagenet"])]
+)
+def test_no_size_reaches_a_strided_layer_on_one_pixel(kind, words):
+    """torch 2.13's bf16 on a CPU that has it returns memory that was never written as its gradients."""
+    options, sizes = recipe(kind, *words).encoder_options(), []
+    refusals: list[str] = []
+    for size in range(1, 37):
+        try:
+            encoder = build_encoder(options | {"size": size})
+        except ValueError as error:
+            refusals.append(str(error))
+            continue
+        sizes.append(size)
+        seen = strided_maps(encoder)
+        local = encoder(torch.randn(3, 3, size, size))["local"]
+        with suppress(ValueError):  # that the local map is too small
+            tail, _ = encoder.tail()
+            seen_by_tail = strided_maps(tail)
+            tail(local)
+            seen += seen_by_tail
+        assert all(min(side) > 1 for _, side in seen), (size, seen)
+    assert sizes  # some are taken
+    assert refusals
+    assert all(re.fullmatch(r"size=\d+\b.* (is needed|at least) ?.*", line) for line in refusals)
+
+
+@pytest.mark.parametrize(("stem", "least"), [("imagenet", 17), ("cifar", 5)])
+def test_the_line_names_a_size_that_works(stem, least):
+    options = recipe("resnet", f"encoder.stem={stem}").encoder_options()
+    for size in (1, least - 1):
+        with pytest.raises(ValueError, match=f"size={size}: .* with stem={stem} at least {least} is needed"):
+            build_encoder(options | {"size": size})
+    encoder = build_encoder(options | {"size": least})
+    with torch.autocast("cpu", torch.bfloat16):
+        squares(encoder(torch.randn(6, 3, least, least))).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())

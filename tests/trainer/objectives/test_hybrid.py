@@ -150,7 +150,7 @@ def test_what_evaluation_reads():
     objective = hybrid(moco(layout="pooled"))
     images = views(0)[0]
     features = objective.features(images)
-    assert list(features) == ["z", "w", "y"]
+    assert list(features) == ["z", "w", "y", "head"]  # the last is that of the contrast
     assert torch.equal(features["z"], torch.cat([features["y"], features["w"]], 1))
     assert features["y"].shape == features["w"].shape == (BATCH, 8)
     y, w = objective.codec.encode(images)

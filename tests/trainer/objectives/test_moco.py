@@ -226,3 +226,10 @@ def test_a_group_mate_is_known_by_its_statistics_unless_keys_are_shuffled():
     assert loss < chance - 0.5
     loss, chance = guess(shuffle=True)
     assert abs(loss - chance) < 0.02
+
+
+def test_evaluation_reads_the_projection_too():
+    objective = moco()
+    features = objective.features(views(0)[0])
+    assert list(features)[-1] == "head"
+    assert torch.equal(features["head"], objective.head(features["y"]))

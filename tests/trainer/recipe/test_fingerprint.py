@@ -5,8 +5,15 @@ import shlex
 
 import pytest
 
+from tests.helpers.recipes import NAMES, write
 from trainer.recipe import fingerprint as rules
-from trainer.recipe.fingerprint import DEFAULTS_OF_NEW_KEYS, differences, overrides_to_continue, remedy
+from trainer.recipe.fingerprint import (
+    ABSENT,
+    default_of_new_key,
+    differences,
+    overrides_to_continue,
+    remedy,
+)
 from trainer.recipe.loading import load
 
 VIEW = "{crop: {scale: {low: 0.2, high: 1}}, jitter: {hue: 0.1}, flip: 0.5}"
@@ -21,6 +28,7 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "run",
         "accumulate",
         "data.root",
+        "data.make",
         "data.threads",
         "data.prefetch",
         "data.retry_seconds",
@@ -31,7 +39,8 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")
-    silent = {*meaningless, *DEFAULTS_OF_NEW_KEYS}  # the new keys have the values of before there were any
+    new = {key for key in whole.origin if default_of_new_key(key) is not ABSENT}  # all at their defaults
+    silent = {*meaningless, *new}
     expected = [key for key in whole.origin if key not in silent and not key.startswith(sections)]
     assert sorted(whole.fingerprint()) == sorted(expected)
     assert {"seed", "batch", "groups.norm", "optimizer.lr", "data.views.0.flip", "data.window"} <= set(
@@ -42,6 +51,7 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "run=again",
         "accumulate=2",
         "data.root=elsewhere",
+        "data.make=false",
         "data.retry_seconds=5",
         "save.every=7",
         "tracking.uri=none",
@@ -61,6 +71,22 @@ def test_a_new_key_of_a_list_s_items_is_left_out_at_its_old_meaning(monkeypatch)
     other = load(["recipe=dim_local", f"data.views=[{VIEW}, {VIEW}]", f"{key}=0.4"])
     assert differences(before, other.fingerprint()) == [f"{key}: (none) -> 0.4"]
     assert overrides_to_continue(before, other.fingerprint()) == [f"{key}=0.1"]
+
+
+def test_a_run_that_turned_hue_in_yiq_goes_on(tmp_path):
+    """The recipe as it was published before there was the key, and as it is."""
+    new = load(["recipe=moco_cifar10"])
+    old = load([write(tmp_path, "old", "base: moco_cifar10"), "data.views.0.hue=yiq", "data.views.1.hue=yiq"])
+    assert not [key for key in old.fingerprint() if key.endswith(".hue") and "jitter" not in key]
+    words = overrides_to_continue(old.fingerprint(), new.fingerprint())
+    assert words == ["data.views.0.hue=yiq", "data.views.1.hue=yiq"]
+    assert load(["recipe=moco_cifar10", *words]).fingerprint() == old.fingerprint()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_recipes_turn_hue_as_the_publications_do(name):
+    views = getattr(getattr(load([f"recipe={name}"]).recipe, "data", None), "views", [])
+    assert all(view.hue == ("hsv" if view.jitter else "yiq") for view in views)
 
 
 def test_a_new_section_is_taken_out_again(monkeypatch):
@@ -109,6 +135,10 @@ def test_differences_name_key_old_and_new():
         ([], ["schedule={kind: cosine, final: 0.1}", "images=1000"]),
         (["schedule.kind=cosine"], ["schedule.kind=cosine", "images=1000"]),
         ([], [f"data.views=[{VIEW}]"]),
+        ([], [f"data.views=[{VIEW}]", "data.views.0.hue=hsv"]),
+        ([f"data.views=[{VIEW}]", "data.views.0.hue=hsv"], []),
+        ([f"data.views=[{VIEW}]", "data.views.0.hue=hsv"], [f"data.views=[{VIEW}]"]),
+        ([], ["data.views.0.jitter={hue: 0.1}"]),
         ([f"data.views=[{VIEW}]"], []),
         ([f"data.views=[{VIEW}]"], ["data.views.0.crop={scale: {low: 0.5, high: 1}}"]),
         ([f"data.views=[{VIEW}, {VIEW}]"], []),

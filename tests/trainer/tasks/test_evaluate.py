@@ -19,12 +19,13 @@ from trainer.evaluation.measure import compared_pixels
 from trainer.recipe.loading import load
 from trainer.recipe.schema import Tracking
 from trainer.runs.folder import RunFolder
+from trainer.tasks.checks import Start, check_disk, check_evaluation
 from trainer.tasks.evaluate import deliver, tracked
-from trainer.tasks.preflight import check_disk, check_evaluation
+from trainer.tasks.resources import SMALL_FILES
 from trainer.tracking.journal import Journal, read
 
 CHEAP = ["evaluate.linear={iterations: 5}", "evaluate.mlp=null", "evaluate.few_shot=null"]
-CHEAP += ["evaluate.svm={epochs: 1, runs: 2}", "evaluate.linear_sgd=null", "tracking.uri=none"]
+CHEAP += ["evaluate.svm={iterations: 5}", "evaluate.linear_sgd=null", "tracking.uri=none"]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,9 @@ def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
     check_evaluation(recipe(digits.root), digits)
     dataset = load_dataset(unlabelled)
     with pytest.raises(UserError, match=r"no image of 'train' \(data.labelled\) has a label.*at_end=false"):
-        check_evaluation(recipe(unlabelled), dataset)
+        check_evaluation(recipe(unlabelled, "data.labelled=train"), dataset)  # a key that asks for them
+    (line,) = check_evaluation(recipe(unlabelled), dataset)
+    assert line.endswith("knn/y: left out, no image of 'train' (data.train) has a label")
     check_evaluation(recipe(unlabelled, "data.labelled=test"), dataset)
     # The online monitor needs no label.
     check_evaluation(recipe(unlabelled, "evaluate.at_end=false"), dataset)
@@ -181,15 +184,26 @@ def test_data_without_labels_asked_for_probes_is_refused(digits, unlabelled):
 def test_a_disk_without_room_for_what_is_probed_is_an_error_before_the_training(
     digits, tmp_path, monkeypatch
 ):
-    usage = shutil.disk_usage(tmp_path)
-    needed = 4 * 100 * digits.splits["train"].images  # bytes, of 100 numbers an image
-    for free, more in ((needed - 1, ["controls=false"]), (needed, ["controls=true"])):  # 3,072 numbers
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
-        resolved = recipe(digits.root, "data.size=32", *(f"evaluate.{word}" for word in more))
-        with pytest.raises(UserError, match=f"to probe take .*{tmp_path} has .*evaluate.at_end=false"):
-            check_disk(resolved, digits, {"y": 100}, tmp_path / "outputs")
-    check_disk(recipe(digits.root, "evaluate.controls=false"), digits, {"y": 100}, tmp_path / "outputs")
-    check_disk(recipe(digits.root, "evaluate.at_end=false"), digits, {"y": 10**9}, tmp_path / "outputs")
+    usage, folder = shutil.disk_usage(tmp_path), tmp_path / "outputs" / "run"
+    images = digits.splits["train"].images + digits.splits["test"].images
+
+    def start(*more):
+        return Start(recipe(digits.root, "data.size=32", *more), None, digits, folder)
+
+    def left(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
+
+    of_run = start("evaluate.controls=false")
+    needed = 2 * of_run.sizes.checkpoint + of_run.sizes.encoder + SMALL_FILES
+    needed += 4 * images * sum(of_run.objective.encoder.widths.values())
+    left(needed - 1)
+    with pytest.raises(UserError, match=f"images to probe.*{folder} has .*evaluate.at_end=false"):
+        check_disk(of_run)
+    assert not list(check_disk(start("evaluate.at_end=false")))
+    left(needed)
+    assert not list(check_disk(of_run))
+    with pytest.raises(UserError, match="images to probe"):
+        check_disk(start("evaluate.controls=true", "encoder.channels=[1, 1, 1]"))  # 3,072 pixels an image
 
 
 def test_raw_pixels_of_large_images_are_not_probed(digits):

@@ -56,7 +56,7 @@ PANELS = {
         {"mi/local/ceiling": "ceiling, log B: local", "mi/global/ceiling": "ceiling, log B: global"},
         1,
     ),
-    "kNN accuracy, %": ({"knn/y/online": "y"}, {}, 100),
+    "kNN accuracy, %": ({"knn/y/online": "y", "knn/head/online": "projection head"}, {}, 100),
     "Effective rank": ({"health/effective_rank": "y"}, {}, 1),
     "Uniformity and alignment": (
         {"health/alignment": "alignment, mirror images", "health/uniformity": "uniformity"},
@@ -77,7 +77,8 @@ KINDS = {
     r"probe/svm": "SVM",
     r"knn": "kNN",
 }
-FEATURES = ("conv", "pooled", "fc", "y")
+FEATURES = ("conv", "pooled", "fc", "y", "head")
+PARTS = ("std", "converged", "iterations", "objective", "l2")  # what else is known of a measurement
 COLUMNS = {  # title -> (prefix of the key in results.json, colour of the bar)
     "encoder": ("", "#0072b2"),
     "untrained": ("control/untrained/", "#8c8c8c"),
@@ -119,7 +120,7 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
             images = np.convolve(images, np.ones(width) / width, "valid")
             values = np.convolve(values, np.ones(width) / width, "valid")
         else:
-            style |= {"marker": "o", "markersize": 3.5}
+            style |= {"marker": "o", "markersize": 3.5 if len(values) > 1 else 8}  # one has no line beside it
         axes.plot(images, factor * values, linewidth=1.8, label=lines[name], **style)
     levels: dict[float, list[str]] = {}  # those of several terms may be one line
     for name in references:
@@ -129,14 +130,15 @@ def _panel(axes: Axes, title: str, metrics: Metrics) -> None:
         what, whose = labels[0].partition(": ")[0], [label.partition(": ")[2] for label in labels]
         label = f"{what}: {', '.join(whose)}" if len(levels) > 1 else what
         axes.axhline(level, color=PALE, dashes=((5, 3), (2, 2), (9, 3))[number], label=label)
-    if title in LOGARITHMIC:
+    logarithmic = title in LOGARITHMIC and all(np.max(metrics[name][1]) > 0 for name in shown)
+    if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 385, not 3.85 x 10²
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel("images seen", color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(which="both" if title in LOGARITHMIC else "major", color=GRID, linewidth=0.8)
+    axes.grid(which="both" if logarithmic else "major", color=GRID, linewidth=0.8)
     bare(axes, ("top", "right"))
     if len(shown) + len(levels) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize=9)
@@ -221,7 +223,7 @@ def _measurements(results: Mapping[str, float]) -> list[tuple[str, dict[str, Cel
             if match := re.fullmatch(rf"({kind})/(\w+)", key):
                 _, *shots, feature = match.groups()
                 known = FEATURES.index(feature) if feature in FEATURES else len(FEATURES)
-                if feature != "std":  # that of raw pixels
+                if feature not in PARTS:  # those of raw pixels
                     place = (order, *map(int, shots), known, feature)
                     measurements[key] = (place, f"{label.format(*shots)}, {feature}")
     rows = []

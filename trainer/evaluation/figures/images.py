@@ -16,12 +16,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from trainer.evaluation.figures.charts import DPI, INK, save
+from trainer.evaluation.figures.text import cut, legible
+from trainer.evaluation.figures.text import style as text_style
 
 SAME, OTHER, QUERY = "#009e73", "#d55e00", "#404040"  # frames; the first two differ for colour-blind eyes too
 UNKNOWN = "#c8c8c8"  # the frame where a label is missing
 FRAME, GAP, CAPTION, MARGIN, HEADER = 4, 14, 16, 24, 84  # pixels
 LINE = 8  # images in a line of the page of views
-LETTERS = 7  # pixels, of a letter of a caption: what is longer than its tile is cut
+LETTERS = 8  # pixels, of a letter of a caption: what is longer than its tile is cut
 
 
 def neighbours(
@@ -115,13 +117,12 @@ def tile_size(image: np.ndarray) -> int:
 
 
 def _name(label: int, classes: Sequence[str]) -> str:
-    return classes[label] if label >= 0 else ""
+    return legible(classes[label]) if label >= 0 else ""
 
 
-def _cut(text: str, width: int) -> str:
+def _cut(caption: str, width: int) -> str:
     """What of a caption fits into `width` pixels; ImageNet's names are long."""
-    letters = max(width // LETTERS, 2)
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    return cut(caption, max(width // LETTERS, 2))
 
 
 def page(width: int, height: int) -> tuple[Figure, Axes]:
@@ -135,7 +136,7 @@ def page(width: int, height: int) -> tuple[Figure, Axes]:
 
 def write(axes: Axes, x: float, y: float, text: str, size: float = 10.5, **style: Any) -> None:
     """A line of text, its middle at the height y."""
-    axes.text(x, y, text, fontsize=size, color=INK, va="center", parse_math=False, **style)
+    axes.text(x, y, text, fontsize=size, color=INK, va="center", **(style | text_style(text)))
 
 
 def _legend(axes: Axes, x: float, y: float, entries: dict[str, str]) -> None:

@@ -40,11 +40,12 @@ def reconstructions(
     """Draws each image beside its reconstructions by `codecs` {name: (images, errors)}, the errors below."""
     columns = {"original": (originals, None), **codecs}
     tile, across = tile_size(pixels(originals[0])), max(1, ACROSS // len(columns))
+    across = min(across, len(originals))
     step = tile + STEP
     block, line = len(columns) * step + 2 * GAP, step + CAPTION + 4
     lines = math.ceil(len(originals) / across)
     head = HEADER + 4
-    figure, axes = page(max(2 * MARGIN + across * block - 2 * GAP, 560), head + lines * line + MARGIN - GAP)
+    figure, axes = page(max(2 * MARGIN + across * block - 2 * GAP, 620), head + lines * line + MARGIN - GAP)
     write(axes, MARGIN, 28, "Reconstructions of test images", size=15, weight="bold")
     write(axes, MARGIN, 52, "below each: the squared error summed over the image, pixels in [0, 1]")
     for c, (name, (images, errors)) in enumerate(columns.items()):
@@ -68,7 +69,7 @@ def interpolations(
     block, head = len(between) * step + 2 * GAP, HEADER + 8
     first = MARGIN + ASIDE + step + aside  # left edge of t = 0
     last = first + steps * step + aside - STEP
-    figure, axes = page(last + tile + MARGIN, head + len(zero) * block - 2 * GAP + MARGIN)
+    figure, axes = page(max(last + tile + MARGIN, 740), head + len(zero) * block - 2 * GAP + MARGIN)
     write(axes, MARGIN, 28, "Interpolations between two test images", size=15, weight="bold")
     subtitle = (
         "all of z: (1 - t)·z₀ + t·z₁;  y only: w stays that of image 0;  w only: y stays that of image 0"

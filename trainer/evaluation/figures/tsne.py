@@ -7,16 +7,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from trainer.evaluation.figures.charts import INK, PALE, bare, save
 from trainer.evaluation.figures.images import pixels
+from trainer.evaluation.figures.text import cut, legible, width
+from trainer.evaluation.figures.text import style as text_style
 
 FEWEST, MOST = 10, 2000  # images
 PERPLEXITY = 30
 CELLS = 28  # a side of the map of images
 NAMED = 20  # classes at most that a legend names
+LONGEST, ACROSS = 24, 160  # columns of a name in the legend, and of a line of names
 UNLABELLED = "#9a9a9a"
 
 
@@ -27,10 +31,12 @@ def embed(y: np.ndarray, seed: int) -> np.ndarray:
     """
     from sklearn.manifold import TSNE  # takes seconds to import, so only where it is used
 
+    if (np.ptp(y, axis=0) == 0).all():  # of an encoder that gives every image the same y
+        return np.full((len(y), 2), 0.5)
     perplexity = min(PERPLEXITY, (len(y) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed % 2**32).fit_transform(np.asarray(y))
     low, high = points.min(0), points.max(0)
-    return (points - low) / (high - low)
+    return (points - low) / np.maximum(high - low, np.finfo(points.dtype).tiny)
 
 
 def on_grid(points: np.ndarray) -> dict[tuple[int, int], int]:
@@ -79,27 +85,41 @@ def _points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequenc
     size = float(np.clip(16_000 / len(points), 8, 40))
     style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85}
     unknown = labels < 0
+    drawn = []
     if unknown.any():
-        axes.scatter(*points[unknown].T, color=UNLABELLED, label="no label", **style)
+        drawn.append(("no label", axes.scatter(*points[unknown].T, color=UNLABELLED, **style)))
     present = np.unique(labels[~unknown])
     wheel = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
     if len(classes) <= NAMED:
         qualitative = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
         wheel = qualitative(np.arange(qualitative.N))
     for label in present:
-        axes.scatter(*points[labels == label].T, color=wheel[label], label=classes[label], **style)
+        marks = axes.scatter(*points[labels == label].T, color=wheel[label], **style)
+        drawn.append((cut(legible(classes[label]), LONGEST), marks))
     if len(present) and len(classes) <= NAMED:
-        legend = axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, 0),
-            ncols=min(len(present) + int(unknown.any()), 5 if len(classes) <= 10 else 7),
-            frameon=False,
-            handletextpad=0.1,
-            columnspacing=1.2,
-            fontsize=10,
-        )
-        for handle in filter(None, legend.legend_handles):
-            handle.set(sizes=[50], alpha=1)
+        _legend(axes, drawn, 5 if len(classes) <= 10 else 7)
     else:
         note = f"{len(classes)} classes, a colour each" if len(present) else "no labels"
         axes.text(0.5, -0.02, note, ha="center", va="top", fontsize=10, color=PALE)
+
+
+def _legend(axes: Axes, drawn: list[tuple[str, PathCollection]], most: int) -> None:
+    """Names the marks below both axes, in at most `most` columns; the names are written as they stand."""
+    names, marks = [name for name, _ in drawn], [mark for _, mark in drawn]
+    columns = max(1, min(len(names), most, ACROSS // (max(map(width, names)) + 4)))
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # the axes have just been made in it
+    legend = figure.legend(
+        marks,
+        ["-"] * len(names),  # a name with `_` in front would be left out
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        handletextpad=0.1,
+        columnspacing=1.2,
+        fontsize=10,
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, **text_style(name))
+    for handle in filter(None, legend.legend_handles):
+        handle.set(sizes=[50], alpha=1)
