@@ -164,9 +164,9 @@ FLOORS = [
         for name in ("plan", "noise", "reader", "dali_graph", "dali_damage", "dataset_loading")
     ],
     ["data_pipelines/loader", "data_pipelines/dali_pipeline", "data_pipelines/sources"],
-    ["data_pipelines/dali", "data_pipelines/shards"],
+    ["data_pipelines/dali", "data_pipelines/rows", "data_pipelines/shards"],
     ["trainer/recipe", "trainer/distributed"],
-    ["trainer/networks", "trainer/checkpoints", "trainer/tracking"],
+    ["trainer/networks", "trainer/generation", "trainer/checkpoints", "trainer/tracking"],
     ["trainer/objectives", "trainer/exports", "trainer/runs"],
     ["trainer/engines"],
     ["trainer/training", "trainer/evaluation"],

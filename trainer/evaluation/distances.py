@@ -135,7 +135,7 @@ def covered(rows: Tensor, reference: Tensor, radius: Tensor) -> float:
     """The share of rows that lie in a ball around some reference row."""
     rows, reference = rows.double(), reference.double()
     inside = [(torch.cdist(some, reference) <= radius).any(1).double().sum() for some in rows.split(CHUNK)]
-    return (sum(inside) / len(rows)).item()
+    return torch.stack(inside).sum().item() / len(rows)
 
 
 def precision_recall(real: Tensor, samples: Tensor, neighbours: int = 3) -> tuple[float, float]:

@@ -17,6 +17,8 @@ class TimeEmbedding(nn.Module):
         condition: numbers of a condition; 0: there is none.
     """
 
+    frequencies: Tensor
+
     def __init__(self, waves: int, width: int, condition: int = 0):
         super().__init__()
         self.dense = nn.ModuleList([nn.Linear(waves, width), nn.Linear(width, width)])
@@ -24,7 +26,7 @@ class TimeEmbedding(nn.Module):
         half = waves // 2
         steps = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
         frequencies = FASTEST * (steps * math.log(SLOWEST / FASTEST)).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, time: Tensor, condition: Tensor | None, conditioned: Tensor | None) -> Tensor:
         """Times [n] -> [n, width].
@@ -35,9 +37,10 @@ class TimeEmbedding(nn.Module):
         """
         first, second = self.dense
         angles = time.double()[:, None] * self.frequencies.double()
-        waves = torch.cat([angles.sin(), angles.cos()], 1).to(first.weight.dtype)
+        dtype = self.frequencies.dtype  # that of the weights, which move with it
+        waves = torch.cat([angles.sin(), angles.cos()], 1).to(dtype)
         embedded = second(nn.functional.silu(first(waves)))
         if condition is None or self.condition is None:
             return embedded
-        added = self.condition(condition.to(first.weight.dtype))
+        added = self.condition(condition.to(dtype))
         return embedded + (added if conditioned is None else added * conditioned[:, None].to(added.dtype))

@@ -72,10 +72,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one side, attention behind each where it is wanted, and what leads to the next level."""
-
-    downsample: Downsample
-    upsample: Upsample
+    """Blocks of one side, attention behind each where it is wanted."""
 
     def __init__(self, blocks: list[ResidualBlock], channels: int, attends: bool):
         super().__init__()
@@ -85,7 +82,37 @@ class Level(nn.Module):
     def step(self, number: int, x: Tensor, time: Tensor) -> Tensor:
         """Block `number`, and its attention."""
         x = self.block[number](x, time)
-        return self.attn[number](x) if self.attn else x
+        return self.attn[number](x) if len(self.attn) else x
+
+
+class DownLevel(Level):
+    """A level of the way down."""
+
+    def __init__(self, blocks: list[ResidualBlock], channels: int, attends: bool, last: bool):
+        super().__init__(blocks, channels, attends)
+        self.downsample = None if last else Downsample(channels)
+
+    def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
+        """Map and embedded times -> the next level's map; appends to `written` what the way up reads."""
+        for number in range(len(self.block)):
+            written.append(x := self.step(number, x, time))
+        if self.downsample is not None:
+            written.append(x := self.downsample(x))
+        return x
+
+
+class UpLevel(Level):
+    """A level of the way up."""
+
+    def __init__(self, blocks: list[ResidualBlock], channels: int, attends: bool, last: bool):
+        super().__init__(blocks, channels, attends)
+        self.upsample = None if last else Upsample(channels)
+
+    def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
+        """As `DownLevel.forward`, but takes away from `written` what it reads."""
+        for number in range(len(self.block)):
+            x = self.step(number, torch.cat([x, written.pop()], 1), time)
+        return x if self.upsample is None else self.upsample(x)
 
 
 class Middle(nn.Module):
@@ -144,12 +171,9 @@ class UNet(nn.Module):
         for number, after in enumerate(widths):
             inputs = [before, *[after] * (blocks - 1)]
             parts = [ResidualBlock(into, after, embedding, dropout) for into in inputs]
-            level = Level(parts, after, side // 2**number in attention)
-            written += [after] * blocks
-            if number < halvings:
-                level.downsample = Downsample(after)
-                written.append(after)
-            self.down.append(level)
+            last = number == halvings
+            self.down.append(DownLevel(parts, after, side // 2**number in attention, last))
+            written += [after] * (blocks + (not last))
             before = after
         self.mid = Middle(before, embedding, dropout)
         for number, after in reversed(list(enumerate(widths))):
@@ -157,10 +181,7 @@ class UNet(nn.Module):
             for _ in range(blocks + 1):
                 parts.append(ResidualBlock(before + written.pop(), after, embedding, dropout))
                 before = after
-            level = Level(parts, after, side // 2**number in attention)
-            if number:
-                level.upsample = Upsample(after)
-            self.up.insert(0, level)
+            self.up.insert(0, UpLevel(parts, after, side // 2**number in attention, last=not number))
         self.norm_out = group_norm(before)
         self.conv_out = nn.Conv2d(before, channels, 3, padding=1)
 
@@ -176,17 +197,11 @@ class UNet(nn.Module):
         """
         embedded = self.temb(time, condition, conditioned)
         written = [x := self.conv_in(noisy)]
-        for number, level in enumerate(self.down):
-            for block in range(len(level.block)):
-                written.append(x := level.step(block, x, embedded))
-            if number < len(self.down) - 1:
-                written.append(x := level.downsample(x))
+        for level in self.down:
+            x = level(x, embedded, written)
         x = self.mid(x, embedded)
-        for number, level in reversed(list(enumerate(self.up))):
-            for block in range(len(level.block)):
-                x = level.step(block, torch.cat([x, written.pop()], 1), embedded)
-            if number:
-                x = level.upsample(x)
+        for level in reversed(self.up):
+            x = level(x, embedded, written)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

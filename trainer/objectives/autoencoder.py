@@ -4,10 +4,10 @@ from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
 from trainer.networks.encoder import Encoder
 from trainer.objectives.codec import Codec, squared_error
-from trainer.objectives.objective import Objective, Values
+from trainer.objectives.objective import EncoderObjective, Values
 
 
-class Autoencoder(Objective):
+class Autoencoder(EncoderObjective):
     """Reconstruction alone: the control of the hybrid.
 
     Minus E log q(x|z) of a Gaussian of fixed width is the squared error but for constants: Adam, which does

@@ -10,7 +10,7 @@ from data_pipelines.loader import Batch
 from trainer.distributed.ema import ema_update_
 from trainer.generation.processes import Prediction, Process
 from trainer.generation.samplers import Denoiser
-from trainer.objectives.objective import Objective, Values
+from trainer.objectives.objective import Objective, Values, size
 
 PAIR = 2  # images that share a generator, and have antithetic times
 
@@ -50,6 +50,11 @@ class Diffusion(Objective):
         condition_mean: of the condition [numbers]; None: a batch has samples alone.
         condition_std: likewise.
     """
+
+    mean: Tensor
+    std: Tensor
+    condition_mean: Tensor | None
+    condition_std: Tensor | None
 
     def __init__(
         self,
@@ -106,7 +111,7 @@ class Diffusion(Objective):
         ema_update_(list(self.average.parameters()), list(self.network.parameters()), momentum)
 
     def sizes(self) -> dict[str, int]:
-        return {"parameters": sum(parameter.numel() for parameter in self.network.parameters())}
+        return {"parameters": size(self.network)}
 
     # ---- sampling ------------------------------------------------------------------------------------
 
@@ -120,6 +125,8 @@ class Diffusion(Objective):
 
     def standardised_condition(self, condition: Tensor) -> Tensor:
         """Conditions [n, numbers] likewise."""
+        assert self.condition_mean is not None  # there are conditions
+        assert self.condition_std is not None
         return (condition - self.condition_mean) / self.condition_std
 
     def denoiser(self, condition: Tensor | None = None) -> Denoiser:

@@ -6,11 +6,11 @@ from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
 from trainer.networks.encoder import Encoder, Features
 from trainer.objectives.codec import Codec, squared_error
-from trainer.objectives.objective import ContrastiveObjective, Objective, Values
+from trainer.objectives.objective import ContrastiveObjective, EncoderObjective, Values
 from trainer.recipe.objectives import HybridObjective
 
 
-class Hybrid(Objective):
+class Hybrid(EncoderObjective):
     """Minimises the contrastive loss + omega · squared error, the latter summed over an image's pixels.
 
     Where that loss is a sum of two bounds (symmetric MoCo), the squared error counts twice as well.

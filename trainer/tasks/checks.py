@@ -17,7 +17,7 @@ from data_pipelines.reader import Reader
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.measure import compared_pixels
 from trainer.evaluation.requirements import requirements
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -48,7 +48,7 @@ class Start:
     folder: Path
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> EncoderObjective:
         """What will be trained, on the device `meta`. Raises UserError: its parts do not fit together."""
         with torch.device("meta"):
             return build_objective(self.recipe)

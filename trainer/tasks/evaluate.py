@@ -18,7 +18,7 @@ from trainer.distributed.signals import Stopped, requests_stop
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.features import FOLDER
 from trainer.evaluation.measure import Measured, measure
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe import loading
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
@@ -102,7 +102,7 @@ def recipe_of(folder: RunFolder) -> Pretrain:
     return loading.saved_training(path)
 
 
-def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> Objective:
+def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> EncoderObjective:
     """The objective with the weights of a checkpoint, on the CPU."""
     objective = build_objective(recipe)
     names = [name for name in checkpoint.manifest["tensors"] if name.startswith("model/")]
@@ -114,7 +114,7 @@ def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> Objective:
 def evaluate_objective(
     recipe: Pretrain,
     options: Evaluate,
-    objective: Objective,
+    objective: EncoderObjective,
     dataset: Dataset,
     context: DistributedContext,
     folder: RunFolder,

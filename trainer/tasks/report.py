@@ -15,7 +15,7 @@ from trainer.evaluation.figures import charts, endings, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
 from trainer.exports.tensors import not_finite
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
@@ -26,7 +26,7 @@ from trainer.training.build import ImageTrainer
 SHOWN = 24  # images on the page of views, together with their views
 
 
-def export_encoder(trainer: ImageTrainer, objective: Objective, folder: RunFolder) -> None:
+def export_encoder(trainer: ImageTrainer, objective: EncoderObjective, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it.
 
     Raises:

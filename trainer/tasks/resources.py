@@ -15,7 +15,7 @@ import torch
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.variables import local_world_size
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.tasks.environment.machine import cgroup_limits
@@ -41,7 +41,7 @@ class Sizes:
         return self.parameters + self.moments + self.queue
 
 
-def sizes_of(recipe: Pretrain, objective: Objective) -> Sizes:
+def sizes_of(recipe: Pretrain, objective: EncoderObjective) -> Sizes:
     """The sizes of an objective, which may be on the device `meta`."""
     size = DTYPES[recipe.precision].itemsize
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)

@@ -18,7 +18,7 @@ from trainer.objectives.autoencoder import Autoencoder
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
-from trainer.objectives.objective import ContrastiveObjective, Objective
+from trainer.objectives.objective import ContrastiveObjective, EncoderObjective
 from trainer.objectives.simclr import Simclr
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.objectives import (
@@ -33,7 +33,7 @@ from trainer.recipe.yaml12 import to_yaml_line
 from trainer.training.data import DTYPES, ImageData
 from trainer.training.trainer import Trainer
 
-ImageTrainer = Trainer[Pretrain, ImageData]  # of encoders, on images
+ImageTrainer = Trainer[Pretrain, ImageData, EncoderObjective]  # of encoders, on images
 
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
 
@@ -53,7 +53,7 @@ def build_trainer(
     return Trainer(recipe, context, objective, data, saved, images)
 
 
-def build_objective(recipe: Pretrain) -> Objective:
+def build_objective(recipe: Pretrain) -> EncoderObjective:
     """The objective with its encoder, equal on every rank and in every run of this seed.
 
     Raises:
@@ -112,7 +112,7 @@ def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hyb
     return Hybrid(contrast, options, recipe.data.normalize)
 
 
-BUILDERS: dict[str, Callable[..., Objective]] = {
+BUILDERS: dict[str, Callable[..., EncoderObjective]] = {
     "dim": _dim,
     "moco": _moco,
     "simclr": _simclr,
@@ -121,7 +121,7 @@ BUILDERS: dict[str, Callable[..., Objective]] = {
 }
 
 
-def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> Objective:
+def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> EncoderObjective:
     """An objective, or the contrastive part of one, on an encoder.
 
     Raises:
