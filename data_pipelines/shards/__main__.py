@@ -1,6 +1,7 @@
 """The command that makes and verifies data sets: python -m data_pipelines.shards"""
 
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
-from data_pipelines.shards.summary import summary
+from data_pipelines.shards.summary import summary, without_test
 from data_pipelines.shards.verify import verify
 
 PROGRAM = "python -m data_pipelines.shards"
@@ -52,6 +53,7 @@ HELP = help_page(
         1: "verify: something differs from what was written",
         2: MISTAKE,
         130: "interrupted; the same command continues",
+        143: "ended by SIGTERM; the same command continues",
     },
 )
 VERIFY_HELP = help_page(
@@ -63,11 +65,18 @@ VERIFY_HELP = help_page(
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as of a batch system: workers are ended as after Ctrl-C, and leave no semaphores behind."""
+
+
 def main(arguments: list[str]) -> int:
     """The command. Returns its exit status: 1 where verify found something, 2 for a user's mistake."""
     try:
         with refused_paths():
             return _run(arguments)
+    except _Terminated:
+        print("ended by SIGTERM; the same command continues", file=sys.stderr)
+        return 143
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -132,6 +141,8 @@ def _make(options: dict) -> int:
         print(f"left out: {member['member']}: {member['why']}")
     if len(dataset.left_out) > 10:
         print(f"left out: {len(dataset.left_out) - 10:,} more, named in {to}/dataset.json")
+    for line in without_test(dataset):
+        print(line)
     return 0
 
 
@@ -150,6 +161,11 @@ def _verify(root: str) -> int:
     return 0
 
 
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     outlive_readers()
     sys.exit(main(sys.argv[1:]))

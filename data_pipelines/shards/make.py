@@ -18,6 +18,7 @@ from data_pipelines.common.locks import close_locked, open_locked
 from data_pipelines.common.processes import in_processes
 from data_pipelines.dataset import Dataset, Shard, Split, describe, fingerprint
 from data_pipelines.dataset_loading import load_dataset, read_description
+from data_pipelines.shards.official import compared_with_published
 from data_pipelines.shards.write import UNFINISHED, write_shard
 from data_pipelines.sources.archives import obtain
 from data_pipelines.sources.catalog import Option, open_source
@@ -42,7 +43,8 @@ def make(
     Where `from_` is left out, an official archive is taken from where it lies, or fetched: `archives.obtain`.
 
     Processes that do this at the same time take turns, and the second finds it finished. A killed process
-    leaves nothing that looks like a data set, and the next one continues.
+    leaves nothing that looks like a data set, and the next one continues. What is refused before an image is
+    written leaves nothing at all, so that another source can be tried.
 
     Args:
         source: its name in `sources.catalog`.
@@ -56,8 +58,7 @@ def make(
 
     Raises:
         UserError: an unknown source, wrong `from_` or options, or a folder that holds something else or
-        cannot
-            be written.
+            cannot be written.
     """
     to = Path(to)
     options = {key: value for key, value in options.items() if value is not None}
@@ -77,7 +78,8 @@ def make(
                 options = {key: value for key, value in begun.items() if key != "source"} | options
                 opened = _open(source, to, from_, progress, access, options)
                 per_shard = _images_per_shard(opened, per_shard)
-                _write(opened, to, per_shard, workers, progress)
+                with _undone_where_refused(opened, to, new=not begun):
+                    _write(opened, to, per_shard, workers, progress)
             shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     except OSError as error:
         why = error.strerror or error
@@ -99,8 +101,9 @@ def _open(
     inside = from_ is not None and Path(os.path.realpath(to)).is_relative_to(os.path.realpath(from_))
     if source == "folder" and inside:
         raise UserError(f"to={to} lies in from={from_}, among the images; choose another folder")
-    from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
-    return open_source(source, from_, progress, **options)
+    with compared_with_published(source, from_, to):
+        from_ = obtain(source, from_, to, to / UNFINISHED, access, progress)
+        return open_source(source, from_, progress, **options)
 
 
 def _images_per_shard(source: Source, per_shard: int | None) -> int:
@@ -246,6 +249,23 @@ def _write(source: Source, to: Path, per_shard: int, workers: int | None, progre
         source.made_with,
     )
     replace_bytes(to / "dataset.json", describe(dataset).encode(), to / UNFINISHED / "dataset.part")
+
+
+@contextmanager
+def _undone_where_refused(source: Source, to: Path, new: bool) -> Iterator[None]:
+    """Removes what is written within, where it is refused before there is an image: of a `new` data set."""
+    try:
+        yield
+    except (UserError, OSError):
+        notes = [path for path in (to / UNFINISHED).glob("*.json") if path.name != "plan.json"]
+        if new and not any(json.loads(note.read_bytes())["entry"]["images"] for note in notes):
+            for path in (*notes, to / UNFINISHED / "plan.json"):
+                path.unlink(missing_ok=True)
+            for split in source.splits:
+                _remove_others(to / split, ())
+                with suppress(OSError):  # it was not made, or something else lies there
+                    (to / split).rmdir()
+        raise
 
 
 def _write_shards(source: Source, to: Path, per_shard: int, workers: int | None, progress: bool) -> dict:

@@ -5,8 +5,11 @@ import numpy as np
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset, index_name
 from data_pipelines.sources.clutter import NO_IMAGE, NOT_NAMED_AS_IMAGE
+from data_pipelines.sources.splits import TEST_PERCENT
 
 FEW = 10  # names that a line has
+PERCENTAGES = range(10, 51, 10)  # of test images, that a line proposes
+MISSED = 0.001  # the chance that none of the images becomes test, at which a percentage is large enough
 
 
 def summary(dataset: Dataset) -> list[str]:
@@ -24,6 +27,30 @@ def summary(dataset: Dataset) -> list[str]:
         lines += _classes_without_images(dataset.classes, labels["train"])
     alone = sum(entry["why"] in (NO_IMAGE, NOT_NAMED_AS_IMAGE) for entry in dataset.left_out)
     return [*lines, f"files that belong to no image: {alone:,}"] if alone else lines
+
+
+def without_test(dataset: Dataset) -> list[str]:
+    """A line for a person who made a data set of training images alone; none where there are others."""
+    if list(dataset.splits) != ["train"] or dataset.made_with.get("test_percent") == 0:
+        return []  # which was asked for
+    again = f"; or {way}" if (way := more_test_images(dataset)) else ""
+    return [f"no image became test: a run takes data.test=train, the images trained on{again}"]
+
+
+def more_test_images(dataset: Dataset) -> str:
+    """How to make a local data set again so that some of its images become test; '' where no way is known.
+
+    Of folders and tars without splits, a hash of the name chooses test images: of few images perhaps none.
+    """
+    alone = list(dataset.splits) == ["train"] and dataset.remote is None
+    if not alone or dataset.source not in ("folder", "wds") or dataset.splits["train"].images < 2:
+        return ""
+    made_with, images = dataset.made_with.get("test_percent", TEST_PERCENT), dataset.splits["train"].images
+    larger = [percent for percent in PERCENTAGES if percent > made_with]
+    if not larger:
+        return ""
+    percent = next((p for p in larger if (1 - p / 100) ** images < MISSED), larger[-1])
+    return f"remove the folder {dataset.where} and make it again with test_percent={percent}"
 
 
 def _labels(dataset: Dataset, split: str) -> np.ndarray:

@@ -21,13 +21,16 @@ from pathlib import Path
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.sources.clutter import HIDDEN_FILE, HIDDEN_FOLDER, SYSTEM_FOLDER
+from data_pipelines.sources.folder_names import means_images
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Picture, Sample, picture
 from data_pipelines.sources.layout import Layout, class_names, find_layout
-from data_pipelines.sources.splits import by_hash, nfc, place, printable
+from data_pipelines.sources.splits import by_hash, few, nfc, of_folder, place, printable
+from data_pipelines.sources.tars import ENDINGS
 from data_pipelines.sources.tree import ANNOTATIONS, Tree, join, read_tree
 
 NO_SPLIT_FOLDER = "a folder that is no split"
 NO_SPLIT = "it lies in no split"
+EMPTY_SPLIT = "a split without an image that can be used"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
     classes = sorted(class_names(tree, layout.class_folders["train"]))
     left_out = _left_out(tree, layout)
     pairs = {split: _labelled(root, tree, layout, split, classes, left_out) for split in layout.splits}
+    left_out |= {layout.splits[split]: EMPTY_SPLIT for split in pairs if not pairs[split]}
     below = len(layout.base) + 1 if layout.base else 0
     # By the path below the base, so that DIR and DIR/the-only-folder-in-it give the same data set.
     pairs = by_hash(pairs, test_percent, f"from={root}", lambda pair: pair[0][below:])
@@ -107,9 +111,13 @@ def read(root: Path, test_percent: int | None) -> tuple[list[str], dict[str, Fil
     }
     if "train" not in files:
         endings = ", ".join(SUFFIXES[:5])
-        raise UserError(f"from={root} has no image to train on; names of images end in {endings}, ...")
+        tars = any(path.lower().endswith(ENDINGS) for path in tree.left_out)
+        hint = "it has tars, which source=wds reads" if tars else f"names of images end in {endings}, ..."
+        raise UserError(f"from={root} has no image to train on; {hint}")
     entries = [{"member": printable(path), "why": left_out[path]} for path in sorted(left_out)]
-    entries.sort(key=lambda entry: entry["why"] not in (NO_SPLIT_FOLDER, NO_SPLIT))  # the most telling first
+    entries.sort(
+        key=lambda entry: entry["why"] not in (NO_SPLIT_FOLDER, NO_SPLIT, EMPTY_SPLIT)
+    )  # the most telling first
     return [printable(name) for name in classes], files, entries
 
 
@@ -163,31 +171,70 @@ def _class_names_of(
     """The class name of each path of a split, "" where it has none; all None if the split is unlabelled."""
     annotations = root / layout.splits[split] / ANNOTATIONS
     if annotations.is_file():
-        text = annotations.read_text("utf-8", "replace")
-        annotated = dict(line.split("\t")[:2] for line in text.splitlines() if "\t" in line)
-        return [nfc(annotated.get(path.rpartition("/")[2], "")) for path in paths]
+        return _annotated(annotations, split, paths, classes)
     at = layout.class_folders[split]
     lower = [path[len(at) + 1 :] if at else path for path in paths]
     within = [nfc(path.split("/")[0]) if "/" in path else "" for path in lower]
     strange = sorted(set(within) - classes.keys() - {""})
-    _refuse_other_case(root / at, strange, classes)
+    _refuse_other_spelling(root / at, strange, classes)
     if not classes.keys() & set(within):
-        if len(strange) > 1:
-            few = ", ".join(map(printable, strange[:3]))
-            raise UserError(
-                f"{printable(str(root / at))}: no folder of {split} ({few}, ...) is a class of train; "
-                "name them alike"
-            )
+        _refuse_no_shared_class(root / at, split, strange, classes)
         return [None] * len(paths)
+    loose = within.count("")
+    if (beside := len(within) - loose) < loose:
+        raise UserError(
+            f"{printable(str(root / at))}: {loose:,} images lie loose in it, and only {beside:,} "
+            f"in folders ({few(sorted(set(within) - {''}))}), the classes; move the loose ones into class "
+            "folders, or the folders away if these are no classes"
+        )
     return list(within)
 
 
-def _refuse_other_case(folder: Path, strange: list[str], classes: Collection[str]) -> None:
-    """Classes may differ in case alone (letters do); a class of one split only is more likely a slip."""
-    alike = {name.casefold(): name for name in classes}
+def _annotated(file: Path, split: str, paths: list[str], classes: Collection[str]) -> list[str | None]:
+    """The class name of each path in a file of annotations, "" where it has none."""
+    try:
+        text = file.read_text("utf-8-sig", "replace")
+    except OSError as error:
+        raise UserError(f"{printable(str(file))} cannot be read ({error.strerror})") from None
+    annotated = dict(line.split("\t")[:2] for line in text.splitlines() if "\t" in line)
+    names = [nfc(annotated.get(path.rpartition("/")[2], "").strip()) for path in paths]
+    if paths and not set(names) & set(classes):
+        raise UserError(
+            f"{printable(str(file))}: no line gives an image of {split} a class of train; expected "
+            "NAME<tab>CLASS in each"
+        )
+    return list(names)
+
+
+def _refuse_no_shared_class(folder: Path, split: str, strange: list[str], classes: Collection[str]) -> None:
+    """A split is unlabelled if it has no folders, or one that says that it is not a class."""
+    if len(strange) > 1:
+        raise UserError(
+            f"{printable(str(folder))}: no folder of {split} ({few(strange)}) is a class of train; "
+            "name them alike"
+        )
+    alone = strange[0] if strange else ""
+    no_class = means_images(alone, alone=True) or of_folder(alone) == split or split == "unlabelled"
+    if alone and classes and not no_class:
+        raise UserError(
+            f"{printable(str(folder))}: {printable(alone)}, the folder of {split}, is no class of train; "
+            "name it like one, or images if its images have no labels"
+        )
+
+
+def _refuse_other_spelling(folder: Path, strange: list[str], classes: Collection[str]) -> None:
+    """Classes may differ in case or spaces alone; a class of one split only is more likely a slip."""
+    alike = {_letters(name): name for name in classes}
     for name in strange:
-        if (other := alike.get(name.casefold())) is not None:
+        if (other := alike.get(_letters(name))) is not None:
+            cases = name.casefold() == other.casefold()
+            shown, known = [printable(text) if cases else repr(printable(text)) for text in (name, other)]
             raise UserError(
-                f"{printable(str(folder))}: {printable(name)} is no class of train but "
-                f"{printable(other)} is; name the folders alike"
+                f"{printable(str(folder))}: {shown} is no class of train but {known} is; "
+                "name the folders alike"
             )
+
+
+def _letters(name: str) -> str:
+    """A name without what is hardly seen in it: case, kinds of spaces, underscores and hyphens."""
+    return " ".join(re.sub("[_-]", " ", name).casefold().split())

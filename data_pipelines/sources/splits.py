@@ -22,6 +22,10 @@ NAMES = {
     "unlabeled": "unlabelled",
 }
 TEST_PERCENT = 10
+# Words that make a set's name of a split's, with or without something between them: trainset, images_test.
+_SET = "(?:sets?|datasets?|images?|imgs?|data|splits?|folders?|dirs?|files?|a|b)"
+_SPLIT = f"({'|'.join(sorted(NAMES, key=len, reverse=True))})"
+_NAME_OF_SET = re.compile(f"{_SPLIT}{_SET}|{_SET}{_SPLIT}")
 
 
 def named(path: str) -> str | None:
@@ -30,6 +34,19 @@ def named(path: str) -> str | None:
         if word in NAMES:
             return NAMES[word]
     return None
+
+
+def lookalike(path: str) -> str | None:
+    """The split that a path names or resembles: train_set, trainset, testimages, valA."""
+    if split := named(path):
+        return split
+    matches = map(_NAME_OF_SET.fullmatch, re.split(r"[^a-z]+", path.lower()))
+    return next((NAMES[match[1] or match[2]] for match in matches if match), None)
+
+
+def is_set(name: str) -> bool:
+    """Whether a name is that of a split and a word such as set, and no more: test_set, TrainImages."""
+    return _NAME_OF_SET.fullmatch(re.sub("[^a-z]+", "", name.lower())) is not None
 
 
 def of_folder(name: str) -> str | None:
@@ -45,6 +62,11 @@ def nfc(name: str) -> str:
 def printable(path: str) -> str:
     """A name that can be printed and written as UTF-8, whatever bytes the file system has."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def few(names: list[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 Item = TypeVar("Item")

@@ -13,6 +13,7 @@ from data_pipelines.sources.tars import Member, list_members
 MOST_CLASSES = 1_000_000  # a larger label is not the number of a class
 LARGEST_TEXT = 1 << 24  # bytes of a json member
 LARGEST_NAME = 1024  # bytes of a cls member
+NAMES_GO_THERE = "write the class names, one a line, into classes.txt beside the tars"
 
 
 def label_ending(label: str | None) -> str:
@@ -23,10 +24,12 @@ def label_ending(label: str | None) -> str:
 def label_suffixes(image: str, ending: str) -> tuple[str, ...]:
     """Where the label of an image is, by suffixes (what follows the key and a dot), the first that is there.
 
-    The image a.left.png has the suffix left.png; its label is a.left.cls, else that of the sample, a.cls.
+    The image a.left.png has the suffix left.png; its label is a.left.cls, else a.left.png.cls, else that of
+    the sample, a.cls.
     """
     stem = image.rpartition(".")[0]
-    return (f"{stem}.{ending}", ending) if stem else (ending,)
+    near = f"{stem}.{ending}" if stem else ending
+    return near, f"{image}.{ending}", ending
 
 
 def read_label(fd: int, member: Member | None, label: str | None, classes: Sequence[str] | None) -> int:
@@ -56,7 +59,9 @@ def read_label(fd: int, member: Member | None, label: str | None, classes: Seque
         value = int(value) if value.removeprefix("-").isdecimal() else value
     most = MOST_CLASSES if classes is None else len(classes)
     if type(value) is not int or not -1 <= value < most:
-        raise ValueError(f"its label is {str(value)[:40]!r}, expected a whole number in 0..{most - 1}")
+        is_name = isinstance(value, str) and any(letter.isalpha() for letter in value)
+        hint = f"; {NAMES_GO_THERE}" if classes is None and is_name else ""
+        raise ValueError(f"its label is {str(value)[:40]!r}, expected a whole number in 0..{most - 1}{hint}")
     return value
 
 
@@ -127,7 +132,4 @@ def check_label(paths: Sequence[str], label: str, classes: Sequence[str] | None)
 
 def _check_text(path: str, label: str, value: object, classes: Sequence[str] | None) -> None:
     if isinstance(value, str) and not value.removeprefix("-").isdecimal() and classes is None:
-        raise UserError(
-            f"label={label} is text in {path} ({value[:40]!r}); "
-            "write the class names, one a line, into classes.txt beside the tars"
-        )
+        raise UserError(f"label={label} is text in {path} ({value[:40]!r}); {NAMES_GO_THERE}")

@@ -11,6 +11,14 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources.images import EXTENSIONS
 
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_OTHER_KINDS = {
+    b"PK\3\4": "a zip archive; unpack it, and write a tar",
+    b"7z\xbc\xaf": "a 7z archive; unpack it, and write a tar",
+    b"Rar!": "a RAR archive; unpack it, and write a tar",
+    b"PAR1": "a Parquet file",
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the file",
+}
 _BLOCK = 1 << 20  # bytes read at once in search of a further archive; a multiple of tar's 512
 
 
@@ -62,6 +70,8 @@ def list_members(path: str | Path) -> Listing:
             file.seek(start)
             damage, end = _list_archive(file, size, number, listed)
             if damage:
+                if not listed and (other := _other_kind(file)):
+                    damage = f"is not a whole tar file ({other})"
                 return Listing(listed, damage, None, number + 1)
             start, number = _behind(file, end), number + 1
             if start is not None and not _is_header(file, start):
@@ -90,6 +100,15 @@ def _list_archive(file: BinaryIO, size: int, number: int, listed: list[Member]) 
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         return f"is not a whole tar file ({error})", end
     return None, end
+
+
+def _other_kind(file: BinaryIO) -> str | None:
+    """What a file is that is named as a tar, by its first bytes; None: nobody knows."""
+    file.seek(0)
+    start = file.read(512)
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t")[:9].lower().startswith((b"<html", b"<!doctype", b"<?xml")):
+        return "a web page, as a download that failed leaves it"
+    return next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)
 
 
 def _stored(member: tarfile.TarInfo) -> int:

@@ -1,5 +1,6 @@
 """What lies below a folder: the files that are named as images are, the folders, and what is neither."""
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from data_pipelines.sources.clutter import NOT_NAMED_AS_IMAGE, clutter
 from data_pipelines.sources.images import SUFFIXES
 
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: lines of file name, class, and a box
+LINK_TO_NOTHING = "a link to nothing"
 KNOWN = frozenset(SUFFIXES)
 
 
@@ -84,6 +86,8 @@ def _no_data(entry: os.DirEntry, folder: bool, circle: bool) -> str | None:
     """Why an entry is neither a folder to look into nor an image; None: it is."""
     if (why := clutter(entry.name, folder)) or circle:
         return why or "a link to a folder that it lies in"
+    if entry.is_symlink() and leads_nowhere(entry.path):
+        return LINK_TO_NOTHING
     if folder or entry.name == ANNOTATIONS:
         return None
     if "." not in entry.name or entry.name.rpartition(".")[2].lower() not in KNOWN:
@@ -97,6 +101,15 @@ def _is(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:
         return False
+
+
+def leads_nowhere(path: str) -> bool:
+    """Whether a link's target is gone, or it leads in a circle; a target that may not be seen is not gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
 
 
 def join(folder: str, name: str) -> str:

@@ -1,13 +1,12 @@
 """Existing WebDataset tars -> indices over them; the tars stay as and where they are.
 
 A sample is the members with one key, and a key ends at the first dot of a member's base name, as webdataset
-reads it: 000123.jpg, 000123.txt and 000123.json are the sample 000123. Its image is the first member with a
-known extension; its label is the member cls, or the value of a key in the member json, or none
-(`tar_labels`). A file that is several tars, one behind the other, is read as several tars: a sample lies in
-one of them. Images and labels that become nothing are left out by name.
+reads it: 000123.jpg, 000123.txt and 000123.json are the sample 000123, and so is ./000123.cls. Its image is
+the first member with a known extension; its label is the member cls, or the value of a key in the member
+json, or none (`tar_labels`). A file that is several tars, one behind the other, is read as several tars: a
+sample lies in one of them. Images and labels that become nothing are left out by name.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from data_pipelines.dataset import INDEX, compressed
 from data_pipelines.sources import splits
 from data_pipelines.sources.clutter import NO_IMAGE, clutter_in
 from data_pipelines.sources.images import LARGEST, SUFFIXES, Sums, picture
+from data_pipelines.sources.tar_files import by_split, find_tars
 from data_pipelines.sources.tar_labels import (
     check_label,
     label_ending,
@@ -33,7 +33,6 @@ from data_pipelines.sources.tar_labels import (
 )
 from data_pipelines.sources.tars import Listing, Member, list_members
 
-ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _Group = list[tuple[str, Member]]  # suffixes, in lower case, and members of one key
 
 
@@ -119,8 +118,9 @@ def samples(
     listing = list_members(path)
     in_order: list[TarSample] = []
     with open(path, "rb") as file:
-        for key, group in _groups(listing).items():
-            in_order += _samples_of(file.fileno(), key[1], group, label, classes)
+        for group in _groups(listing).values():
+            # Where members of one sample are named x and ./x, it has the key of the first.
+            in_order += _samples_of(file.fileno(), _key(group[0][1].name), group, label, classes)
     if listing.damage and any(sample.label >= 0 for sample in in_order):
         why = "it has no label, which may have been in the part of the tar that is lost"
         in_order = [s if s.labelled or s.why else s._replace(why=why) for s in in_order]
@@ -131,6 +131,11 @@ def samples(
         remark = f"it has {listing.surplus}; they are not used"
     elif not listing.members:
         remark = "it has no members"
+    elif inner := _inner_splits(listing):
+        remark = (
+            f"its folders {', '.join(inner)} are not read as splits; write a tar for each, with the split in "
+            "its name"
+        )
     return in_order, remark
 
 
@@ -138,18 +143,33 @@ def _groups(listing: Listing) -> dict[tuple[int, str], _Group]:
     """The members that may matter by archive and key, in order; one without a suffix has its own group."""
     groups: dict[tuple[int, str], _Group] = {}
     for member in listing.members:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
+        suffix = member.name.rpartition("/")[2].partition(".")[2]
         # Links and devices matter where an image or a label is looked for.
         matters = member.why is None or _rank(suffix) is not None or _ending(suffix) in ("cls", "json")
         if matters and not member.folder:
-            key = folder + slash + stem if suffix else f"{member.name}\0"
+            key = _key(member.name)
+            while key.startswith("./"):
+                key = key[2:]
             groups.setdefault((member.archive, key), []).append((suffix.lower(), member))
     if listing.damage:
         keys = [key for key in groups if key[0] == listing.archives - 1 and not key[1].endswith("\0")]
         if keys:
             del groups[keys[-1]]  # its label may be what was cut off
     return groups
+
+
+def _key(name: str) -> str:
+    """The key of a member's name; one without a suffix has its own."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem if suffix else f"{name}\0"
+
+
+def _inner_splits(listing: Listing) -> list[str]:
+    """The folders in a tar that are named after splits, if several are and one is train."""
+    folders = {folder for member in listing.members for folder in member.name.split("/")[:-1]}
+    names = {split: folder for folder in sorted(folders) if (split := splits.of_folder(folder))}
+    return list(names.values()) if "train" in names and len(names) > 1 else []
 
 
 def _samples_of(
@@ -208,10 +228,10 @@ def _rank(suffix: str) -> int | None:
 def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[str] | None, dict[str, Tars]]:
     """The class names, None where labels are numbers alone, and {split: tars}, of a folder or a glob pattern.
 
-    Raises UserError when there is no tar, one is compressed, some name a split and others none, or `label` is
+    Raises UserError when there is no tar, one is compressed, names of splits are amiss, or `label` is
     no key of the first json member.
     """
-    base, names = _find(from_)
+    base, names = find_tars(from_)
     paths = [os.path.abspath(os.path.join(base, name)) for name in names]
     for path in paths:
         try:
@@ -223,45 +243,13 @@ def read(from_: str, test_percent: int | None, label: str | None) -> tuple[list[
     classes = read_classes(Path(base, "classes.txt"))
     if label is not None:
         check_label(paths, label, classes)
-    by_name: dict[str, list[str]] = {}
-    unnamed: list[str] = []
-    for name, path in zip(names, paths, strict=True):
-        split = splits.named(name)
-        (unnamed if split is None else by_name.setdefault(split, [])).append(path)
-    if unnamed and by_name:
-        other = next(iter(by_name))
-        apart = f"{unnamed[0]} names no split and {by_name[other][0]} names {other}"
-        raise UserError(f"from={from_}: {apart}; rename either")
+    parts = by_split(from_, names)
     options = (label, tuple(classes) if classes is not None else None)
-    if len(by_name) <= 1:
+    if len(parts) == 1:
         percent = splits.TEST_PERCENT if test_percent is None else test_percent
-        parts = ("train", "test") if percent else ("train",)
-        return classes, {split: Tars(paths, split, percent, *options) for split in parts}
-    if "train" not in by_name:
-        raise UserError(f"from={from_} has {', '.join(by_name)} but no train; give the folder above them")
-    splits.by_hash(by_name, test_percent, f"from={from_}", str)  # has splits: refuses a percentage
-    order = sorted(by_name, key=lambda split: split != "train")
-    return classes, {split: Tars(by_name[split], split, None, *options) for split in order}
-
-
-def _find(from_: str) -> tuple[str, list[str]]:
-    """A folder and the names below it of all tars, sorted."""
-    if os.path.isdir(from_):
-        base, pattern = from_, "**"
-    else:
-        fixed = from_.split("*")[0].split("?")[0].split("[")[0]
-        base = os.path.dirname(fixed)
-        pattern = os.path.relpath(from_, base or ".")
-    matches = glob.glob(pattern, root_dir=base or None, recursive=True)
-    names = sorted(
-        name
-        for name in matches
-        if name.lower().endswith(ENDINGS)
-        and not clutter_in(name)
-        and os.path.isfile(os.path.join(base, name))
-    )
-    if not names:
-        raise UserError(
-            f"from={from_}: no tar is there; give a folder of tars or a quoted pattern, 'DIR/*.tar'"
-        )
-    return base or ".", names
+        halves = ("train", "test") if percent else ("train",)
+        return classes, {split: Tars(paths, split, percent, *options) for split in halves}
+    splits.by_hash(parts, test_percent, f"from={from_}", str)  # has splits: refuses a percentage
+    of_name = dict(zip(names, paths, strict=True))
+    order = sorted(parts, key=lambda split: split != "train")
+    return classes, {s: Tars([of_name[name] for name in parts[s]], s, None, *options) for s in order}

@@ -4,6 +4,7 @@ It shares no code with the product: a folder is a dict of its entries here, and 
 """
 
 import os
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,6 +25,11 @@ SYSTEM_FOLDERS = [
 ]
 SYSTEM_FOLDERS += ["$recycle.bin", "found.000", "__pycache__", "system volume information"]
 SYSTEM_FOLDERS += ["network trash folder", "temporary items"]
+THE_IMAGES = ["images", "image", "imgs", "img", "jpegimages"]
+COMPANION = re.compile("(.*[-_ ])?(masks?|labels?|annotations?|segmentations?|trimaps?|ground.?truth|gt)")
+PARTS = "sets?|datasets?|images?|imgs?|data|splits?|folders?|dirs?|files?|a|b"
+SET = re.compile(f"(({'|'.join(SPLITS)})({PARTS}))|(({PARTS})({'|'.join(SPLITS)}))")
+DEV = ["dev", "devel", "development", "eval", "evaluation", "holdout"]
 
 
 class Refused(Exception):
@@ -43,16 +49,27 @@ def expected_of(root: Path, test_percent: int | None) -> Expected:
     """Raises Refused."""
     tree = _tree(root, [os.path.realpath(root)])
     base = _base(tree)
+    for number in range(base.count("/") + 2 if base else 1):
+        above = _at(tree, "/".join(base.split("/")[:number]))
+        if any(why == "a link to nothing" and name.strip().lower() in SPLITS for name, why in above.items()):
+            raise Refused("is a link to nothing; mend it")
     folders, others = _splits(_at(tree, base), base)
     expected = Expected(left_out=dict.fromkeys(others, "a folder that is no split"))
     _leave_out(tree, folders, others, expected.left_out)
-    holders = {"train": _holder(tree, folders["train"], None) if folders["train"] != base else base}
+    holders = {"train": _holder(tree, folders["train"], None)}
     expected.classes = sorted({_nfc(name) for name in _filled(_at(tree, holders["train"]))})
+    _refuse_images_beside(_at(tree, holders["train"]))
     for split in folders.keys() - {"train"}:
         holders[split] = _holder(tree, folders[split], expected.classes)
     _refuse_inner_splits(tree, base, folders, holders)
+    if folders["train"] != base:
+        _refuse_a_split_as_a_class(_at(tree, holders["train"]))
+    for folder in folders.values():
+        _refuse_masks_within(_at(tree, folder))
     for split, folder in folders.items():
         expected.images[split] = _labelled(root, tree, folder, holders[split], expected)
+        if not expected.images[split]:
+            expected.left_out[folder] = "a split without an image that can be used"
     if len(folders) > 1 and test_percent is not None:
         raise Refused("has splits")
     if len(folders) == 1:
@@ -75,6 +92,8 @@ def _tree(folder: Path, above: list[str]) -> dict:
         is_folder = path.is_dir()
         if name.startswith("."):
             tree[name] = "a hidden folder" if is_folder else "a hidden file"
+        elif path.is_symlink() and not path.exists():
+            tree[name] = "a link to nothing"
         elif is_folder and name.lower() in SYSTEM_FOLDERS:
             tree[name] = "a folder of the system"
         elif is_folder and os.path.realpath(path) in above:
@@ -140,6 +159,9 @@ def _splits(tree: dict, base: str) -> tuple[dict[str, str], list[str]]:
     if list(named.values()) == ["train"] and images:
         (train,) = named
         classes = _filled(tree[train])
+        odd = [n for n in images if n in THE_IMAGES or COMPANION.fullmatch(n.lower()) or n in DEV or _word(n)]
+        if not classes and "" in tree[train].values() and (odd or len(images) == 1):
+            raise Refused("the split or a class")
         if not classes:
             named = {}
         elif (
@@ -149,17 +171,54 @@ def _splits(tree: dict, base: str) -> tuple[dict[str, str], list[str]]:
         ):
             raise Refused("the split or a class")
     if named:
-        return {split: path + name for name, split in named.items()}, [path + name for name in others]
+        in_order = sorted(named.items(), key=lambda item: (item[1] != "train", item[0]))
+        return {split: path + name for name, split in in_order}, [path + name for name in others]
     words = {name: _word(name) for name in _filled(tree) if _word(name)}
-    if len(set(words.values())) > 1 and "train" in words.values() and 2 * len(words) > len(_filled(tree)):
+    if 2 * len(words) <= len(_filled(tree)):  # few: only names that are a split's and a word for a set
+        letters = {name: re.sub("[^a-z]", "", name.lower()) for name in words}
+        words = {name: split for name, split in words.items() if SET.fullmatch(letters[name])}
+    if len(set(words.values())) > 1 and "train" in words.values():
         raise Refused("would be classes")
     return {"train": base}, []
 
 
 def _word(name: str) -> str | None:
-    """The split that the first word of a name that is one names."""
+    """The split that the first word of a name that is one names; else the first with a set's word joined."""
     letters = "".join(c if c in "abcdefghijklmnopqrstuvwxyz" else " " for c in name.lower())
-    return next((SPLITS[word] for word in letters.split() if word in SPLITS), None)
+    joined = [match[2] or match[6] for word in letters.split() if (match := SET.fullmatch(word))]
+    return next((SPLITS[word] for word in [*letters.split(), *joined] if word in SPLITS), None)
+
+
+def _refuse_images_beside(tree: dict) -> None:
+    """A folder of "the images" beside images or other folders of them; x beside x_masks."""
+    filled = _filled(tree)
+    masks = [name for name in filled if COMPANION.fullmatch(name.lower())]
+    for name in filled:
+        lower = name.lower()
+        stem = re.sub("(image|images|img|imgs)$", "", re.sub(r"[\W_]", "", lower))
+        alone = len(filled) == 1 and "" not in tree.values()
+        pairs = [m for m in masks if m != name and not m.lower().endswith(("mask", "label"))]
+        if (
+            (lower in THE_IMAGES and not alone)
+            or (lower in ["pictures", "photos", "data"] and masks)
+            or any(re.sub(r"[\W_]", "", m.lower()).startswith(stem) for m in pairs)
+        ):
+            raise Refused("would be a class, with")
+
+
+def _refuse_masks_within(tree: dict) -> None:
+    names = [name.lower() for name in _filled(tree)]
+    if set(names) & set(THE_IMAGES) and any(COMPANION.fullmatch(name) for name in names):
+        raise Refused("would be data as those beside")
+    for name in _filled(tree):
+        _refuse_masks_within(tree[name])
+
+
+def _refuse_a_split_as_a_class(tree: dict) -> None:
+    for name in _filled(tree):
+        split = SPLITS.get(name.strip().lower())
+        if split and (split != "train" or set(_filled(tree[name])) & set(_filled(tree))):
+            raise Refused("so it would be a class")
 
 
 def _leave_out(tree: dict, folders: dict[str, str], others: list[str], left_out: dict[str, str]) -> None:
@@ -180,10 +239,17 @@ def _holder(tree: dict, folder: str, classes: list[str] | None) -> str:
         (only,) = _filled(_at(tree, at))
         if classes and _nfc(only) in classes:
             return at
-        at = f"{at}/{only}"
+        at = f"{at}/{only}" if at else only
     below = {_nfc(name) for name in _filled(_at(tree, at))}
     several = len(_filled(_at(tree, at))) > 1
-    return at if several and (classes is None or below & set(classes)) else folder
+    if several and (classes is None or below & set(classes)):
+        return at
+    while "" not in _at(tree, folder).values() and len(_filled(_at(tree, folder))) == 1:
+        (only,) = _filled(_at(tree, folder))
+        if only.lower() not in [*THE_IMAGES, "pictures", "photos", "data"]:
+            break
+        folder = f"{folder}/{only}" if folder else only
+    return folder
 
 
 def _labelled(root: Path, tree: dict, folder: str, holder: str, expected: Expected) -> dict[str, str | None]:
@@ -195,16 +261,25 @@ def _labelled(root: Path, tree: dict, folder: str, holder: str, expected: Expect
         lines = [line.split("\t") for line in annotations.read_text().splitlines()]
         known = {line[0]: _nfc(line[1]) for line in lines if len(line) > 1}
         names = {path: known.get(path.split("/")[-1], "") for path in paths}
+        if paths and not set(names.values()) & set(expected.classes):
+            raise Refused("NAME<tab>CLASS")
     else:
         below = {path: path[len(holder) + 1 if holder else 0 :].split("/") for path in paths}
         names = {path: _nfc(parts[0]) if len(parts) > 1 else "" for path, parts in below.items()}
         strange = {name for name in names.values() if name and name not in expected.classes}
-        if any(name.lower() == other.lower() for name in strange for other in expected.classes):
+        if any(_same(name, other) for name in strange for other in expected.classes):
             raise Refused("is no class of train but")
         if not set(names.values()) & set(expected.classes):
             if len(strange) > 1:
                 raise Refused("is a class of train; name them alike")
+            fine = [*THE_IMAGES, "pictures", "photos", "data"]
+            split = SPLITS.get(folder.split("/")[-1].strip().lower())
+            for name in strange if expected.classes and split != "unlabelled" else ():
+                if name.lower() not in fine and SPLITS.get(name.strip().lower()) != split:
+                    raise Refused("is no class of train; name it")
             return dict.fromkeys(paths)
+        if 2 * list(names.values()).count("") > len(names):
+            raise Refused("images lie loose in it")
     images: dict[str, str | None] = {}
     for path, name in names.items():
         if name in expected.classes:
@@ -232,6 +307,11 @@ def _refuse_inner_splits(tree: dict, base: str, folders: dict[str, str], holders
         several = any(len(_filled(here[name])) > 1 for name, split in named.items() if split == "train")
         if len(set(named.values())) > 1 or (alone and several):
             raise Refused("would be part of a class")
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names differ in case, spaces and the like alone."""
+    return re.split(r"[\s_-]+", f" {name.lower()} ") == re.split(r"[\s_-]+", f" {other.lower()} ")
 
 
 def _cut(expected: Expected, base: str, percent: int) -> None:

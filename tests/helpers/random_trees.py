@@ -20,6 +20,7 @@ CLASSES = [
     "caf\u00e9",
     "cafe\u0301",
     "a b",
+    "a_b",
     "x.png",
     "animals",
     "images",
@@ -35,6 +36,7 @@ CLUTTER = [
 ]
 CLUTTER += ["System Volume Information", ".hidden", "@Recycle"]
 OTHERS = ["docs", "annotations", "masks", "seg_train", "seg_test", "my", "wrap", "bullet train"]
+OTHERS += ["trainset", "testset", "cat_masks", "dev", "photos"]
 
 
 def tiny_png(value: int = 0) -> bytes:
@@ -108,7 +110,9 @@ def _plant_files(rng: random.Random, folder: Path, images: int) -> None:
         )
         (folder / name).write_bytes(BROKEN.get(name.split(".")[0], b"junk"))
     if rng.random() < 0.05:
-        (folder / "gone.png").symlink_to(folder / "nowhere")
+        gone = folder / rng.choice(["gone.png", "gone", "notes.txt", "val"])
+        if not gone.exists():
+            gone.symlink_to(folder / "nowhere")
     if rng.random() < 0.05:
         (folder / "round").symlink_to(folder)
 
@@ -139,6 +143,8 @@ ENDINGS = ["png"] * 6 + [
     "txt",
     "CLS",
     "other.cls",
+    "png.cls",
+    "png.json",
     "",
     "a.json",
 ]

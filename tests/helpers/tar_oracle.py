@@ -44,11 +44,15 @@ def expected_of(data: bytes, label: str | None, classes: list[str] | None) -> Ex
             wanted = base.split(".")[-1].lower() in [*IMAGES, "cls", "json"] and "." in base
             if part.kind == "5" or (part.kind not in "0\0" and not wanted):
                 continue
+            while key.startswith("./"):
+                key = key[2:]
             samples.setdefault(key if "." in base[:-1] else f"{part.name} alone", []).append(part)
         if remark == "damaged" and number == len(archives) - 1:
             keys = [key for key in samples if not key.endswith(" alone")]
             samples.pop(keys[-1] if keys else "") if keys else None
-        for key, members in samples.items():
+        for members in samples.values():
+            base = members[0].name.split("/")[-1]
+            key = members[0].name[: len(members[0].name) - len(base)] + base.split(".")[0]
             _take(expected, unlabelled, key, members, label, classes)
     if remark == "damaged" and any(image[3] >= 0 for image in expected.images):
         for image in unlabelled:
@@ -75,7 +79,7 @@ def _take(expected: Expected, unlabelled: list, key: str, members: list[Part], l
         else:
             usable.append(part)
             names.append(part.name)
-    suffixes = {part.name: part.name[len(key) + 1 :].lower() for part in usable}
+    suffixes = {part.name: part.name.split("/")[-1].partition(".")[2].lower() for part in usable}
     images = [part for part in usable if suffixes[part.name].split(".")[-1] in IMAGES]
     images.sort(
         key=lambda part: (suffixes[part.name].count("."), IMAGES.index(suffixes[part.name].split(".")[-1]))
@@ -88,6 +92,7 @@ def _take(expected: Expected, unlabelled: list, key: str, members: list[Part], l
     stems = {part.name: suffixes[part.name].rpartition(".")[0] for part in usable}
     labels = [part for part in usable if suffixes[part.name].split(".")[-1] == ending]
     near = [part for part in labels if stems[part.name] == stems[first.name]]
+    near += [part for part in labels if suffixes[part.name] == f"{suffixes[first.name]}.{ending}"]
     near += [part for part in labels if stems[part.name] == ""]
     for part in labels:
         if part not in near[:1] and stems[part.name] not in [stems[other.name] for other in images[1:]]:

@@ -59,7 +59,8 @@ class StopRequest:
         again, self._last_signal = time.monotonic() - self._last_signal > SAME_PRESS, time.monotonic()
         if number == signal.SIGINT and self.received and again:
             raise KeyboardInterrupt
-        first, self.received = self.received is None, signal.Signals(number).name
+        first = self.received is None  # what comes later is a launcher that ends what the first one did not
+        self.received = self.received or signal.Signals(number).name
         if first or again:
             self._raise()
 

@@ -14,16 +14,20 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import BatchShare, Plan
 from trainer.engines.precision import forward_precision
 from trainer.evaluation.context import EvaluationContext, Evaluator
+from trainer.evaluation.overlap import trained_and_tested
 
 
 class Information(Evaluator):
     """The objective's estimates on test images, nats, by the names of training and `/held_out`.
 
     Computed by rank 0, a few groups of negatives at a time, on images that do not depend on the ranks. There
-    are none where the split is smaller than the groups.
+    are none where the split is smaller than the groups, or has images that are trained on.
     """
 
     name = "mi"
+
+    def wanted(self, context: EvaluationContext) -> bool:
+        return trained_and_tested(context.recipe, context.dataset) is None
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         return heldout_estimates(context) if context.is_main else {}

@@ -26,12 +26,12 @@ class Knn(Evaluator):
         test, train = context.sampled(context.test), context.sampled(context.labelled)
         if train is None or test is None:
             return {}
-        classes, k, figures = len(context.classes), context.options.knn, {}
+        k, figures = context.options.knn, {}
         for name in (name for name in KNN_FEATURES if name in train[0]):
             train_x, train_y = _labelled_rows(train[0][name], train[1])
             test_x, test_y = _labelled_rows(test[0][name], test[1])
             if len(train_y) and len(test_y):
-                accuracy = knn_accuracy(train_x, train_y, test_x, test_y, classes, k)
+                accuracy = knn_accuracy(train_x, train_y, test_x, test_y, k)
                 figures[f"knn/{name}/online"] = accuracy
         return figures
 
@@ -41,9 +41,7 @@ def _labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows[labels >= 0], labels[labels >= 0]
 
 
-def knn_accuracy(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, k: int
-) -> float:
+def knn_accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int) -> float:
     """Accuracy in [0, 1] of a vote of the k nearest training images, each with weight exp(cosine / 0.1).
 
     Features are float32 or float64 [N, d], labels int64 [N]; k beyond the training set is the whole of it.
@@ -53,10 +51,11 @@ def knn_accuracy(
         UserError: an empty split, or a feature that is not finite.
     """
     right = 0
+    known, number = train_y.unique(return_inverse=True)  # no votes for the many classes without an image
     for start, (cosine, index) in _closest(train_x, test_x, k):
-        votes = torch.zeros(len(index), classes, dtype=torch.float64, device=index.device)
-        votes.scatter_add_(1, train_y[index], (cosine.double() / TEMPERATURE).exp())
-        right += int((votes.argmax(1) == test_y[start : start + len(index)]).sum())
+        votes = torch.zeros(len(index), len(known), dtype=torch.float64, device=index.device)
+        votes.scatter_add_(1, number[index], (cosine.double() / TEMPERATURE).exp())
+        right += int((known[votes.argmax(1)] == test_y[start : start + len(index)]).sum())
     return right / len(test_x)
 
 

@@ -11,7 +11,7 @@ from trainer.evaluation.context import EvaluationContext, run_evaluators
 from trainer.evaluation.feature_map import FeatureMap
 from trainer.evaluation.neighbours import Neighbours
 from trainer.evaluation.reconstruction import Reconstruction
-from trainer.evaluation.requirements import requirements
+from trainer.evaluation.requirements import PROBES, requirements
 from trainer.evaluation.suite import Probes
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
 from trainer.objectives.objective import EncoderObjective
@@ -19,7 +19,6 @@ from trainer.recipe.schema import Pretrain
 
 FINAL = (Probes(), Neighbours(), FeatureMap(), Reconstruction())
 CONTROLS = (Probes(),)  # evaluators of the untrained network and of raw pixels
-PROBES = ("linear", "linear_sgd", "mlp", "svm", "few_shot")  # keys of `evaluate`; null: not measured
 PIXEL_FIGURES = "control/pixels"  # what their names begin with
 PIXELS = 3 * 64 * 64  # numbers of an image: ImageNet's at 224 px would be 771 GB of features
 

@@ -5,35 +5,21 @@ cannot give is left out with a reason, and never what else is measured with it. 
 for more than there is (a number of shots, a split without labels) is a mistake of its user's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.reader import Reader
-from trainer.evaluation.features import SCAN, has_labels
+from trainer.evaluation.features import has_labels
 from trainer.evaluation.figures.tsne import FEWEST
+from trainer.evaluation.labels import Labels, about_classes, count_labels, counted, few_have_images
+from trainer.evaluation.overlap import HELD_OUT, about_overlap, trained_and_tested
 from trainer.recipe.evaluation import Evaluate, FewShot
 from trainer.recipe.schema import Pretrain
 
-COUNTED = 2**17  # images of a split whose labels are counted; of a longer one, more where a class lacks some
-NAMED = 3  # classes that a line names
-LETTERS = 40  # of a class's name in a line
-MOST = 0.99  # share of the images in one class beyond which an accuracy says little
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labelled images of a split by class, int64 [classes]; of a long one, those that were counted."""
-
-    split: str
-    counts: np.ndarray
-
-    @property
-    def images(self) -> int:
-        return int(self.counts.sum())
+PROBES = ("linear", "linear_sgd", "mlp", "svm", "few_shot")  # keys of `evaluate`; null: not measured
 
 
 @dataclass
@@ -61,29 +47,6 @@ class Requirements:
         self.options = self.options.model_copy(update=dict.fromkeys(options))
 
 
-def count_labels(dataset: Dataset, split: str, enough: int) -> Labels:
-    """The labels of a split, of a very long one as far as each class has `enough` images.
-
-    Raises:
-        UserError: a label is none of the classes, or an index cannot be read.
-    """
-    classes = len(dataset.classes)
-    counts = np.zeros(classes, np.int64)
-    with Reader(dataset, split) as reader:
-        for start in range(0, reader.images, SCAN):
-            stop = min(start + SCAN, reader.images)
-            labels = reader.entries(np.arange(start, stop))["label"]
-            if labels.max() >= classes:
-                raise UserError(
-                    f"{dataset.where}: an image of '{split}' has the label {labels.max()}, and there are "
-                    f"{classes} classes, 0 to {classes - 1}; make the data set anew"
-                )
-            counts += np.bincount(labels[labels >= 0], minlength=classes)
-            if stop >= COUNTED and counts.min() >= enough:
-                break
-    return Labels(split, counts)
-
-
 def requirements(
     recipe: Pretrain, options: Evaluate, dataset: Dataset, final: bool = True, online: bool = False
 ) -> Requirements:
@@ -97,6 +60,7 @@ def requirements(
         UserError: as `count_labels`.
     """
     needs = Requirements(options)
+    needs.warnings += about_overlap(recipe, dataset)
     if online:
         _check_online(needs, recipe, dataset)
     if final:
@@ -110,12 +74,20 @@ def requirements(
             points = test.images
             if final:
                 _check_probes(needs, dataset, train, test)
-            needs.warnings += _about_classes(dataset, train, test)
+            needs.warnings += about_classes(dataset, train, test)
         else:
             _without_labels(needs, recipe, dataset, train, final)
     if final and points < FEWEST:
         needs.leave_out(["figures/tsne.png"], f"t-SNE takes {FEWEST} test images or more, and gets {points}")
     return needs
+
+
+def left_out_online(recipe: Pretrain, dataset: Dataset) -> dict[str, str]:
+    """What the splits cannot give of what is measured during pretraining, as `Requirements.left_out`."""
+    needs = Requirements(recipe.evaluate)
+    if recipe.evaluate.every:
+        _check_online(needs, recipe, dataset)
+    return needs.left_out
 
 
 # ---- what the numbers of images decide -------------------------------------------------------------
@@ -129,8 +101,13 @@ def _check_online(needs: Requirements, recipe: Pretrain, dataset: Dataset) -> No
         cause = f"evaluate.online_images={options.online_images}"
     unit = recipe.objective.heldout_batch(recipe.groups, recipe.batch)
     negatives = recipe.objective.uses_batch_negatives or recipe.objective.momentum_queue is not None
-    if negatives and seen < unit:
-        needs.leave_out(["mi/…/held_out"], f"a group of negatives takes {unit:,} test images, and {cause}")
+    if negatives and (why := trained_and_tested(recipe, dataset)):
+        needs.leave_out([HELD_OUT], why)
+    elif negatives and seen < unit:
+        groups, takes = recipe.groups, "a group of negatives takes"
+        if groups.negatives not in (None, "global", unit):
+            takes = f"whole groups (groups.norm={groups.norm}, groups.negatives={groups.negatives}) take"
+        needs.leave_out([HELD_OUT], f"{takes} {unit:,} test images, and {cause}")
     if seen < 2:
         needs.leave_out(["health/…"], f"it compares 2 test images or more, and {cause}")
 
@@ -198,10 +175,14 @@ def _has_labels(dataset: Dataset, split: str) -> bool:
 
 def _check_probes(needs: Requirements, dataset: Dataset, train: Labels, test: Labels) -> None:
     """What the labelled images of each class decide."""
+    if why := few_have_images(train, test):
+        *probes, _ = names_of_probes(needs.options)  # kNN has no weights
+        needs.leave_out(probes, why, PROBES)
+        return
     options = needs.options
     few = options.few_shot
     if few and len(short := _classes_short(train, test, few.shots)):
-        why = f"{_counted(dataset, short, train)}, fewer than evaluate.few_shot.shots={few.shots}"
+        why = f"{counted(dataset, short, train)}, fewer than evaluate.few_shot.shots={few.shots}"
         if few.shots != FewShot().shots:
             needs.mistakes.append(f"{dataset.where}: {why}; lower it, or set evaluate.few_shot=null")
         needs.leave_out([few_shot_name(few)], why, ["few_shot"])
@@ -220,60 +201,3 @@ def _classes_short(train: Labels, test: Labels, shots: int) -> np.ndarray:
     """Classes with fewer training images than `shots`; one without any image at all is no class of theirs."""
     there = (train.counts > 0) | (test.counts > 0)
     return np.flatnonzero(there & (train.counts < shots))
-
-
-# ---- lines -----------------------------------------------------------------------------------------
-
-
-def class_name(dataset: Dataset, label: int) -> str:
-    """A class for a line on the screen: `cat (class 1)`."""
-    name = " ".join(dataset.classes[label].split())
-    name = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
-    return f"{name} (class {label})"
-
-
-def _listed(dataset: Dataset, labels: np.ndarray) -> str:
-    names = [class_name(dataset, label) for label in labels[:NAMED].tolist()]
-    return ", ".join(names) + (f" and {len(labels) - NAMED:,} more" if len(labels) > NAMED else "")
-
-
-def _counted(dataset: Dataset, labels: np.ndarray, train: Labels) -> str:
-    """`cat (class 1) has 3 training images, dog (class 2) has no training image and 7 more classes`."""
-    parts = []
-    for label in labels[:NAMED].tolist():
-        count = int(train.counts[label])
-        parts.append(f"{class_name(dataset, label)} has {count or 'no'} training image{'s' * (count > 1)}")
-    more = len(labels) - NAMED
-    return ", ".join(parts) + (f" and {more:,} more class{'es' * (more > 1)}" if more > 0 else "")
-
-
-def _about_classes(dataset: Dataset, train: Labels, test: Labels) -> Iterator[str]:
-    """What accuracies on these labels hide."""
-    unseen = np.flatnonzero((train.counts == 0) & (test.counts > 0))
-    if len(unseen):
-        yield (
-            f"'{train.split}' has no image of {_listed(dataset, unseen)}, and '{test.split}' has: "
-            "every probe misses those"
-        )
-    empty = np.flatnonzero((train.counts == 0) & (test.counts == 0))
-    if len(empty):
-        yield (
-            f"neither '{train.split}' nor '{test.split}' has an image of {_listed(dataset, empty)}: "
-            "accuracies are of the other classes"
-        )
-    single: dict[int, list[str]] = {}
-    for labels in (train,) if train.split == test.split else (train, test):
-        largest = int(labels.counts.argmax())
-        share = labels.counts[largest] / labels.images
-        if labels.counts[largest] == labels.images:
-            single.setdefault(largest, []).append(f"'{labels.split}'")
-        elif share > MOST:
-            yield (
-                f"{share:.2%} of the labelled images of '{labels.split}' are of one class, "
-                f"{class_name(dataset, largest)}: who always guesses it has that accuracy"
-            )
-    for label, splits in single.items():
-        yield (
-            f"all labelled images of {' and '.join(splits)} are of one class, {class_name(dataset, label)}: "
-            "accuracies say nothing about the encoder"
-        )

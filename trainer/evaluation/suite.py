@@ -213,7 +213,7 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
 def _knn_job(name: str, data: _Data, options: Evaluate) -> Job:
     cost = 2 * len(data.train.labels) * len(data.test.labels) * data.width
     figure = f"knn/{name}"
-    return Job(figure, cost, lambda: {figure: knn_accuracy(*data(), options.knn)}, (figure,))
+    return Job(figure, cost, lambda: {figure: knn_accuracy(*data()[:4], options.knn)}, (figure,))
 
 
 def _named(name: str, accuracy: float, parts: dict[str, float]) -> Outcome:

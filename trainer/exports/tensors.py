@@ -15,11 +15,13 @@ from data_pipelines.common.errors import UserError
 
 # What torch.compile, FSDP and activation checkpointing put into the names of the modules that they wrap.
 TRANSPARENT = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-DEEPEST = 8  # dicts within each other, of which the tensors are read
+DEEPEST = 8  # dicts and lists within each other, of which the tensors are read
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
     """All tensors of a file of torch.save or safetensors, on the CPU; those of nested dicts by dotted names.
+
+    In a list or tuple the name is the number.
 
     Raises:
         UserError: the file cannot be read, is damaged, or holds Python objects.
@@ -81,6 +83,8 @@ def _flat(content: object, at: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(content, Mapping) and depth:
         for key, value in content.items():
             yield from _flat(value, f"{at}.{key}" if at else str(key), depth - 1)
+    elif isinstance(content, list | tuple) and depth:
+        yield from _flat(dict(enumerate(content)), at, depth)
 
 
 def prefixes(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -113,3 +117,21 @@ def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None where all numbers are finite."""
     return next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+
+
+def no_weights(weights: Mapping[str, Tensor]) -> str | None:
+    """Why the first tensor that is none has no weights of a network in it; None where all have some.
+
+    They are numbers in floating point, each at its place in memory. A variance is 0 or more.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_meta:
+            return f"{name} is on the device meta, without its numbers; save it from a device that has them"
+        if tensor.is_nested or tensor.layout != torch.strided:
+            layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            return f"{name} is a tensor of layout {layout}; expected dense weights, as of tensor.to_dense()"
+        if not tensor.is_floating_point():
+            return f"{name} is of {tensor.dtype}; expected weights in floating point"
+        if name.endswith("running_var") and (tensor.float() < 0).any():
+            return f"{name} holds {tensor.float().min():g}; expected variances, which are 0 or more"
+    return None

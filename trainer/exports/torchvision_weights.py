@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipelines.common.errors import UserError
 from data_pipelines.views import Normalize
 from trainer.exports.encoder import export
-from trainer.exports.tensors import difference, not_finite, prefixes, read_tensors
+from trainer.exports.tensors import difference, no_weights, not_finite, prefixes, read_tensors
 from trainer.networks.build import build_encoder
 
 IMAGENET = Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -51,10 +51,10 @@ def read(path: Path | str, prefix: str | None = None) -> dict[str, Tensor]:
 def _chosen(path: Path | str, tensors: dict[str, Tensor], networks: list[str], prefix: str | None) -> str:
     """The prefix of the network to read. Raises UserError where it is none of `networks`, or is not known."""
     if not networks:
-        begin = ", ".join(sorted(tensors)[:3]) or "no tensor at all"
+        begin = ", ".join(name or "one tensor without a name" for name in sorted(tensors)[:3])
         raise UserError(
             f"{path}: no ResNet of torchvision's names in it; expected conv1.weight, layer4.0.conv1.weight … "
-            f"after any prefix, but it holds {begin} …"
+            f"after any prefix, but it holds {f'{begin} …' if begin else 'no tensor at all'}"
         )
     listed = ", ".join(f"prefix={at}" for at in networks)
     if prefix is not None:
@@ -110,8 +110,8 @@ def convert(source: str, target: str, size: int = 224, prefix: str | None = None
         UserError: it cannot be read or written, is of other layers than ours, or not finite.
     """
     weights = {n: w for n, w in read(source, prefix).items() if not n.endswith("num_batches_tracked")}
-    if coded := next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None):
-        raise UserError(f"{source}: {coded} is of {weights[coded].dtype}; expected weights in floating point")
+    if why := no_weights(weights):
+        raise UserError(f"{source}: {why}")
     try:
         options = encoder_options(weights, size)
     except UserError as error:

@@ -14,6 +14,7 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.reader import Reader
+from data_pipelines.shards.summary import more_test_images
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.measure import compared_pixels
 from trainer.evaluation.requirements import requirements
@@ -130,8 +131,8 @@ def check_splits(recipe: Pretrain, dataset: Dataset) -> None:
             way_out = f"set data.{key} to one of its splits"
             if key == "test" and not set(dataset.splits) - set(recipe.data.train.split("+")):
                 way_out = f"give data.test={recipe.data.train}, which measures on the images trained on"
-                if dataset.source in ("folder", "wds"):
-                    way_out += ", or make it again with test_percent=10: a tenth of the images becomes test"
+                if again := more_test_images(dataset):
+                    way_out += f", or {again}"
             raise UserError(f"data.{key}={name}: {error}; {way_out}") from None
 
 

@@ -43,7 +43,8 @@ def run(loaded: ResolvedRecipe) -> int:
     warnings = []
     if dataset:
         check_splits(recipe, dataset)
-        warnings = check_evaluation(recipe, dataset)
+        if dataset.remote is None or not dataset.classes:  # else every index would be fetched
+            warnings = check_evaluation(recipe, dataset)
     train = dataset.split(recipe.data.train) if dataset else None
     images = train.images if train else None
     total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images

@@ -112,12 +112,7 @@ def notes(
         )
     yield from recipe.advice(images)
     if recipe.objective.uses_batch_negatives and images is not None and images < recipe.batch:
-        negatives = recipe.groups.negative_images or recipe.batch
-        yield (
-            f"warning: {images:,} training images, fewer than a batch of {recipe.batch:,}: groups of "
-            f"{negatives:,} hold an image more than once, so that it is a negative of itself"
-            f"{_smaller_groups(recipe, images) if images < negatives else ''}"
-        )
+        yield from _repeated_negatives(recipe, images)
     if momentum_queue := recipe.objective.momentum_queue:
         keys, queue = momentum_queue.keys, queue_bytes(recipe)
         kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)
@@ -132,8 +127,21 @@ def notes(
         )
 
 
-def _smaller_groups(recipe: TrainingRecipe, images: int) -> str:
-    """What makes groups of negatives of at most so many images, for a message: it divides `groups.norm`."""
-    norm = recipe.groups.norm
-    fitting = [size for size in range(2, min(norm, images) + 1) if norm % size == 0]
-    return f"; set groups.negatives={fitting[-1]}" if fitting else ""
+def _repeated_negatives(recipe: TrainingRecipe, images: int) -> Iterator[str]:
+    """A line where groups of negatives hold an image twice, in a batch of more than one epoch."""
+    negatives = recipe.groups.negative_images or recipe.batch
+    if images % negatives == 0:  # no group runs into the next epoch
+        return
+    groups, way_out = f"groups of {negatives:,}", ""
+    if negatives <= images:
+        groups += " that run into the next epoch"
+    else:
+        norm = recipe.groups.norm  # which a smaller group divides
+        fitting = [size for size in range(2, min(norm, images) + 1) if norm % size == 0]
+        if fitting:
+            way_out = f"; set groups.negatives={fitting[-1]}"
+            way_out += ": then only groups that run into the next epoch do" * bool(images % fitting[-1])
+    yield (
+        f"warning: {images:,} training images, fewer than a batch of {recipe.batch:,}: {groups} hold an "
+        f"image more than once, so that it is a negative of itself{way_out}"
+    )

@@ -9,6 +9,7 @@ from trainer.distributed.signals import Stopped
 from trainer.evaluation import online
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.measure import Measured
+from trainer.evaluation.requirements import left_out_online
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
@@ -115,8 +116,9 @@ def finish(trainer: ImageTrainer, run: Run) -> None:
             recipe, recipe.evaluate, objective, dataset, trainer.context, folder, run.progress.say
         )
     if trainer.context.is_main:
-        if results.figures or results.left_out:
-            folder.merge_results(results.figures, results.left_out)
+        left_out = results.left_out | left_out_online(recipe, dataset)
+        if results.figures or left_out:
+            folder.merge_results(results.figures, left_out)
             figures = {f"results/{name}": value for name, value in results.figures.items()}
             run.metrics(figures, trainer.images)
             report.draw_accuracies(folder)

@@ -104,6 +104,22 @@ def noted(to: Path, index: Path) -> bool:
 
 
 @pytest.mark.slow
+def test_sigterm_ends_the_workers_and_leaves_one_line(tmp_path):
+    """A batch system ends the first process alone; its pool is closed, so that no semaphore leaks."""
+    raw, to = write_folder(tmp_path, per_batch=2000), tmp_path / "to"
+    arguments = ("source=cifar10", f"from={raw}", f"to={to}", "shard=200", "workers=2")
+    process = start(*arguments)
+    while process.poll() is None and not list(to.glob("*/*.npy")):
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (143, "ended by SIGTERM; the same command continues\n")
+    assert not still_there(workers)
+    assert (to / ".making" / "plan.json").exists()
+
+
+@pytest.mark.slow
 def test_two_that_make_it_at_once_take_turns(tmp_path):
     raw = write_folder(tmp_path, per_batch=500)
     arguments = ("source=cifar10", f"from={raw}", f"to={tmp_path / 'to'}", "shard=200", "workers=1")

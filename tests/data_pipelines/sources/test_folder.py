@@ -142,7 +142,7 @@ def test_a_folder_of_mixed_files_is_counted_and_nothing_stops_it(tmp_path, capsy
         "a/.DS_Store": "a hidden file",
         "a/Thumbs.db": "its name is no image's",
         "a/empty.png": "an empty file",
-        "a/gone.jpg": "no regular file",
+        "a/gone.jpg": "a link to nothing",
         "a/notes.txt": "its name is no image's",
         "a/pipe.jpg": "no regular file",
         "a/png": "its name is no image's",
@@ -171,7 +171,7 @@ def test_layouts_that_cannot_be_meant_are_one_clear_line(tmp_path):
     refused("valid and validation are both val", "train/a/x.png", "valid/a/x.png", "validation/a/x.png")
     refused("has test, val but no train", "val/a/x.png", "test/a/x.png")
     refused(
-        "no folder of val .dog, fish, .*is a class of train",
+        "no folder of val .dog, fish. is a class of train",
         "train/a/x.png",
         "val/dog/x.png",
         "val/fish/x.png",
@@ -188,7 +188,7 @@ def test_a_class_of_trains_is_no_split(tmp_path):
     assert source.classes == ["boat", "car", "train"]
     (tmp_path / "test").mkdir()  # with a test beside it, it is one, and the others are named
     source = open_source("folder", tmp_path)
-    assert [left["member"] for left in source.left_out] == ["boat", "car"]
+    assert [left["member"] for left in source.left_out] == ["boat", "car", "test"]
 
 
 def test_a_made_data_set_is_not_taken_for_another_folders(tmp_path):

@@ -86,6 +86,32 @@ def test_train_with_classes_is_a_split_whatever_lies_beside_it(tmp_path, train):
         (["training_set/a/", "test_set/a/"], "test_set, training_set would be classes"),
         (["train/Cat/", "train/dog/", "val/cat/", "val/dog/"], "cat is no class of train but Cat is"),
         (["train/a/", "Train/a/"], "Train and train are both train"),
+        (["images/", "masks/"], "images would be a class, with masks beside it; give from=ROOT/images for"),
+        (["JPEGImages/", "SegmentationClass/"], "JPEGImages would be a class, with SegmentationClass"),
+        (["images/", "annotations/trimaps/"], "with annotations beside it; give from=ROOT/images for it"),
+        (["train/images/", "train/masks/", "val/images/"], "with masks beside it; give from=ROOT/train/imag"),
+        (["images/", "images/cat/", "1.png"], "images would be a class, with images loose beside it"),
+        (["photos/", "ground truth/"], "photos would be a class, with ground truth beside it"),
+        (["cats/", "cats_masks/", "dogs/"], "cats would be a class, with cats_masks beside it"),
+        (["a/images/", "a/masks/", "b/images/"], "images in ROOT/a/masks would be data as those beside it"),
+        (["train/a/", "val/images/", "val/masks/"], "images in ROOT/val/masks would be data as those beside"),
+        (["x_images/", "x_masks/"], "x_images would be a class, with x_masks beside it"),
+        (["train/", "masks/"], "is train the split or a class? It and masks .* give from=ROOT/train for its"),
+        (["train/", "train_masks/", "val_masks/"], "split or a class? It and train_masks, val_masks beside"),
+        (["train/", "dev/"], "It and dev beside it hold images; rename dev to val, give"),
+        (["train/a/", "train/b/", "dev/a/"], "rename dev to val, move the latter away"),
+        (["trainset/a/", "testset/a/"], "testset, trainset would be classes; name splits test and train"),
+        (["TrainImages/", "testimages/", "a/", "b/", "c/"], "TrainImages, testimages would be classes"),
+        (["trainA/", "trainB/", "testA/", "testB/"], "testA, testB, trainA, ... would be classes"),
+        (["train data/", "test data/", "a/", "b/", "c/"], "test data, train data would be classes"),
+        (["train/cat/", "train/train/cat/", "val/cat/"], "holds train beside class folders, so it would be"),
+        (["train/a/", "val/b/"], "val: b, the folder of val, is no class of train; name it like one, or im"),
+        (["train/a b/", "val/a_b /"], "'a_b ' is no class of train but 'a b' is; name the folders alike"),
+        (["train/a/", "val/a\u00a0/"], r"'a\\xa0' is no class of train but 'a' is"),
+        (["1.png", "2.png", "edited/"], "ROOT: 2 images lie loose in it, and only 1 in folders .edited.,"),
+        (["train/a/", "val/1.png", "val/2.png", "val/a/"], "ROOT/val: 2 images lie loose in it, and only 1"),
+        (["train-0.tar", "deep/b.tar.gz"], "no image to train on; it has tars, which source=wds reads"),
+        (["train/cat/", "train/valid/", "val/cat/"], "holds valid beside class folders, so it would be a cl"),
     ],
 )  # fmt: skip
 def test_what_may_be_meant_in_two_ways_is_refused(tmp_path, files, words):
@@ -93,6 +119,35 @@ def test_what_may_be_meant_in_two_ways_is_refused(tmp_path, files, words):
         words.replace("?", r"\?").replace("ROOT", str(tmp_path)), refusal(plant(tmp_path, *files))
     )
     assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (["images/"], []),
+        (["Imgs/"], []),
+        (["train/images/", "valid/images/", "test/images/"], []),
+        (["train/imgs/", "val/data/"], []),
+        (["train/images/cat/", "val/images/cat/"], ["cat"]),
+        (["train/cat/images/"], ["cat"]),
+        (["cat/"], ["cat"]),
+        (["photos/", "paintings/"], ["paintings", "photos"]),
+        (["with_mask/", "without_mask/", "mask/"], ["mask", "with_mask", "without_mask"]),
+        (["face/", "face_mask/"], ["face", "face_mask"]),
+        (["train/car/", "train/train/", "val/car/", "val/train/"], ["car", "train"]),
+        (
+            ["trains/", "trainer/", "testosterone/", "valley/", "training shoes/", "trainset/"],
+            ["testosterone", "trainer", "training shoes", "trains", "trainset", "valley"],
+        ),
+    ],
+)
+def test_images_is_no_class_and_names_that_are_near_to_others_are(tmp_path, files, classes):
+    (tmp_path / "train/labels" if "train/images/" in files else tmp_path).mkdir(parents=True, exist_ok=True)
+    source = open_source("folder", plant(tmp_path, *files), test_percent=None if "/" in files[0][:-1] else 0)
+    assert source.classes == classes
+    wanted = set(range(len(classes))) or {None}
+    assert set(source.splits["train"].labels) == wanted
+    assert sum(map(len, source.splits.values())) == len(files)
 
 
 @pytest.mark.parametrize("wrap", ["my", "wrap/my", "a/b/c", "cat"])
@@ -166,6 +221,8 @@ def test_empty_folders_named_after_splits(tmp_path):
     plant(tmp_path / "b", "train/cat/", "train/dog/")
     (tmp_path / "b/val").mkdir()
     assert set(labels(tmp_path / "b")) == {"train"}  # it has splits, so none is cut off by a hash
+    entry = {"member": "val", "why": "a split without an image that can be used"}
+    assert open_source("folder", tmp_path / "b").left_out == [entry]
 
 
 def test_classes_that_differ_in_case_are_two_where_train_has_both(tmp_path):
@@ -191,7 +248,43 @@ def test_a_folder_that_may_not_be_read_matters_only_where_it_is_used(tmp_path, m
     left_out = open_source("folder", tmp_path).left_out
     assert left_out == [
         {"member": "private", "why": "a folder that is no split"},
-        {"member": "train/loop", "why": "its name is no image's"},
+        {"member": "train/loop", "why": "a link to nothing"},
     ]
     refuse("val/a")
     assert f"{tmp_path}/val/a cannot be read (Permission denied)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("val", "val is a link to nothing; mend it, or remove it"),
+        ("my/Test", "my/Test is a link to nothing"),
+        ("train", "train is a link to nothing"),
+    ],
+)
+def test_a_split_whose_link_leads_nowhere_is_refused(tmp_path, link, words):
+    here = link.rpartition("/")[0]
+    plant(tmp_path / here, *(["cat/", "dog/"] if link == "train" else ["train/cat/", "train/dog/"]))
+    (tmp_path / link).symlink_to(tmp_path / "gone")
+    assert words in refusal(tmp_path)
+
+
+def test_other_links_that_lead_nowhere_are_named(tmp_path):
+    plant(tmp_path, "train/a/", "train/b/", "val/a/")
+    for name in ("train/c", "train/a/2.png", "val/a/notes.txt", "val/val"):
+        (tmp_path / name).symlink_to("gone")
+    source = open_source("folder", tmp_path)
+    assert source.classes == ["a", "b"]
+    names = ("train/a/2.png", "train/c", "val/a/notes.txt", "val/val")
+    assert source.left_out == [{"member": name, "why": "a link to nothing"} for name in names]
+
+
+@pytest.mark.parametrize("text", ["", "1.png cat 0", "2.png\tcat", "1.png\tbird"])
+def test_annotations_that_give_no_image_a_class_are_refused(tmp_path, text):
+    plant(tmp_path, "train/cat/", "val/images/1.png")
+    (tmp_path / "val/val_annotations.txt").write_text(text)
+    assert "val_annotations.txt: no line gives an image of val a class of train; expected NAME<tab>CLASS" in (
+        refusal(tmp_path)
+    )
+    (tmp_path / "val/val_annotations.txt").write_text("\ufeff1.png\tcat \t0", "utf-8")
+    assert labels(tmp_path)["val"] == {"val/images/1.png": "cat"}

@@ -80,3 +80,10 @@ def test_a_stop_file_made_before_the_end_is_found_there(tmp_path):
     finally:
         stop_request.ignore()
         stop_request.close()
+
+
+def test_the_first_of_several_signals_is_the_reason(stop_request):
+    """A launcher sends SIGTERM to the ranks that are left when one has ended of Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+    send_sigterm()
+    assert stop_request.received == "SIGINT"

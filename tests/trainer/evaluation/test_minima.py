@@ -192,3 +192,12 @@ def test_the_recipe_takes_a_number_a_list_or_auto():
         with pytest.raises(ValueError, match="l2"):
             LinearProbe(l2=wrong)
     assert json.loads(LinearProbe(l2=[0.1]).model_dump_json())["l2"] == [0.1]
+
+
+def test_easy_classes_in_repeated_features_are_fitted_in_some_hundred_iterations(pixels):
+    """As pixels of grey images: three equal channels. Coordinates of the covariance alone take thousands."""
+    train_x, train_y, test_x, test_y, classes = pixels
+    repeated = train_x.repeat(1, 12), train_y, test_x.repeat(1, 12), test_y, classes
+    _, fit = linear_probe(*repeated, LinearProbe(l2=1e-4), 0)
+    assert fit.converged
+    assert fit.iterations < 600

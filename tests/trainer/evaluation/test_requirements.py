@@ -7,8 +7,9 @@ import pytest
 
 from data_pipelines.common.errors import UserError
 from tests.helpers.labelled_dataset import write_labelled
-from trainer.evaluation import requirements as module
-from trainer.evaluation.requirements import count_labels, requirements
+from trainer.evaluation import labels as module
+from trainer.evaluation.labels import count_labels
+from trainer.evaluation.requirements import left_out_online, requirements
 from trainer.recipe.loading import load
 
 MANY, TESTED = [30, 30, 30, 30], [5, 5, 5, 5]
@@ -105,6 +106,12 @@ def test_few_test_images_cost_the_map_and_what_is_estimated_in_groups(tmp_path):
     assert one.left_out["health/…"] == "it compares 2 test images or more, and 'test' has 1"
 
 
+def test_smaller_groups_of_negatives_come_in_whole_groups_of_batch_norm(tmp_path):
+    decided = needs(tmp_path, "groups.negatives=4", test=[2, 2], online=True)
+    why = "whole groups (groups.norm=64, groups.negatives=4) take 64 test images, and 'test' has 4"
+    assert decided.left_out["mi/…/held_out"] == why
+
+
 def test_few_online_images_are_the_key_that_asked_for_them(tmp_path):
     decided = needs(tmp_path, "evaluate.online_images=32", test=[20] * 4, online=True)
     assert decided.left_out == {
@@ -173,3 +180,74 @@ def test_a_label_that_is_no_class_is_an_error(tmp_path):
     with pytest.raises(UserError, match="of 'train' has the label 3, and there are 2 classes, 0 to 1"):
         count_labels(dataset, "train", 1)
     assert np.array_equal(count_labels(replace(dataset, classes=tuple("abcd")), "train", 1).counts, [1] * 4)
+
+
+# ---- labels that are no classes ------------------------------------------------------------------------
+
+
+def test_one_stray_label_costs_the_probes_and_no_memory(tmp_path):
+    """A million classes, of which three have images."""
+    classes = tuple(map(str, range(1000)))
+    decided = needs(tmp_path, classes=classes, train=[30, 30, *[0] * 997, 1], test=[5, 5])
+    names = ["probe/linear", "probe/linear_sgd", "probe/mlp", "probe/svm", "few_shot/5/linear/y"]
+    why = decided.left_out["probe/linear"]
+    assert decided.left_out == dict.fromkeys(names, why)
+    assert why.startswith(
+        "3 of 1,000 classes have an image, and a probe has weights for all; the largest label"
+    )
+    assert " label is 999: mend it if it is no class" in why
+    assert not any(
+        getattr(decided.options, key) for key in ("linear", "linear_sgd", "mlp", "svm", "few_shot")
+    )
+    assert not any("neither" in line for line in decided.warnings)
+
+
+@pytest.mark.parametrize("train", [[20] * 10 + [0] * 990, [20] * 2 + [0] * 996 + [20]])
+def test_classes_without_images_cost_nothing_where_they_are_no_million(tmp_path, train):
+    """A hundredth of many classes, and a few of fewer."""
+    decided = needs(tmp_path, classes=tuple(map(str, range(len(train)))), train=train, test=[20, 20])
+    assert "probe/linear" not in decided.left_out
+    assert decided.options.linear
+
+
+# ---- images that are trained on and tested -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "held_out"),
+    [
+        (["data.test=train"], "all 120 test images are also in data.train=train:", True),
+        (["data.train=train+test"], "all 64 test images are also in data.train=train+test:", True),
+        (["data.test=train+test"], "120 of 184 test images are also in data.train=train:", True),
+        (["data.labelled=test"], "all 64 test images are also in data.labelled=test:", False),
+        (
+            ["data.train=train+test", "data.labelled=test"],
+            "are also in data.train=train+test, and all 64 test images are also in data.labelled=test: acc",
+            True,
+        ),
+        (["data.train=train+test", "data.labelled=train"], "also in data.train=train+test: accuracies", True),
+        (["data.test=copy"], "all 120 test images are also in data.train=train:", True),  # the same tar
+        (["data.train=train+more"], None, False),
+    ],
+)
+def test_figures_on_images_that_were_learned_from_say_so(tmp_path, words, line, held_out):
+    more = {"test": [16] * 4, "copy": MANY, "more": [0, 7]}
+    decided = needs(tmp_path, *words, online=True, **more)
+    about = [text for text in decided.warnings if text.startswith("data.test=")]
+    assert len(about) == (line is not None)
+    if line:
+        assert line in about[0]
+        assert "accuracies on them say nothing about new images" in about[0]
+    assert ("mi/…/held_out" in decided.left_out) == held_out
+    if held_out:
+        assert "trained on (data.train=" in decided.left_out["mi/…/held_out"]
+
+
+def test_what_is_left_out_during_training_is_known_at_its_end(tmp_path):
+    root = write_labelled(tmp_path / "data", train=MANY, test=[1, 1, 1, 1])
+    words = ["recipe=quickstart", f"data.root={root.root}", "data.source=folder"]
+    recipe = load([*words, "evaluate.every=128"]).recipe
+    assert left_out_online(recipe, root) == {
+        "mi/…/held_out": "a group of negatives takes 64 test images, and 'test' has 4"
+    }
+    assert not left_out_online(load([*words, "evaluate.every=0"]).recipe, root)

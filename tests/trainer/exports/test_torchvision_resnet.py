@@ -259,3 +259,54 @@ def test_a_target_that_cannot_be_written_names_to(tmp_path):
     for target in (tmp_path / "good.pt" / "e.safetensors", tmp_path / ("n" * 256)):
         with pytest.raises(UserError, match=r"cannot write .*choose another place with `to=`"):
             torchvision_weights.convert(str(tmp_path / "good.pt"), str(target))
+
+
+KERNEL, VARIANCE = "layer1.0.conv1.weight", "layer4.1.bn2.running_var"
+NO_WEIGHTS = {  # the tensor, what becomes of it, what the line says
+    "meta": (KERNEL, lambda t: t.to("meta"), "is on the device meta, without its numbers"),
+    "sparse": (KERNEL, lambda t: t.to_sparse(), "is a tensor of layout sparse_coo; expected dense"),
+    "csr": (
+        KERNEL,
+        lambda t: t.flatten(1).to_sparse_csr(),
+        "is a tensor of layout sparse_csr; expected dense",
+    ),
+    "nested": (
+        KERNEL,
+        lambda t: torch.nested.nested_tensor([t[0], t[1, :2]]),
+        "is a tensor of layout nested",
+    ),
+    "quantized": (KERNEL, lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is of torch.qint8"),
+    "complex": (KERNEL, lambda t: t.to(torch.complex64), "is of torch.complex64"),
+    "whole numbers": (KERNEL, lambda t: t.int(), "is of torch.int32; expected weights in floating point"),
+    "truth values": (KERNEL, lambda t: t.bool(), "is of torch.bool; expected weights in floating point"),
+    "negative variance": (VARIANCE, lambda t: t - 3, "holds -2; expected variances, which are 0 or more"),
+    "infinite in float32": (KERNEL, lambda t: t.double() * 1e300, "holds NaN or infinity"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantize|beta state|prototype).*")
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_tensors_that_are_no_weights_are_one_line(tmp_path, kind):
+    name, changed, expected = NO_WEIGHTS[kind]
+    weights = dict(encoder(18, "encoder.width=8").state_dict())
+    torch.save(weights | {name: changed(weights[name])}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=re.escape(f"other.pt: {name} {expected}")) as refused:
+        torchvision_weights.convert(tmp_path / "other.pt", tmp_path / "e.safetensors")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "e.safetensors").exists()
+
+
+def test_tensors_in_lists_are_named_by_their_numbers(tmp_path):
+    weights = dict(encoder(18, "encoder.width=8").state_dict())
+    contents = {
+        "but it holds 0, 1, 10 …": list(weights.values()),
+        "but it holds 0.1, 1.1, 10.1 …": list(weights.items()),
+        "but it holds one tensor without a name …": weights[KERNEL],
+        "but it holds no tensor at all": [1, {"a": ()}],
+    }
+    for expected, content in contents.items():
+        torch.save(content, tmp_path / "list.pt")
+        with pytest.raises(UserError, match=re.escape(expected)):
+            torchvision_weights.read(tmp_path / "list.pt")
+    torch.save({"epoch": 3, "models": [weights, {"head": torch.zeros(1)}]}, tmp_path / "list.pt")
+    assert torchvision_weights.read(tmp_path / "list.pt").keys() == weights.keys()

@@ -172,7 +172,18 @@ def test_negatives_beyond_the_training_images_are_a_line():
         return "\n".join(notes(recipe, images, 1, torch.device("cpu")))
 
     assert "63 training images, fewer than a batch of 128: groups of 64 hold an image more" in lines(63)
-    assert "it is a negative of itself; set groups.negatives=32" in lines(63)
+    advised = lines(63)
+    assert (
+        "it is a negative of itself; set groups.negatives=32: then only groups that run into the" in advised
+    )
+    obeyed = lines(63, "groups.negatives=32")  # which says what the advice said, and advises no more
+    assert "groups of 32 that run into the next epoch hold an image more than once" in obeyed
+    assert obeyed.endswith("it is a negative of itself")
+    assert "set groups.negatives=4: then only" in lines(5)
+    assert lines(32).endswith("it is a negative of itself; set groups.negatives=32")
+    assert "negative" not in lines(32, "groups.negatives=32")
+    assert "negative" not in lines(64)  # an epoch is a group
+    assert "groups of 64 that run into the next epoch hold" in lines(127)
     assert lines(127).endswith("it is a negative of itself")  # where a group runs into the next epoch
     assert "negative" not in lines(128)
     assert "groups of 128 hold" in lines(100, "encoder.norm=group", "groups.negatives=global")
@@ -190,8 +201,8 @@ def test_negatives_beyond_the_training_images_are_a_line():
     [
         (4, [30, 3, 30, 0], [5, 5, 5, 5], {"few_shot/5/linear/y"}),
         (4, [0, 30, 30, 30], [0, 5, 0, 5], set()),  # labels that begin at 1
-        (4, [1, 1, 1, 1], [1, 0, 0, 0], {"few_shot/5/linear/y", "figures/tsne.png"}),
-        (4, [1, 0, 0, 0], [1, 0, 0, 0], {"few_shot/5/linear/y", "figures/tsne.png", "probe/mlp"}),
+        (4, [1, 1, 1, 1], [1, 0, 0, 0], {"few_shot/5/linear/y", "figures/tsne.png", "health/…"}),
+        (4, [1, 0, 0, 0], [1, 0, 0, 0], {"few_shot/5/linear/y", "figures/tsne.png", "health/…", "probe/mlp"}),
         (1, [5, 40], [20, 3], set()),  # one class, and images without a label
     ],
 )
@@ -200,7 +211,7 @@ def test_a_run_on_scarce_labels_ends_with_every_other_figure(capsys, tmp_path, c
     root = write_labelled(tmp_path / "data", names, train=train, test=test).root
     words = ["data.source=folder", *CHEAP, "evaluate.svm={epochs: 1, runs: 2}", "evaluate.every=128"]
     done = script(capsys, *tiny(tmp_path, root, *words))
-    folder = tmp_path / "quickstart"
+    folder, missing = tmp_path / "quickstart", missing | {"mi/…/held_out"}
     assert done.status == 0, done.err
     assert done.err == ""  # nothing was not drawn
     assert (folder / "done").exists()
@@ -212,6 +223,28 @@ def test_a_run_on_scarce_labels_ends_with_every_other_figure(capsys, tmp_path, c
     for name in missing:
         assert f"{name}: left out, " in before_steps(done.out)
         assert any(line.startswith("left out") and name in line for line in done.out.splitlines()[-12:])
+
+
+@pytest.mark.slow
+def test_a_run_that_tests_on_its_training_images_says_so_and_estimates_no_held_out_information(
+    capsys, digits, tmp_path
+):
+    words = tiny(
+        tmp_path, digits.root, "data.test=train", "evaluate.every=128", *CHEAP, "evaluate.linear=null"
+    )
+    line = "warning: data.test=train: all 1,438 test images are also in data.train=train: accuracies on them"
+    assert script(capsys, *words, "--plan").out.count(line) == 1
+    done = script(capsys, *words, "evaluate.at_end=false")
+    assert (done.status, done.err) == (0, "")
+    assert before_steps(done.out).count(line) == done.out.count(line) == 1
+    assert "information, test images" not in done.out
+    why = "all 1,438 test images (data.test=train) are trained on (data.train=train)"
+    assert f"left out  mi/…/held_out: {why}" in done.out
+    results = json.loads((tmp_path / "quickstart" / "results.json").read_text())
+    assert results["left_out"]["mi/…/held_out"] == why
+    names = {record["name"] for record, _ in read(tmp_path / "quickstart" / "journal.jsonl")}
+    assert "knn/y/online" in names
+    assert not any(name.endswith("/held_out") for name in names)
 
 
 @pytest.mark.slow
