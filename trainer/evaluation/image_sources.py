@@ -194,24 +194,25 @@ class Blurred:
 
 def ladder(
     rows: Sequence[str],
-    codec: Codec,
+    codec: Codec | None,
     split: Split,
     spread: tuple[Tensor | float, Tensor | float] = (1.0, 1.0),
     seed: int = 0,
 ) -> list[ImageSource]:
     """The sources of those rows that are made of test images: what is known to be worse, and by how much.
 
-    `test`, `reconstruction`, `noise_S` (the scale S on latents), `blur_K`; other names are left out.
+    `test`, `reconstruction`, `noise_S` (the scale S on latents), `blur_K`; other names are left out, and
+    without a codec those that need one.
     """
-    clean = Reconstructions("reconstruction", codec, split, 0.0, spread, seed)
+    clean = Reconstructions("reconstruction", codec, split, 0.0, spread, seed) if codec else None
     sources: list[ImageSource] = []
     for row in rows:
         kind, _, number = row.partition("_")
         if row == "test":
             sources.append(replace(split, name=row))
-        elif row == "reconstruction":
+        elif row == "reconstruction" and clean:
             sources.append(clean)
-        elif kind == "noise":
+        elif kind == "noise" and clean:
             sources.append(replace(clean, name=row, scale=float(number)))
         elif kind == "blur":
             sources.append(Blurred(row, split, int(number)))

@@ -49,7 +49,7 @@ def open_latents(
     key: Mapping[str, str | int],
     shapes: Mapping[str, tuple[int, ...]],
     images: int,
-    write: Callable[[Path], None],
+    write: Callable[[Path], object],
 ) -> Latents:
     """The latents of a run's training images; collective, encoded where they are not there yet.
 
@@ -83,7 +83,7 @@ def _is_whole(folder: Path, key: Mapping[str, str | int]) -> bool:
         return False
 
 
-def _encode(folder: Path, key: Mapping[str, str | int], write: Callable[[Path], None]) -> None:
+def _encode(folder: Path, key: Mapping[str, str | int], write: Callable[[Path], object]) -> None:
     """Encodes on all ranks and puts the whole folder into its place.
 
     Two runs that begin at once each write a folder of their own, and the later one's stays.

@@ -59,6 +59,12 @@ class Artist:
     seed: int
     bf16: bool = False
 
+    @property
+    def process(self) -> str:
+        """The name of the process."""
+        part = self.objective if isinstance(self.objective, Diffusion) else self.objective.w
+        return part.process.name
+
     @torch.no_grad()
     def samples(self, ids: np.ndarray, y: Tensor | None = None) -> dict[str, Tensor]:
         """Samples of these numbers, int64 [n], by name, each [n, ...], as they were trained on.

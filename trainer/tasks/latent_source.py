@@ -1,5 +1,6 @@
 """The run whose latents are drawn: its checkpoint, its data, its latents, and its way back to pixels."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,18 @@ from torch import Tensor
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
+from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.rows import Joined, Table
-from trainer.checkpoints.load import Checkpoint
+from data_pipelines.views import Normalize
+from trainer.checkpoints.load import Checkpoint, kept
 from trainer.distributed import collectives
 from trainer.evaluation.features import write_features
 from trainer.generation.latents import PARTS, Latents, digest_of, open_latents
 from trainer.objectives.codec import Codec
-from trainer.objectives.drawing import Decode
+from trainer.objectives.denoiser import Diffusion, PooledDiffusion
+from trainer.objectives.drawing import Artist, Decode
+from trainer.objectives.objective import Objective
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
@@ -64,9 +69,13 @@ class LatentSource:
         assert codec is not None  # `open_source` has looked
         return codec
 
-    def latents(self, codec: Codec, device: torch.device) -> Latents:
-        """Those of all training images and their mirror images; collective, encoded at the first call."""
-        images = replace(image_options(self.recipe, device), decode="exact")
+    def images(self, device: torch.device) -> ImageOptions:
+        """How its images are decoded to be encoded."""
+        return replace(image_options(self.recipe, device), decode="exact")
+
+    def latents(self, device: torch.device) -> Latents:
+        """Those of all training images and their mirror images; collective, encoded where they are not."""
+        codec, images = self.codec(device), self.images(device)
 
         def encode(views: Tensor) -> dict[str, Tensor]:
             return dict(zip(PARTS, (*codec.encode(views), *codec.encode(views.flip(-1))), strict=True))
@@ -75,12 +84,16 @@ class LatentSource:
             ids = np.arange(reader.images)
             return open_latents(
                 *(self.folder.path, self._key(), self.shapes, reader.images),
-                lambda to: write_features(to, encode, reader, ids, images, BATCH),
+                write=lambda to: write_features(to, encode, reader, ids, images, BATCH),
             )
 
 
-def open_source(recipe: Diffuse, commands: bool) -> LatentSource:
+def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> LatentSource:
     """The run of `from`; collective. Its data set is made where it is missing.
+
+    Args:
+        trained_on: digest of the latents that the denoiser was trained on, which one of the run's checkpoints
+            makes; None: of a new denoiser.
 
     Raises:
         UserError: it is no run, has no decoder, or no such checkpoint.
@@ -92,7 +105,18 @@ def open_source(recipe: Diffuse, commands: bool) -> LatentSource:
     def opened() -> LatentSource:
         access = encoder.data.access(commands)
         dataset = load_dataset(encoder.data.root, encoder.data.source, access)
-        return LatentSource(folder, encoder, choose(folder, recipe.checkpoint, "checkpoint"), dataset)
+        source = LatentSource(folder, encoder, choose(folder, recipe.checkpoint, "checkpoint"), dataset)
+        if trained_on is None or source.digest == trained_on:
+            return source
+        for images in kept(folder.checkpoints):  # the encoder's run may have gone on
+            with suppress(UserError):
+                earlier = replace(source, checkpoint=choose(folder, images, "checkpoint"))
+                if earlier.digest == trained_on:
+                    return earlier
+        raise UserError(
+            f"from={folder.path}: the denoiser was trained on the latents of another run, of other images or "
+            "of a checkpoint that is gone; give the folder of that run, or start another with run=NAME"
+        )
 
     encoder = collectives.run_on_main(lambda: decoding_recipe(folder))
     make_missing(encoder.data)
@@ -134,3 +158,32 @@ def decoding(codec: Codec, shapes: dict[str, tuple[int, ...]], latent: dict[str,
         return codec.decode(y.flatten(1), w.flatten(1))
 
     return decode
+
+
+def denormalised(normalize: Normalize) -> Decode:
+    """From samples of normalised images to pixels."""
+
+    def decode(samples: dict[str, Tensor]) -> Tensor:
+        x = samples["x"]
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (normalize.mean, normalize.std))
+        return x * std + mean
+
+    return decode
+
+
+def artist_of(
+    recipe: Diffuse,
+    objective: Objective,
+    shapes: dict[str, tuple[int, ...]],
+    source: LatentSource | None,
+    device: torch.device,
+) -> Artist:
+    """Draws samples of a diffusion run; `source` is that of its latents, None where samples are images."""
+    assert isinstance(objective, Diffusion | PooledDiffusion)  # `build_diffusion` builds no other
+    if source is not None:
+        decode = decoding(source.codec(device), shapes, source.shapes)
+    else:
+        assert recipe.data is not None  # either of the two is there
+        decode = denormalised(recipe.data.normalize)
+    bf16 = recipe.precision == "bf16"
+    return Artist(objective.eval(), shapes, decode, recipe.draw, recipe.seed, bf16)

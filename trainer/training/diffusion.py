@@ -101,18 +101,18 @@ def _fitted(options: DiffusionObjective, table: Table) -> Scaling:
         if options.components:
             with named({}, "objective."):
                 return principal_components(mean, covariance, options.components)
-        return Scaling(mean, standard_deviations(covariance.diagonal(), "number of y"))
+        return Scaling(mean, standard_deviations(covariance.diagonal(), "numbers of y"))
     mean, variance = map_moments(table, options.scale)
-    return Scaling(mean, standard_deviations(variance, f"{options.scale} of the latent"))
+    return Scaling(mean, standard_deviations(variance, f"{options.scale}s of the latent"))
 
 
 def standard_deviations(variance: Tensor, what: str) -> Tensor:
     """Raises UserError: one is zero."""
     if still := int((variance <= 0).sum()):
         raise UserError(
-            f"{still} {what} of {variance.numel()} do not vary over the training images: the encoder of `from` "
-            "has collapsed there; objective.components draws only those of y that vary, objective.scale=channel "
-            "wants variance of whole channels only"
+            f"{what}: {still} of {variance.numel()} do not vary over the training images, for the encoder of "
+            "`from` has collapsed there; objective.components draws those directions of y that vary, "
+            "objective.scale=channel needs whole channels to vary"
         )
     return variance.sqrt()
 
