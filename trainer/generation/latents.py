@@ -56,7 +56,7 @@ def open_latents(
     Args:
         run: the folder of the run that encodes.
         key: what they are a function of.
-        shapes: of y and w, `Encoder.latent_shapes`.
+        shapes: of y and w, [d] of a vector or [C, H, W] of a map.
         images: how many are encoded.
         write: writes this rank's rows of all `PARTS` into the files 0, 1, … of a folder that it makes.
 

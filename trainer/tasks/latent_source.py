@@ -46,7 +46,7 @@ class LatentSource:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of y and w, `Encoder.latent_shapes`."""
+        """Of y and w."""
         return latent_shapes(self.recipe)
 
     @cached_property
@@ -135,9 +135,10 @@ def decoding_recipe(folder: RunFolder) -> Pretrain:
 
 
 def latent_shapes(recipe: Pretrain) -> dict[str, tuple[int, ...]]:
-    """Of y and w of a run with a decoder, `Encoder.latent_shapes`."""
+    """Of y and w of a run with a decoder: [d] of a vector, [C, H, W] of a map."""
     with torch.device("meta"):
-        return build_objective(recipe).encoder.latent_shapes
+        encoder = build_objective(recipe).encoder
+    return {name: encoder.maps.get(name, (encoder.widths[name],)) for name in ("y", "w")}
 
 
 def tables_of(latents: Latents, shapes: dict[str, tuple[int, ...]]) -> dict[str, Table]:
