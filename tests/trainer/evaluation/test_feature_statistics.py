@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import SharedError
-from tests.helpers.tiny_dataset import pictures
-from tests.helpers.tiny_extractors import Linear
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.reader import Reader
+from data_pipelines.views import Normalize
+from tests.helpers.tiny_dataset import pictures, write_dataset
+from tests.helpers.tiny_extractors import CPU, Linear
 from trainer.evaluation import feature_statistics as module
 from trainer.evaluation.distances import Moments
 from trainer.evaluation.feature_statistics import PIECES, Reference, feature_statistics, pieces
-from trainer.evaluation.image_sources import InMemory
+from trainer.evaluation.image_sources import InMemory, Split
 
 COUNT, SIDE, WIDTH = 90, 8, 5
 IDENTITY = {"data": "fingerprint", "split": "train", "ids": "digest", "size": SIDE}
@@ -94,6 +97,26 @@ def test_other_data_images_or_extractors_are_other_files(tmp_path, source, extra
     for number, (reference, other, count) in enumerate(others):
         reference.statistics(other, count, 7, True, print)
         assert len(list(tmp_path.iterdir())) == number + 2
+
+
+def test_the_identity_of_a_split_is_all_that_its_images_depend_on(tmp_path):
+    datasets = [write_dataset(tmp_path / str(n), pictures(n, SIDE, SIDE), 10) for n in (20, 21)]
+    options = ImageOptions(SIDE, Normalize(), 1, CPU)
+    with Reader(datasets[0], "train") as reader, Reader(datasets[1], "train") as other:
+        split = Split.sampled("train", reader, 12, 0, options, 8)
+        identity = Reference.of_split(split, None).identity
+        assert identity == Reference.of_split(replace(split, name="other", batch=4), None).identity
+        changed = [
+            replace(split, reader=other),
+            Split.sampled("train", reader, 12, 1, options, 8),
+            Split.sampled("train", reader, 11, 0, options, 8),
+            replace(split, options=replace(options, size=4)),
+            replace(split, options=replace(options, decode="fast")),
+        ]
+        keys = {str(Reference.of_split(one, None).identity) for one in changed}
+    assert len(keys) == len(changed)
+    assert str(identity) not in keys
+    assert Split.sampled("train", reader, 99, 0, options, 8).count == 20
 
 
 def damage(data: bytes, how: str) -> bytes:

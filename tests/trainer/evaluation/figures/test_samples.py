@@ -1,7 +1,5 @@
 """Pages of samples: drawn for any number and size of images, and what stands on them."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -34,7 +32,7 @@ def inside(path, image: np.ndarray) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("count", "side"), [*product((1, 3, 20), (8, 32)), (2, 300)])
+@pytest.mark.parametrize(("count", "side"), [(1, 8), (3, 32), (20, 8), (2, 300)])
 def test_a_grid_shows_every_sample(tmp_path, written, count, side):
     images = pictures(count, side, side)
     samples.grid(tmp_path / "grid.png", list(images), f"{count} samples")
