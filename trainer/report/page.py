@@ -24,7 +24,8 @@ td { white-space: nowrap; }
 thead th { vertical-align: bottom; font-weight: 600; color: var(--pale); max-width: 9rem; }
 th:first-child { text-align: left; min-width: 16rem; max-width: 26rem; font-weight: 400; position: sticky;
   left: 0; background: var(--paper); }
-tr.control, tr.control th:first-child { background: var(--control); } td.published, th.published { background: var(--published); }
+tr.control, tr.control th:first-child { background: var(--control); }
+td.published, th.published { background: var(--published); }
 ul { color: var(--pale); font-size: .85rem; padding-left: 1.2rem; }
 details { border-bottom: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; }
 figure { display: inline-block; margin: .8rem .8rem .2rem 0; vertical-align: top; }

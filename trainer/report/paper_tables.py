@@ -26,8 +26,11 @@ PROTOCOL = "the paper's MLP has 200 units and reads features as they are, not st
 UNTRAINED, PIXELS = "control/untrained/", "control/pixels/"
 
 
-def table_1(groups: list[Group]) -> Table:
-    """Error, Fréchet distance and accuracy of each method; a hybrid with each diffusion on its latents."""
+def table_1(groups: list[Group]) -> list[Table]:
+    """Error, Fréchet distance and accuracy of each method; a hybrid with each diffusion on its latents.
+
+    No table where there is nothing but accuracies, which other tables have.
+    """
     rows = []
     for group in groups:
         if group.family in (HYBRID, CONTRASTIVE, AUTOENCODER):
@@ -39,7 +42,8 @@ def table_1(groups: list[Group]) -> Table:
     together = _beside(rows, published.TABLE_1.get(_paper_data(groups[0].data), []), PUBLISHED)
     theirs = PUBLISHED["error"], PUBLISHED["fid"], PUBLISHED["accuracy"]
     columns = [ERROR, theirs[0], *distance_columns(groups), theirs[1], ACCURACY, theirs[2]]
-    return Table("As Table 1 of the hybrid paper", groups[0].data, columns, together)
+    table = Table("As Table 1 of the hybrid paper", groups[0].data, columns, together)
+    return [table] if len(table.trimmed().columns) > 1 else []
 
 
 def _codec_rows(group: Group, diffusions: Sequence[Group]) -> list[tuple[Group, Row]]:

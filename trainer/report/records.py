@@ -152,7 +152,7 @@ class _Log:
 
 
 def _journal(record: RunRecord, folder: RunFolder) -> _Log:
-    log = _Log()
+    log, entry = _Log(), None
     try:
         for entry, _ in journal.read(folder.journal):
             kind, name, value = entry["kind"], entry["name"], entry["value"]
@@ -163,6 +163,8 @@ def _journal(record: RunRecord, folder: RunFolder) -> _Log:
                 log.measured = max(log.measured, entry["images"])
             elif kind == "metric" and name == "images_per_second" and value > 0 and math.isfinite(value):
                 log.speeds[entry["images"]] = value
+        if entry is None:
+            record.remarks.append("journal.jsonl has no record that can be read: the hours are not known")
     except FileNotFoundError:
         pass  # a run whose figures alone were kept
     except OSError as error:
@@ -177,7 +179,7 @@ def _ended(record: RunRecord, folder: RunFolder, log: _Log, saved: int) -> int:
         if content is None:
             continue
         first, _, rest = content.partition("\n")
-        if not first.isdecimal():
+        if not re.fullmatch("[0-9]{1,18}", first):
             record.remarks.append(f"{status} is damaged: expected the number of images seen")
             break
         if status != "done":
@@ -191,17 +193,22 @@ def _ended(record: RunRecord, folder: RunFolder, log: _Log, saved: int) -> int:
 
 
 def _text(path: Path) -> str | None:
+    """A small file; None where there is none, '' for what is there and no file that can be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:
+        return ""
 
 
 def _device(record: RunRecord, folder: RunFolder) -> str:
     """Such as "2 x cpu": how many processes there were at the last start, and on what."""
     content = _text(folder.path / "world.json")
+    if content is None:
+        return ""
     try:
-        world = json.loads(content or "{}")
+        world = json.loads(content)
         device, processes = world.get("device", ""), world.get("processes", 1)
         return f"{processes} x {device}" if device and processes != 1 else str(device)
     except (ValueError, AttributeError, RecursionError):

@@ -37,7 +37,7 @@ def make_report(folders: list[Path]) -> Report:
         by_data.setdefault(group.data, []).append(group)
     tables: list[Table] = []
     for some in by_data.values():
-        tables += [table_1(some), run_table(some), *dim_tables(some)]
+        tables += [*table_1(some), run_table(some), *dim_tables(some)]
         tables += [table for group in some if (table := generation_table(group))]
     tables += [folder_table(groups)] if groups else []
     trimmed = [table.trimmed() for table in tables]

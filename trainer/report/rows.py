@@ -11,7 +11,11 @@ ERROR = Column(
     "error an image", None, note="error an image: squared error, summed over the image, pixels in [0, 1]"
 )
 PSNR, SSIM, SWAP = Column("PSNR, dB"), Column("SSIM", 3), Column("swap ratio", 3)
-D = Column("D = |y| + |w|", 0)
+D = Column(
+    "D = |y| + |w|",
+    0,
+    note="D: numbers of the latent; of a contrastive run those of y, since nothing teaches its w",
+)
 PARTS = {part: Column(f"{part}, parameters", 0) for part in ("encoder", "decoder", "denoiser")}
 IMAGES, HOURS = (
     Column("images seen", 0),

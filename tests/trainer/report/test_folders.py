@@ -126,12 +126,12 @@ def test_older_figures_of_a_longer_run_are_named(outputs):
 
 GARBAGE = b"\xff\xfe\x00garbage\x00\n\x80" * 9
 DAMAGE = {
-    "recipe.yaml": ["recipe.yaml"],
-    "results.json": ["results.json: damaged"],
-    "world.json": ["world.json is damaged"],
-    "done": ["done is damaged"],
-    "journal.jsonl": [],
-    "checkpoints/images-000000006400/manifest.json": ["checkpoint images-000000006400 has no manifest"],
+    "recipe.yaml": "recipe.yaml",
+    "results.json": "results.json: ",
+    "world.json": "world.json is damaged",
+    "done": "done is damaged",
+    "journal.jsonl": "journal.jsonl ",
+    "checkpoints/images-000000006400/manifest.json": "checkpoint images-000000006400 has no manifest",
 }
 
 
@@ -144,13 +144,11 @@ def test_a_damaged_file_is_a_line(outputs, name, content):
     if content is None:
         (run / name).mkdir()
     else:
-        (run / name).write_bytes(content)
-    found = lines(outputs)
-    assert all(line.startswith(f"{run}: ") for line in found)
-    assert all("\n" not in line for line in found)
-    if name == "journal.jsonl" or (name == "world.json" and content in (b"", None)):
-        return  # lines that are no records are skipped, as every reader does
-    assert any(word in line for line in found for word in DAMAGE[name]) or (name, content) == ("done", None)
+        (run / name).write_bytes(content[:300] if name == "recipe.yaml" else content)  # YAML takes seconds
+    reported = lines(outputs)
+    assert all(line.startswith(f"{run}: ") for line in reported)
+    assert all("\n" not in line for line in reported)
+    assert any(DAMAGE[name] in line for line in reported)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +248,7 @@ def test_parameters_come_from_the_journal_where_no_checkpoint_is_left(outputs):
     assert read_run(run).parameters == {"denoiser": 99}
 
 
+@pytest.mark.slow
 def test_a_real_run(digits, tmp_path, capsys):
     """What training wrote, read without torch: counts as the run's own, figures as in results.json."""
     words = ("evaluate.at_end=true", "evaluate.mlp=null", "evaluate.controls=false", "evaluate.few_shot=null")
