@@ -28,7 +28,7 @@ def digit_images(train: int = TRAIN, test: int = 360) -> tuple[Images, Images]:
     )
 
 
-def tiny_unet(width: int = 16) -> UNet:
+def tiny_unet(width: int = 8) -> UNet:
     """For images of 8 pixels a side; every weight is random, as no initial one of ours is zero."""
     torch.manual_seed(0)
     return UNet(3, 8, width, (1, 2), blocks=1, attention=(4,), dropout=0.1)

@@ -109,10 +109,15 @@ def heun(
 def inverted(
     process: Process, predict: Prediction, denoiser: Denoiser, samples: Tensor, grid: Tensor
 ) -> Tensor:
-    """Samples [n, ...] -> the noise that `euler` makes them of, on the same grid, up to the steps' errors."""
+    """Samples [n, ...] -> the noise that `euler` makes them of, on the same grid, up to the steps' errors.
+
+    A predicted x says nothing of the noise of a clean sample, so such a denoiser reads the sample at the
+    first time that has noise.
+    """
     noisy, backwards = samples, grid.flip(0)
-    for now, then in itertools.pairwise(backwards):
-        noisy = moved(process, *predicted(process, predict, denoiser, noisy, now), then)
+    for step, (now, then) in enumerate(itertools.pairwise(backwards)):
+        at = then if predict == "x" and not step else now
+        noisy = moved(process, *predicted(process, predict, denoiser, noisy, at), then)
     return noisy / process.prior
 
 

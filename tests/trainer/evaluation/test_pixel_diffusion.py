@@ -1,4 +1,4 @@
-"""What evaluators of pixel diffusion read: pixels as the process sees them, noise of an image, rows of ranks."""
+"""What evaluators of pixel diffusion read: standardised pixels, noise of an image, rows of ranks."""
 
 import numpy as np
 import pytest
@@ -67,4 +67,6 @@ def test_it_is_supervised_where_both_splits_have_labels(context):
     nameless = Images("test", context.test.pixels, np.full(len(context.test), -1))
     assert not context_of(context.objective, context.folder, context.train, nameless).supervised
     assert not context_of(context.objective, context.folder, nameless, context.test).supervised
-    assert not context_of(context.objective, context.folder, context.train, context.test, classes=0).supervised
+    assert not context_of(
+        context.objective, context.folder, context.train, context.test, classes=0
+    ).supervised

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from trainer.evaluation.figures.charts import DPI, INK, save
 
-COLOURS = "cividis"  # equal to colour-blind eyes
+COLOURS, FRAME = "cividis", "#d55e00"  # alike to colour-blind eyes
 DARK = 0.55  # of the way from the least to the greatest value: what lies above has dark figures
 
 
@@ -30,7 +30,8 @@ def accuracy_grid(
     for (row, column), value in np.ndenumerate(percent):
         colour = "black" if value - low > DARK * (high - low) else "white"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=9, color=colour)
-    frame = Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=3)
+    corner = best[1] - 0.5, best[0] - 0.5
+    frame = Rectangle(corner, 1, 1, fill=False, edgecolor=FRAME, linewidth=3, clip_on=False)
     axes.add_patch(frame)
     axes.set_xticks(range(len(noise)), [f"{share:g}" for share in noise])
     axes.set_yticks(range(len(layers)), layers)

@@ -1,5 +1,6 @@
 """The grid of accuracies, read back pixel by pixel."""
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -15,9 +16,16 @@ def test_the_best_cell_is_framed_in_its_place(tmp_path, best):
     accuracy_grid(tmp_path / "grid.png", layers, noise, values.tolist(), best)
     page = read(tmp_path / "grid.png")
     top, left, bottom, right = place(page, rgb("#d55e00"))
-    brightest = (255, 234, 70)  # of the colours: the greatest value
-    inside = place(page, max(map(tuple, page[top:bottom, left:right].reshape(-1, 3).tolist()), key=lambda c: c[0] - c[2]))
-    assert brightest[0] == inside[0] or top <= inside[0] <= bottom
+    least, most = (matplotlib.colormaps["cividis"](x, bytes=True)[:3] for x in (0.0, 1.0))
+    assert tuple(page[top + 5, left + 5]) == most
+    assert tuple(page[top + 5, left - 5]) == least
+    cell = place(page, most)
+    assert top <= cell[0] < cell[2] <= bottom
+    assert left <= cell[1] < cell[3] <= right
+    others = place(page, least)
+    line, column = (others[2] - others[0]) / 21, (others[3] - others[1]) / 5
+    assert round((cell[0] - others[0]) / line) == best[0]
+    assert round((cell[1] - others[1]) / column) == best[1]
 
 
 def test_equal_accuracies_are_drawn(tmp_path):
