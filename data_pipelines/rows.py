@@ -1,12 +1,60 @@
 """Rows of tables in memory, or in a mapped file, as samples of a loader: latents, decoded images."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from data_pipelines.draws import FLIP, uniforms
 from data_pipelines.loader import Made, Maker
+
+
+class Table(Protocol):
+    """Rows of equal shape: an array, a mapped one, or several put together."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, int64 [n], as [n, ...]."""
+
+
+class Stacked:
+    """Tables one behind the other, without a copy of them.
+
+    Args:
+        tables: arrays [rows, ...] that differ in their rows alone.
+    """
+
+    def __init__(self, tables: Sequence[np.ndarray]):
+        self.tables = tables
+        self.ends = np.cumsum([len(table) for table in tables])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, int64 [n], as [n, ...]."""
+        of_table = np.searchsorted(self.ends, rows, side="right")
+        taken = np.empty((len(rows), *self.tables[0].shape[1:]), self.tables[0].dtype)
+        for number, table in enumerate(self.tables):
+            here = of_table == number
+            taken[here] = table[rows[here] - (self.ends[number] - len(table))]
+        return taken
+
+
+class Joined:
+    """Tables [rows, C, ...] side by side: the channels of the first, then those of the next."""
+
+    def __init__(self, tables: Sequence[Table]):
+        self.tables = tables
+
+    def __len__(self) -> int:
+        return len(self.tables[0])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, int64 [n], as [n, ...]."""
+        return np.concatenate([table[rows] for table in self.tables], axis=1)
 
 
 class Rows(Maker):
@@ -26,7 +74,7 @@ class Rows(Maker):
 
     def __init__(
         self,
-        tables: Sequence[np.ndarray],
+        tables: Sequence[Table],
         labels: np.ndarray | None = None,
         *,
         seed: int = 0,
@@ -36,7 +84,8 @@ class Rows(Maker):
     ):
         if len({len(table) for table in tables} | ({len(labels)} if labels is not None else set())) != 1:
             raise ValueError(f"tables: rows differ: {[len(table) for table in tables]}")
-        self.tables, self.labels = tables, labels
+        self.tables: Sequence[Table] = tables
+        self.labels = labels
         self.seed, self.flip, self.device, self.dtype = seed, flip, device, dtype
         self.sources = [0] * len(tables)
 

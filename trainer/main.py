@@ -101,10 +101,10 @@ def train(loaded: loading.ResolvedRecipe) -> int:
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
         setting = f"{context.engine}, {context.device.type}, {precision}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
-    from trainer.tasks import evaluate, pretrain
+    from trainer.tasks import diffuse, evaluate, pretrain, sample
 
-    task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
-    return task.run(loaded, context)
+    task = {"pretrain": pretrain, "evaluate": evaluate, "diffuse": diffuse, "sample": sample}
+    return task[loaded.recipe.task].run(loaded, context)
 
 
 def exit_status(command: Callable[[], int]) -> int:

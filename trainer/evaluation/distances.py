@@ -1,10 +1,12 @@
 """How far samples are from real images, in the features of an extractor; rows [n, d], in float64.
 
-No number here is comparable with one of another extractor, nor of another number of images.
+No number here is comparable with one of another extractor, nor of another number of images. Rows of both sets
+lie on one device, any one, and are compared there.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,12 +84,17 @@ def kid(one: Tensor, two: Tensor, seed: int, subsets: int = 100, size: int = 100
     values = []
     for subset in range(subsets):
         x, y = (
-            rows[torch.from_numpy(permutation(len(rows), seed, f"kid {side}", subset)[:size])].double()
+            _some(rows, permutation(len(rows), seed, f"kid {side}", subset)[:size])
             for side, rows in (("one", one), ("two", two))
         )
         values.append(mmd(x, y))
     spread = torch.tensor(values, dtype=torch.float64)
     return spread.mean().item(), spread.std(correction=0).item()
+
+
+def _some(rows: Tensor, numbers: np.ndarray) -> Tensor:
+    """Rows of these numbers, in float64, where the rows are."""
+    return rows[torch.from_numpy(numbers).to(rows.device)].double()
 
 
 def mmd(x: Tensor, y: Tensor) -> float:
@@ -109,9 +116,9 @@ def sliced_w2(one: Tensor, two: Tensor, seed: int, directions: int = 1000) -> fl
     rows = min(len(one), len(two))
     generator = torch.Generator().manual_seed(seed)
     lines = torch.randn(directions, one.shape[1], dtype=torch.float64, generator=generator)
-    lines /= lines.norm(dim=1, keepdim=True)
+    lines = (lines / lines.norm(dim=1, keepdim=True)).to(one.device)
     parts = [
-        part[torch.from_numpy(permutation(len(part), seed, f"sliced {side}")[:rows])].double()
+        _some(part, permutation(len(part), seed, f"sliced {side}")[:rows])
         for side, part in (("one", one), ("two", two))
     ]
     total = 0.0

@@ -131,7 +131,7 @@ def cached(
 def _cache(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> Examples:
-    written = collectives.run_on_all(lambda: _write(folder, encode, reader, ids, images, batch))
+    written = collectives.run_on_all(lambda: write_features(folder, encode, reader, ids, images, batch))
     labels = torch.from_numpy(np.concatenate([labels for labels, _ in written]))
     features = {
         name: torch.from_file(str(folder / str(number)), size=len(ids) * width, dtype=torch.float32).view(
@@ -145,10 +145,17 @@ def _cache(
     return Examples({name: rows[kept] for name, rows in features.items()}, labels[kept], ids[kept.numpy()])
 
 
-def _write(
+def write_features(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
+    """Writes this rank's rows of each feature, a file each, named by number in the order of the features.
+
+    Returns:
+        The labels of its rows, int64, and the width of each feature (none where it has no rows).
+
+    Raises:
+        UserError: the files cannot be written, or there is no room for them.
+    """
     rows_of_rank = np.array_split(np.arange(len(ids)), collectives.world_size())[collectives.rank()]
     files: dict[str, FileIO] = {}
     widths: dict[str, int] = {}

@@ -21,9 +21,11 @@ class Process(ABC):
     """A line from samples to noise. All times are tensors [n], of any process's own unit.
 
     Attributes:
+        name: in recipes.
         prior: standard deviation of x_t where sampling begins.
     """
 
+    name: str
     prior: float = 1.0
 
     @abstractmethod
@@ -82,6 +84,7 @@ class Ddim(Process):
     Times are whole numbers: -1 is the clean sample, T - 1 noise.
     """
 
+    name = "ddim"
     T = 1000
 
     def __init__(self) -> None:
@@ -121,6 +124,8 @@ class Flow(Continuous):
     Times lie in [0, 1]; in training they are logit-normal (arXiv 2403.03206).
     """
 
+    name = "flow"
+
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
 
@@ -147,6 +152,7 @@ class Edm(Continuous):
     is the loss that the paper weighs.
     """
 
+    name = "edm"
     MEAN, STD = -1.2, 1.2  # of log sigma in training
     LOW, HIGH, RHO = 0.002, 80.0, 7  # of sampling
     prior = HIGH
@@ -176,7 +182,7 @@ class Edm(Continuous):
         return eps
 
 
-PROCESSES: dict[str, type[Process]] = {"ddim": Ddim, "flow": Flow, "edm": Edm}
+PROCESSES: dict[str, type[Process]] = {kind.name: kind for kind in (Ddim, Flow, Edm)}
 
 
 def like(part: Tensor, x: Tensor) -> Tensor:

@@ -19,11 +19,14 @@ class Encoder(nn.Module, ABC):
             representation; with a decoder `w` and `z` = [y, w] stand beside it.
         local_channels: C, channels of the local map.
         local_side: M, height and width of the local map.
+        latent_shapes: of y and w, the numbers of a vector or channels, height and width of a map; empty
+            without a decoder.
     """
 
     widths: dict[str, int]
     local_channels: int
     local_side: int
+    latent_shapes: dict[str, tuple[int, ...]] = {}
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:

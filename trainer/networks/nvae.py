@@ -73,6 +73,8 @@ class NvaeEncoder(Encoder):
         self.local_channels, self.local_side = self.widths_of_scales[-1], size // patch // 2**halvings
         half = latent // 2 * self.local_side**2
         self.widths = {"z": 2 * half, "w": half, "y": half}
+        shape = (latent // 2, self.local_side, self.local_side)
+        self.latent_shapes = {"y": shape if layout == "map" else (half,), "w": shape}
 
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, width, 3, 1, 1)]
         for before, after in pairwise(self.widths_of_scales):

@@ -1,7 +1,7 @@
 """Diffusion as an objective: a network predicts what noise has done to a sample, at any time of a process."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from data_pipelines.loader import Batch
 from trainer.distributed.ema import ema_update_
 from trainer.generation.processes import Prediction, Process
 from trainer.generation.samplers import Denoiser
+from trainer.generation.scaling import Scaling
 from trainer.objectives.objective import Objective, Values, size
 
 PAIR = 2  # images that share a generator, and have antithetic times
@@ -42,49 +43,40 @@ class Diffusion(Objective):
         network: (noisy [n, ...], times [n], condition, conditioned) -> prediction [n, ...].
         process: the line from samples to noise.
         predict: what the network says.
-        mean: of the samples, broadcast over them.
-        std: of the samples, likewise.
+        scaling: makes samples standardised.
         averaging: of the weights.
         batch: global batch in images.
         drop: share of the samples whose condition is dropped in training.
-        condition_mean: of the condition [numbers]; None: a batch has samples alone.
-        condition_std: likewise.
+        conditional: whether a batch's second view is a condition [n, numbers], standardised.
+        purpose: names the random draws; two parts of one run draw apart.
     """
-
-    mean: Tensor
-    std: Tensor
-    condition_mean: Tensor | None
-    condition_std: Tensor | None
 
     def __init__(
         self,
         network: nn.Module,
         process: Process,
         predict: Prediction,
-        mean: Tensor,
-        std: Tensor,
+        scaling: Scaling,
         averaging: Averaging,
         batch: int,
-        drop: float = 0.1,
-        condition_mean: Tensor | None = None,
-        condition_std: Tensor | None = None,
+        *,
+        drop: float = 0.0,
+        conditional: bool = False,
+        purpose: str = "diffusion",
     ):
         super().__init__()
-        self.process, self.predict, self.averaging, self.drop = process, predict, averaging, drop
-        self.batch = batch
+        self.process, self.predict, self.averaging = process, predict, averaging
+        self.drop, self.batch, self.purpose = drop, batch, purpose
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.register_buffer("condition_mean", condition_mean)
-        self.register_buffer("condition_std", condition_std)
-        self.views = 1 if condition_mean is None else 2
+        self.scaling = scaling
+        self.views = 1 + conditional
         self.seen = 0
 
     def forward(self, batch: Batch) -> Values:
         """Takes a batch of samples [n, ...], and of their conditions [n, numbers] where there are some."""
-        x = self.standardised(batch.views[0])
-        condition = self.standardised_condition(batch.views[1]) if self.views == 2 else None
+        x = self.scaling(batch.views[0])
+        condition = batch.views[1] if self.views == 2 else None
         eps, u, kept = self._draws(batch, x)
         t = self.process.times(u)
         noisy = self.process.noisy(x, eps, t)
@@ -97,7 +89,7 @@ class Diffusion(Objective):
     def _draws(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise like x, uniform numbers [n] in antithetic pairs, and which samples keep their condition."""
         eps, u, kept = [], [], []
-        for generator in batch.noise.groups("diffusion", PAIR, x.device):
+        for generator in batch.noise.groups(self.purpose, PAIR, x.device):
             first = torch.rand(1, generator=generator, device=x.device, dtype=torch.float64)
             u += [first, 1 - first]
             kept.append(torch.rand(PAIR, generator=generator, device=x.device) >= self.drop)
@@ -113,22 +105,44 @@ class Diffusion(Objective):
     def sizes(self) -> dict[str, int]:
         return {"parameters": size(self.network)}
 
-    # ---- sampling ------------------------------------------------------------------------------------
-
-    def standardised(self, samples: Tensor) -> Tensor:
-        """Samples [n, ...] with mean 0 and variance 1."""
-        return (samples - self.mean) / self.std
-
-    def restored(self, x: Tensor) -> Tensor:
-        """The way back from `standardised`."""
-        return x * self.std + self.mean
-
-    def standardised_condition(self, condition: Tensor) -> Tensor:
-        """Conditions [n, numbers] likewise."""
-        assert self.condition_mean is not None  # there are conditions
-        assert self.condition_std is not None
-        return (condition - self.condition_mean) / self.condition_std
-
     def denoiser(self, condition: Tensor | None = None) -> Denoiser:
         """The average as a function of noisy samples and times; `condition` [n, numbers] standardised."""
         return lambda noisy, t: self.average(noisy, t, condition)
+
+
+class PooledDiffusion(Objective):
+    """A vector y, and a map w given y: two denoisers that learn side by side (RCG, arXiv 2312.03701).
+
+    Args:
+        y: of vectors.
+        w: of maps, conditional on standardised y.
+    """
+
+    views = 2
+
+    def __init__(self, y: Diffusion, w: Diffusion):
+        super().__init__()
+        self.y, self.w = y, w
+
+    def forward(self, batch: Batch) -> Values:
+        """Takes a batch of y [n, numbers] and w [n, C, H, W]; the loss is the sum of both."""
+        y, w = batch.views
+        of_y = self.y(replace(batch, views=[y]))
+        of_w = self.w(replace(batch, views=[w, self.y.scaling(y)]))
+        return {
+            "loss": of_y["loss"] + of_w["loss"],
+            "denoising/y": of_y["denoising"],
+            "denoising/w": of_w["denoising"],
+        }
+
+    def after_step(self) -> None:
+        self.y.after_step()
+        self.w.after_step()
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Each denoiser by itself: neither's gradient shortens the other's."""
+        return [*self.y.clip_groups(), *self.w.clip_groups()]
+
+    def sizes(self) -> dict[str, int]:
+        y, w = self.y.sizes()["parameters"], self.w.sizes()["parameters"]
+        return {"parameters": y + w, "parameters of y": y, "parameters of w": w}

@@ -16,6 +16,7 @@ from trainer.recipe.yaml12 import to_yaml_line
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
+    *("from", "checkpoint", "draw"),  # of diffusion, whose samples are known by their digest
 )
 NOT_FINGERPRINTED_DATA = tuple(
     f"data.{key}" for key in ("root", "make", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")

@@ -19,7 +19,7 @@ from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
 from trainer.recipe.messages import either, shown
-from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.recipes import AnyTask, AnyTraining
 from trainer.recipe.trees import merge, nested, rename, source_of, strip_origins
 from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, Tree, parse, to_yaml_line
 
@@ -32,7 +32,7 @@ LONGEST_CHAIN = 50  # recipes, each the base of the one before
 OLD_NAMES = {"data.patience": "data.retry_seconds"}
 
 
-Recipe = TypeVar("Recipe", bound=Pretrain | EvaluateRun, covariant=True)
+Recipe = TypeVar("Recipe", bound=AnyTask, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Listed(NamedTuple):
     description: str
 
 
-def load(arguments: list[str]) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def load(arguments: list[str]) -> ResolvedRecipe[AnyTask]:
     """`["recipe=dim_local", "optimizer.lr=3e-4", ...]` -> the recipe, validated.
 
     `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
@@ -84,7 +84,7 @@ def load(arguments: list[str]) -> ResolvedRecipe[Pretrain | EvaluateRun]:
     return _loaded(path, overrides, notices)
 
 
-def load_saved(path: str | Path) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def load_saved(path: str | Path) -> ResolvedRecipe[AnyTask]:
     """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
     try:
         return replace(_loaded(Path(path), {}, []), notices=())  # a run of an older version keeps its names
@@ -95,7 +95,7 @@ def load_saved(path: str | Path) -> ResolvedRecipe[Pretrain | EvaluateRun]:
         ) from None
 
 
-def saved_training(path: str | Path) -> Pretrain:
+def saved_training(path: str | Path) -> AnyTraining:
     """The recipe of a run's recipe.yaml, as `load_saved`; a UserError where that is of no run that trains."""
     recipe = load_saved(path).recipe
     if not recipe.trains:
@@ -120,9 +120,7 @@ def listing() -> list[Listed]:
     return recipes
 
 
-def _loaded(
-    path: Path, overrides: dict[str, Tree], notices: list[str]
-) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def _loaded(path: Path, overrides: dict[str, Tree], notices: list[str]) -> ResolvedRecipe[AnyTask]:
     recipe, origin = check(merge(_inherited(path, notices), overrides), path.name)
     return ResolvedRecipe(recipe, path.stem, origin, notices=tuple(notices))
 

@@ -216,6 +216,11 @@ class Pretrain(Section):
         return self.objective.key_shuffle(self.groups, self.encoder.norm)
 
     @property
+    def other_samples(self) -> tuple[str, str]:
+        """What a person reads where the samples are not those of the run so far, and what may help."""
+        return f"the data set in {self.data.root} is not the one it was trained on", ""
+
+    @property
     def labelled_split(self) -> str:
         """The split that probes learn from."""
         return self.data.labelled or self.data.train
@@ -253,6 +258,3 @@ class EvaluateRun(Section):
     def launch_precision(self) -> str:
         """What the ranks are prepared to compute in; the run's own recipe decides what they do."""
         return "float32"
-
-
-Recipe = Annotated[Pretrain | EvaluateRun, Field(discriminator="task")]

@@ -35,6 +35,11 @@ def evaluate(folder: RunFolder) -> str:
     return f"{entry()} recipe=evaluate {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
 
 
+def sample(folder: RunFolder) -> str:
+    """Draws images of a diffusion run."""
+    return f"{entry()} recipe=sample {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
+
+
 def load_encoder(folder: RunFolder) -> str:
     """The line of Python that loads the exported encoder."""
     path = json.dumps(str(folder.encoder), ensure_ascii=False)

@@ -86,7 +86,7 @@ def describe_model(recipe: Pretrain) -> list[str]:
         objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
-    kept, state = sum(counts.values()), sizes_of(recipe, objective)
+    kept, state = sum(counts.values()), sizes_of(recipe, objective, objective.encoder)
     size = DTYPES[recipe.precision].itemsize
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,10 +114,10 @@ def information(folder: RunFolder) -> str:
     return "  ".join(f"{name} {value:.2f} nats" for name, value in last.items())
 
 
-def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) -> str:
+def summary(folder: RunFolder, recipe: TrainingRecipe, offers: Iterable[str] = ()) -> str:
     """The last lines of a run: what was learned, where it is, and commands for what may come next.
 
-    `evaluable`: the task evaluate is offered.
+    `offers`: commands for what may come next, each behind a word for it.
     """
     results, lines = folder.results(), []
     tables = charts.table(results), reconstructions.table(results), endings.endings(results)
@@ -138,6 +139,4 @@ def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) 
         lines.append(f"MLflow    {open_command(uri)}")
     if folder.encoder.exists():
         lines.append(f"load      {commands.load_encoder(folder)}")
-        if evaluable:
-            lines.append(f"evaluate  {commands.evaluate(folder)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *offers])

@@ -9,6 +9,7 @@ from data_pipelines.noise import Noise
 from tests.trainer.generation import mixture
 from trainer.generation.processes import PROCESSES
 from trainer.generation.samplers import euler
+from trainer.generation.scaling import Scaling
 from trainer.networks.denoising_mlp import DenoisingMlp
 from trainer.objectives.denoiser import Averaging, Diffusion
 
@@ -31,16 +32,12 @@ def objective(
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
             torch.nn.init.normal_(layer.weight, std=0.02)
-    stats = (
-        {"condition_mean": torch.zeros(condition), "condition_std": torch.ones(condition)}
-        if condition
-        else {}
-    )
     return Diffusion(
-        *(network, process, predict, torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.5]).double()),
+        *(network, process, predict),
+        Scaling(torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.5]).double()),
         options.pop("averaging", Averaging(1000.0)),
         batch,
-        **stats,
+        conditional=condition > 0,
         **options,
     )
 
@@ -85,7 +82,7 @@ def test_a_condition_is_read_and_dropped_for_its_share():
     assert len(set(losses.values())) == 3
     deaf = objective(PROCESSES["flow"](), condition=3, drop=1.0, batch=400)(batch_of(x, y + 1))["loss"].item()
     assert deaf == losses[1.0]
-    module = objective(PROCESSES["flow"](), condition=3, batch=400)
+    module = objective(PROCESSES["flow"](), condition=3, batch=400, drop=0.1)
     kept = module._draws(batch_of(x, y), x)[2]
     assert 0.84 < kept.double().mean().item() < 0.96
 
@@ -123,7 +120,7 @@ def test_what_is_trained_on_a_mixture_draws_it(process):
     data = mixture.samples(20_000, 0)
     torch.manual_seed(0)
     module = Diffusion(
-        *(DenoisingMlp(2, 128, 3), process, "v", data.mean(0).float(), data.std(0).float()),
+        *(DenoisingMlp(2, 128, 3), process, "v", Scaling(data.mean(0).float(), data.std(0).float())),
         Averaging(50_000.0),
         batch=512,
     )
@@ -139,7 +136,9 @@ def test_what_is_trained_on_a_mixture_draws_it(process):
         module.after_step()
     with torch.no_grad():
         noise = torch.randn(3000, 2, generator=torch.Generator().manual_seed(1))
-        drawn = module.restored(euler(process, "v", module.denoiser(), noise, process.grid(100))).double()
+        drawn = module.scaling.inverse(
+            euler(process, "v", module.denoiser(), noise, process.grid(100))
+        ).double()
     real = [mixture.samples(3000, seed) for seed in (2, 3, 4)]
     between = energy(real[0], real[1])
     print(process, energy(drawn, real[2]), between)

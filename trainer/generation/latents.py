@@ -1,0 +1,149 @@
+"""Latents of a frozen run as training samples: all training images and their mirror images, encoded once.
+
+They lie in the folder of the run that encodes, latents/NAME, where NAME is a digest of all that they are a
+function of: the checkpoint, the data set, the split, the size of an image. Files are float32 matrices, a row
+an image, and are mapped into memory.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.common.files import cannot_write, file_digest, replace_text
+from data_pipelines.rows import Stacked, Table
+from trainer.distributed import collectives
+
+FOLDER, RECORD = "latents", "latents.json"
+CHUNK = 4096  # rows whose moments are in memory at a time
+PARTS = ("y", "w", "mirrored y", "mirrored w")  # in the order of their files
+
+
+@dataclass(frozen=True)
+class Latents:
+    """y and w of every training image, and behind them those of its mirror image.
+
+    Attributes:
+        tables: y and w by name, float32 [2 N, ...] in the shapes of a sample.
+        digest: of all that they are a function of.
+    """
+
+    tables: Mapping[str, Stacked]
+    digest: str
+
+
+def digest_of(key: Mapping[str, str | int]) -> str:
+    """A name for latents that are a function of these values."""
+    return hashlib.sha256(json.dumps(dict(sorted(key.items()))).encode()).hexdigest()
+
+
+def open_latents(
+    run: Path,
+    key: Mapping[str, str | int],
+    shapes: Mapping[str, tuple[int, ...]],
+    images: int,
+    write: Callable[[Path], object],
+) -> Latents:
+    """The latents of a run's training images; collective, encoded where they are not there yet.
+
+    Args:
+        run: the folder of the run that encodes.
+        key: what they are a function of.
+        shapes: of y and w, `Encoder.latent_shapes`.
+        images: how many are encoded.
+        write: writes this rank's rows of all `PARTS` into the files 0, 1, … of a folder that it makes.
+
+    Raises:
+        SharedError: on every rank, where one cannot write the files, or there is no room for them.
+    """
+    digest = digest_of(key)
+    folder = run / FOLDER / digest[:16]
+    if not collectives.run_on_main(lambda: _is_whole(folder, key)):
+        _encode(folder, key, write)
+    files = [np.memmap(folder / str(number), np.float32, "r") for number in range(len(PARTS))]
+    rows = [file.reshape(images, *shapes[name[-1]]) for file, name in zip(files, PARTS, strict=True)]
+    collectives.barrier()  # everybody has mapped the files
+    return Latents({"y": Stacked([rows[0], rows[2]]), "w": Stacked([rows[1], rows[3]])}, digest)
+
+
+def _is_whole(folder: Path, key: Mapping[str, str | int]) -> bool:
+    """Whether the latents lie there, undamaged."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        files = {str(number): file_digest(folder / str(number)) for number in range(len(PARTS))}
+        return record == {"of": dict(key), "files": files}
+    except (OSError, ValueError):
+        return False
+
+
+def _encode(folder: Path, key: Mapping[str, str | int], write: Callable[[Path], object]) -> None:
+    """Encodes on all ranks and puts the whole folder into its place.
+
+    Two runs that begin at once each write a folder of their own, and the later one's stays.
+    """
+    begun = folder.with_name(f"{folder.name}.{collectives.broadcast_object(os.getpid())}.writing")
+    try:
+        collectives.run_on_all(lambda: write(begun))
+        collectives.run_on_main(lambda: _finish(begun, folder, key))
+    finally:
+        if collectives.rank() == 0:
+            shutil.rmtree(begun, ignore_errors=True)
+
+
+def _finish(begun: Path, folder: Path, key: Mapping[str, str | int]) -> None:
+    try:
+        files = {str(number): file_digest(begun / str(number)) for number in range(len(PARTS))}
+        replace_text(begun / RECORD, json.dumps({"of": dict(key), "files": files}, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(begun, folder)
+    except OSError as error:
+        raise cannot_write(folder, error, "the run of from=") from None
+
+
+# ---- statistics ------------------------------------------------------------------------------------
+
+
+def map_moments(table: Table, by: str) -> tuple[Tensor, Tensor]:
+    """Mean and variance of maps [N, C, H, W], float64, broadcast over them.
+
+    Args:
+        by: "channel" for [C, 1, 1], "position" for [C, H, W].
+    """
+    mean, variance = position_moments(table)
+    if by == "position":
+        return mean, variance
+    of_channel = mean.mean((1, 2), keepdim=True)
+    return of_channel, (variance + (mean - of_channel).square()).mean((1, 2), keepdim=True)
+
+
+def position_moments(table: Table) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each number of the rows, float64 [...], in two passes."""
+    count = len(table)
+    mean = sum(_rows(table, at).sum(0) for at in range(0, count, CHUNK)) / count
+    assert isinstance(mean, Tensor)
+    squares = sum((_rows(table, at) - mean).square().sum(0) for at in range(0, count, CHUNK))
+    assert isinstance(squares, Tensor)
+    return mean, squares / count
+
+
+def vector_moments(table: Table) -> tuple[Tensor, Tensor]:
+    """Mean [d] and covariance [d, d] of vectors, float64, in two passes."""
+    count = len(table)
+    mean, _ = position_moments(table)
+    scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for at in range(0, count, CHUNK):
+        deviations = _rows(table, at) - mean
+        scatter += deviations.T @ deviations
+    return mean, scatter / count
+
+
+def _rows(table: Table, start: int) -> Tensor:
+    rows = table[np.arange(start, min(start + CHUNK, len(table)))]
+    return torch.from_numpy(rows).double()

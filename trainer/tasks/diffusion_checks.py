@@ -1,0 +1,117 @@
+"""What is looked at before a denoiser is trained: what cannot work, and what a person should know."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from data_pipelines.common.errors import UserError
+from data_pipelines.dataset import Dataset
+from trainer.distributed.launch import DistributedContext
+from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.drawing import Drawing
+from trainer.recipe.generation import EXTRACTORS
+from trainer.tasks import checks
+from trainer.tasks.resources import Sizes, obstacle, sizes_of
+from trainer.training.diffusion import build_diffusion
+
+
+@dataclass(frozen=True)
+class Start:
+    """A diffusion run that is about to start, in this folder, and what it will draw."""
+
+    recipe: Diffuse
+    context: DistributedContext
+    dataset: Dataset
+    folder: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Raises UserError: the networks do not fit the samples."""
+        with torch.device("meta"):
+            return sizes_of(self.recipe, build_diffusion(self.recipe, self.shapes))
+
+
+def check(start: Start) -> list[str]:
+    """Finds every mistake that can be found before anything is written: all `CHECKS`, in their order.
+
+    Returns:
+        What the run does without, a line each.
+
+    Raises:
+        UserError: what a check refuses, in its words.
+    """
+    return [line for look in CHECKS for line in look(start)]
+
+
+def check_ranks(start: Start) -> Iterable[str]:
+    """Refuses ranks that do not divide the batch, and an optimizer that the engine cannot run."""
+    checks.check_training(start.recipe, start.context)
+    return ()
+
+
+def check_data(start: Start) -> Iterable[str]:
+    """Refuses images of another source than the recipe's, and a split that is not there."""
+    if (data := start.recipe.data) is not None:
+        if start.dataset.source != data.source:
+            raise checks.other_source(data, start.dataset)
+        start.dataset.split(data.train)
+    return ()
+
+
+def check_parts(start: Start) -> Iterable[str]:
+    """Refuses keys that speak of a y that is not drawn, and networks that do not fit."""
+    options, pooled = start.recipe.objective, "y" in start.shapes
+    if options.components and not pooled:
+        raise UserError(
+            f"objective.components={options.components} are those of a pooled y, and "
+            f"{next(iter(start.shapes))} is a map; leave that key out"
+        )
+    check_guidance(start.recipe.draw, start.shapes)
+    if options.components and options.components > (width := start.shapes["y"][0]):
+        raise UserError(f"objective.components={options.components}, but y has {width} numbers; give fewer")
+    assert start.sizes.parameters  # builds the networks
+    return ()
+
+
+def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: guidance is asked for where nothing is a condition."""
+    if options.guidance != 1 and "y" not in shapes:
+        raise UserError(
+            f"draw.guidance={options.guidance:g} needs a condition, and nothing but a pooled y is one; leave "
+            "that key out"
+        )
+
+
+def check_extractor(start: Start) -> Iterable[str]:
+    """Refuses a network to compare images by that is not there, before hours of training."""
+    options = start.recipe.evaluate
+    if not options.at_end or options.extractor is None:
+        return ()
+    if options.extractor not in EXTRACTORS and not Path(options.extractor).is_file():
+        raise UserError(
+            f"evaluate.extractor={options.extractor}: no such file; expected a TorchScript, "
+            f"{' or '.join(EXTRACTORS)}"
+        )
+    return ()
+
+
+def check_room(start: Start) -> Iterable[str]:
+    """Refuses a disk without room for checkpoints, or a memory that cannot hold what is trained."""
+    lines = [*checks.check_disk_of(start.recipe, start.sizes, 0, 0, start.folder)]
+    checks.check_memory_of(start.sizes, start.context)
+    return lines
+
+
+def check_pictures(start: Start) -> Iterable[str]:
+    """Lists pictures that cannot be written: they never cost a run."""
+    why = obstacle(start.folder / "figures")
+    return [f"figures/…: left out, {why}"] if why else ()
+
+
+CHECKS: tuple[Callable[[Start], Iterable[str]], ...] = (
+    *(check_ranks, check_data, check_parts, check_extractor, check_room, check_pictures),
+)

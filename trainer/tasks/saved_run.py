@@ -1,0 +1,73 @@
+"""A run that is read again, by a task of another kind: its recipe, one of its checkpoints, its weights."""
+
+from data_pipelines.common.errors import UserError
+from trainer.checkpoints import load as load_module
+from trainer.checkpoints.format import Damaged, folder_name, verify
+from trainer.checkpoints.load import Checkpoint, load, newest
+from trainer.objectives.objective import Trained
+from trainer.recipe import loading
+from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.recipes import AnyTraining
+from trainer.recipe.schema import Pretrain
+from trainer.runs.folder import RunFolder
+
+
+def encoder_recipe(folder: RunFolder) -> Pretrain:
+    """The recipe of a run of an encoder. Raises UserError: there is no run, or one of another task."""
+    recipe = _recipe(folder)
+    if isinstance(recipe, Pretrain):
+        return recipe
+    raise UserError(
+        f"from={folder.path}: a run of task {recipe.task}, which has no encoder; give that of one of task "
+        "pretrain, or draw of this one with recipe=sample"
+    )
+
+
+def diffusion_recipe(folder: RunFolder) -> Diffuse:
+    """The recipe of a run of task diffuse. Raises UserError: there is no run, or one of another task."""
+    recipe = _recipe(folder)
+    if isinstance(recipe, Diffuse):
+        return recipe
+    raise UserError(
+        f"from={folder.path}: a run of task {recipe.task}, which draws nothing; give that of one of task "
+        "diffuse (recipe=diffuse_cifar10 trains one on the latents of a hybrid)"
+    )
+
+
+def _recipe(folder: RunFolder) -> AnyTraining:
+    path = folder.path / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"from={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
+    return loading.saved_training(path)
+
+
+def choose(folder: RunFolder, images: int | None, key: str) -> Checkpoint:
+    """The run's newest checkpoint, or that after so many images, which the recipe's `key` says.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if images is None:
+        if checkpoint := newest(folder.checkpoints, print):
+            return checkpoint
+        raise UserError(f"from={folder.path}: the run has no checkpoint yet")
+    path = folder.checkpoints / folder_name(images)
+    if not path.is_dir():
+        kept = ", ".join(str(images) for images in load_module.kept(folder.checkpoints)) or "none"
+        raise UserError(f"{key}={images}: the run has no such checkpoint; it keeps {kept}")
+    try:
+        return Checkpoint(path, images, verify(path))
+    except Damaged as why:
+        raise UserError(f"{key}={images}: checkpoint {path} is damaged ({why})") from None
+
+
+def is_newest(folder: RunFolder, checkpoint: Checkpoint) -> bool:
+    return checkpoint.images == load_module.kept(folder.checkpoints)[-1]
+
+
+def load_weights(objective: Trained, checkpoint: Checkpoint) -> Trained:
+    """The objective, on the CPU, with the weights of a checkpoint."""
+    names = [name for name in checkpoint.manifest["tensors"] if name.startswith("model/")]
+    weights = load(checkpoint, names)
+    objective.load_state_dict({name.removeprefix("model/"): rows for name, rows in weights.items()})
+    return objective
