@@ -37,12 +37,16 @@ BATCH = 256  # images that are encoded together
 
 @dataclass(frozen=True)
 class LatentSource:
-    """A frozen run with a decoder, and the data set that it was trained on."""
+    """A frozen run with a decoder, and the data set that it was trained on.
+
+    `mirrored`: whether the latents of mirror images are samples too.
+    """
 
     folder: RunFolder
     recipe: Pretrain
     checkpoint: Checkpoint
     dataset: Dataset
+    mirrored: bool
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,7 +87,7 @@ class LatentSource:
         with Reader(self.dataset, self.recipe.data.train) as reader:
             ids = np.arange(reader.images)
             return open_latents(
-                *(self.folder.path, self._key(), self.shapes, reader.images),
+                *(self.folder.path, self._key(), self.shapes, reader.images, self.mirrored),
                 write=lambda to: write_features(to, encode, reader, ids, images, BATCH),
             )
 
@@ -105,7 +109,8 @@ def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> Late
     def opened() -> LatentSource:
         access = encoder.data.access(commands)
         dataset = load_dataset(encoder.data.root, encoder.data.source, access)
-        source = LatentSource(folder, encoder, choose(folder, recipe.checkpoint, "checkpoint"), dataset)
+        checkpoint = choose(folder, recipe.checkpoint, "checkpoint")
+        source = LatentSource(folder, encoder, checkpoint, dataset, recipe.mirrored)
         if trained_on is None or source.digest == trained_on:
             return source
         for images in kept(folder.checkpoints):  # the encoder's run may have gone on
