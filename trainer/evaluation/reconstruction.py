@@ -102,7 +102,7 @@ def measure(
 
 def _similarity(scores: np.ndarray) -> dict[str, float]:
     """The mean of the second row of `reconstruction_scores`, where it has one."""
-    return {"ssim": math.fsum(row) / len(row) for row in scores[1:]}
+    return {"ssim": math.fsum(scores[1]) / scores.shape[1]} if len(scores) > 1 else {}
 
 
 def _listed(figures: dict[str, float]) -> str:

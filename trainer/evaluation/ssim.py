@@ -18,7 +18,9 @@ def structural_similarity(outputs: Tensor, pixels: Tensor) -> Tensor:
         ValueError: an image is smaller than the window.
     """
     if min(pixels.shape[2:]) < WINDOW:
-        raise ValueError(f"size={min(pixels.shape[2:])}: SSIM needs images of at least {WINDOW} pixels a side")
+        raise ValueError(
+            f"size={min(pixels.shape[2:])}: SSIM needs images of at least {WINDOW} pixels a side"
+        )
     x, y = (images.double().flatten(0, 1)[:, None] for images in (outputs.clamp(0, 1), pixels))
     moments = torch.cat([x, y, x * x, y * y, x * y])
     mean_x, mean_y, square_x, square_y, product = _windowed(moments).chunk(5)

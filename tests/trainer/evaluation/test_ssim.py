@@ -9,8 +9,10 @@ from trainer.evaluation.ssim import structural_similarity
 
 
 def slow(x, y) -> float:
-    """Equation 13 of Wang et al. at each place of one channel [H, W] that a window of 11 x 11 fits; their mean."""
-    weights = [[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)] for i in range(11)]
+    """Wang et al., equation 13, at each place of a channel [H, W] that a window of 11 x 11 fits; the mean."""
+    weights = [
+        [math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)] for i in range(11)
+    ]
     whole = sum(map(sum, weights))
     places = []
     for top in range(x.shape[0] - 10):
