@@ -44,7 +44,7 @@ class Artist:
     """Draws samples of a run.
 
     Attributes:
-        objective: the denoisers, in evaluation mode on the device.
+        objective: the denoisers, on the device; their averages are read, so its mode does not matter.
         shapes: of what is drawn, by name in its order: x, z, or y and w.
         decode: samples to pixels.
         options: how samples are drawn.
