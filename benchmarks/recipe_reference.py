@@ -47,7 +47,7 @@ def recipe_tables() -> str:
     """A table for each group of recipes, `_small` ones behind those that they are the twins of."""
     groups: dict[str, list[Listed]] = {group: [] for group in GROUPS}
     for listed in sorted(listing(), key=_roots_first):
-        groups[group_of(recipe_of(listed))].append(listed)
+        groups[group_of(listed)].append(listed)
     return "\n\n".join(f"### {group}\n\n{recipe_table(recipes)}" for group, recipes in groups.items())
 
 
@@ -69,12 +69,13 @@ def recipe_of(listed: Listed) -> AnyTask:
     return load([f"recipe={listed.name}"]).recipe
 
 
-def group_of(recipe: AnyTask) -> str:
+def group_of(listed: Listed) -> str:
+    recipe = recipe_of(listed)
     if not recipe.trains or recipe.task == "diffuse":
         return "Diffusion" if recipe.trains else "Evaluation and samples"
     if recipe.data.source == "digits":
         return "Quickstart"
-    if recipe.encoder.decodes:
+    if recipe.encoder.decodes or listed.name.startswith("contrastive_"):
         return "The hybrid and its controls"
     return "Deep InfoMax" if recipe.objective.kind == "dim" else "MoCo-v2 and SimCLR"
 

@@ -24,7 +24,7 @@ from data_pipelines.common.files import cannot_write, replacing
 from trainer.distributed import collectives
 from trainer.evaluation.distances import Moments
 from trainer.evaluation.extractors import Extractor
-from trainer.evaluation.image_sources import ImageSource
+from trainer.evaluation.image_sources import ImageSource, Split
 
 PIECES = 64  # that images are cut into where a piece is no smaller than a batch
 CACHE_KEY = "evaluate.cache="  # that names another folder, for messages
@@ -121,13 +121,27 @@ class Reference:
 
     Attributes:
         source: of them.
-        identity: what they are a function of: fingerprint and split of the data, digest of the ids, size.
+        identity: what they are a function of, as `of_split` makes it.
         folder: where their statistics are kept; None: nowhere.
     """
 
     source: ImageSource
     identity: dict[str, str | int]
     folder: Path | None = None
+
+    @classmethod
+    def of_split(cls, split: Split, folder: Path | None) -> "Reference":
+        """The images of a split."""
+        reader, options = split.reader, split.options
+        identity: dict[str, str | int] = {
+            "data": reader.dataset.fingerprint,
+            "split": reader.split,
+            "ids": hashlib.sha256(split.ids.astype("<i8").tobytes()).hexdigest(),
+            "size": options.size,
+            "decode": options.decode,
+            "normalize": str(options.normalize),  # pixels are rounded after it
+        }
+        return cls(split, identity, folder)
 
     def statistics(
         self, extractor: Extractor, count: int, batch: int, keep: bool, say: Callable[[str], None]
@@ -145,14 +159,15 @@ class Reference:
         read: list[FeatureStatistics] = []
 
         def look() -> bool:
-            if found := _read(path, key, keep, say):
-                read.append(found)
+            if statistics := _read(path, key, keep, say):
+                read.append(statistics)
             return bool(read)
 
         if collectives.run_on_main(look):
             return read[0] if read else None
         widths = collectives.run_on_all(lambda: extractor(self.source.images(0, 1)).shape[1])
-        collectives.run_on_main(lambda: _check_room(path, count if keep else 0, widths[0]))
+        rows = count if keep else min(count, widths[0])
+        collectives.run_on_main(lambda: _check_room(path, rows, widths[0]))
         statistics = feature_statistics(self.source, extractor, count, batch, keep)
 
         def write() -> None:

@@ -1,8 +1,11 @@
 """How close images that were generated come to real ones: one row a source, against training images.
 
-extractor = shared_extractor(options, device)               # options: a recipe's `Generation`; collective
-comparison = Comparison.against(reference, extractor, options, seed, say)           # collective
-figures = measured_rows(sources, comparison)                # {"generation/samples/fid": 3.2, …}, collective
+# `options` are a recipe's `Generation`; every rank makes these calls
+extractor = shared_extractor(options, device)
+train = Split.sampled("train", reader, options.samples, seed, images, options.batch)
+comparison = Comparison.against(Reference.of_split(train, cache), extractor, options, seed, say)
+sources = [*ladder(options.rows, codec, test, spread, seed), InMemory("samples", pixels)]
+figures = measured_rows(sources, comparison)  # {"generation/samples/fid": 3.2, …}
 """
 
 import math
@@ -121,18 +124,18 @@ class Comparison:
         return Row(figures, *near[0]) if near else Row(figures)
 
     def _measured(
-        self, kind: Measure, name: str, found: FeatureStatistics, near: list[tuple[Tensor, Tensor]]
+        self, kind: Measure, name: str, statistics: FeatureStatistics, near: list[tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
         """The figures of one measure; `near` receives distances and numbers of the nearest images."""
         assert self.reference is not None  # on rank 0
         fewest = {"frechet": 2, "kid": 2, "precision_recall": self.options.neighbours + 1}.get(kind, 1)
-        if min(found.images, self.reference.images) < fewest:
+        if min(statistics.images, self.reference.images) < fewest:
             self.say(f"warning: {kind} of {name} was left out: it needs {fewest} images of both sides")
             return {}
         figure = self.extractor.figure
         if kind == "frechet":
-            return {figure(kind): frechet(self.reference.moments, found.moments)}
-        real, rows = self._on_device(self.reference.rows), self._on_device(found.rows)
+            return {figure(kind): frechet(self.reference.moments, statistics.moments)}
+        real, rows = self._on_device(self.reference.rows), self._on_device(statistics.rows)
         if kind == "kid":
             return {figure(kind): kid(real, rows, self.seed)[0]}
         if kind == "sliced_w2":
@@ -149,17 +152,17 @@ class Comparison:
         assert rows is not None
         return rows.to(self.extractor.device)
 
-    def warn_of_few(self, what: str, found: FeatureStatistics) -> None:
+    def warn_of_few(self, what: str, statistics: FeatureStatistics) -> None:
         """Says how wrong a Fréchet distance is of fewer images than features, or a FID of other numbers."""
-        name, images = self.extractor.figure("frechet"), found.images
+        name, images = self.extractor.figure("frechet"), statistics.images
         if "frechet" not in self.options.measures:
             return
         if self.extractor.is_inception and images != OF_FID:
             self.say(f"warning: {name} of {images:,} images ({what}): published ones are of {OF_FID:,}")
-        if found.rows is not None and 4 <= images < (features := found.rows.shape[1]):
+        if statistics.rows is not None and 4 <= images < (features := statistics.rows.shape[1]):
             self.say(
                 f"warning: {name} of fewer images ({what}: {images:,}) than features ({features:,}) is too "
-                f"large: two random halves of these images are {bias(found.rows, self.seed):.4g} apart"
+                f"large: two random halves of these images are {bias(statistics.rows, self.seed):.4g} apart"
             )
 
 

@@ -5,7 +5,9 @@ listed; the way up reads what every block on the way down wrote.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,10 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(blocks)
         self.attn = nn.ModuleList(Attention(channels) for _ in blocks if attends)
+
+    def ends(self) -> list[nn.Module]:
+        """The module that ends each block: its attention where there is one."""
+        return list(self.attn if len(self.attn) else self.block)
 
     def step(self, number: int, x: Tensor, time: Tensor) -> Tensor:
         """Block `number`, and its attention."""
@@ -203,6 +209,53 @@ class UNet(nn.Module):
         for level in reversed(self.up):
             x = level(x, embedded, written)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def places(self) -> dict[str, nn.Module]:
+        """The modules that end each block, by name, from the input to the output.
+
+        `down.LEVEL.BLOCK`, `mid`, `up.LEVEL.BLOCK`: level 0 has the side of a sample, and the way up begins
+        at the last level.
+        """
+        down, up = _ends("down", self.down), _ends("up", self.up)
+        parts: list[dict[str, nn.Module]] = [*down, {"mid": self.mid}, *reversed(up)]
+        return {name: module for part in parts for name, module in part.items()}
+
+    def inner(
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        names: Iterable[str],
+        read: Callable[[Tensor], Tensor] = torch.Tensor.detach,
+    ) -> dict[str, Tensor]:
+        """What `read` makes of the activations [n, C, H, W] behind blocks, by name; without a condition.
+
+        Args:
+            names: of `places`.
+            read: called while `forward` runs, so that no more than its results is kept.
+
+        Raises:
+            KeyError: there is no such place.
+        """
+        places = self.places()
+        activations: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+            activations[name] = read(output)
+
+        with ExitStack() as hooks:
+            for name in names:
+                hooks.enter_context(places[name].register_forward_hook(partial(keep, name)))
+            self(noisy, time)
+        return activations
+
+
+def _ends(way: str, levels: nn.ModuleList) -> list[dict[str, nn.Module]]:
+    """The modules that end the blocks of each level, by name."""
+    return [
+        {f"{way}.{number}.{block}": module for block, module in enumerate(level.ends())}
+        for number, level in enumerate(levels)
+        if isinstance(level, Level)
+    ]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

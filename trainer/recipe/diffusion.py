@@ -39,6 +39,9 @@ class Diffuse(Section):
     checkpoint: Positive | None = key(
         None, "which checkpoint of that run, by the images seen; null: the newest", "images"
     )
+    mirrored: bool = key(
+        True, "whether the latents of mirror images are samples too; images are mirrored by `data.views`"
+    )
     data: Data | None = key(None, "the images that are the samples; null: the latents of `from` are")
     objective: DiffusionObjective = key(..., "what the denoiser learns")
     optimizer: Optimizer = key(..., "how a step follows the gradient")
