@@ -136,3 +136,33 @@ class SampleRun(Section):
     def launch_precision(self) -> str:
         """What the ranks are prepared to compute in."""
         return self.precision
+
+
+class MeasureRun(Section):
+    """Images of a diffusion run measured again: by another extractor, more of them, or drawn otherwise.
+
+    What is left at its default in `draw`, `evaluate` and `tracking` is as the run's own recipe says.
+    """
+
+    trains: ClassVar[Literal[False]] = False
+
+    task: Literal["measure"]
+    from_: Annotated[Folder, Field(alias="from")] = key(..., "the folder of a run of task diffuse")
+    checkpoint: Positive | None = key(
+        None, "which of its checkpoints, by the images seen; null: the newest", "images"
+    )
+    seed: Count | None = key(
+        None, "seed of the samples and of the choice of images beside them; null: the run's", "1"
+    )
+    draw: Drawing = Drawing()
+    evaluate: Generation = Generation()
+    tracking: Tracking = Tracking()
+
+    def folder(self, name: str) -> Path:
+        """The folder of the run that is measured."""
+        return Path(self.from_)
+
+    @property
+    def launch_precision(self) -> str:
+        """What the ranks are prepared to compute in; the run's own recipe decides what they do."""
+        return "float32"

@@ -137,7 +137,7 @@ def draw(begun: Path, artist: Artist, options: SampleRun) -> None:
 
 def finish(begun: Path, target: Path, artist: Artist, options: SampleRun, checkpoint: Checkpoint) -> None:
     """Draws the page, says how the samples were drawn, and puts the folder into its place; on rank 0."""
-    array = np.load(begun / ARRAY, mmap_mode="r")
+    array = np.load(begun / ARRAY, mmap_mode="r", allow_pickle=False)
     figures.grid(begun / PAGE, list(array[:SHOWN]), describe_drawing(artist))
     record = {"run": options.from_, "images": checkpoint.images, "samples": options.samples}
     record |= {"seed": options.seed, "precision": options.precision, "drawn": describe_drawing(artist)}
