@@ -1,5 +1,6 @@
 """Noise on what a decoder reads in training, so that it decodes latents well that no image was encoded to."""
 
+from functools import partial
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +52,10 @@ class DecoderNoise:
 
     def _noisy_group(self, y: Tensor, w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(y.dtype, torch.float32)
-        drawn = {"generator": generator, "device": y.device, "dtype": dtype}
-        sigma = self.tau * torch.rand(len(y), 1, **drawn)
+        drawn = partial(torch.randn, generator=generator, device=y.device, dtype=dtype)
+        sigma = self.tau * torch.rand(len(y), 1, generator=generator, device=y.device, dtype=dtype)
         first, second = (
-            rows + sigma * spread(rows, channels).to(dtype) * torch.randn(rows.shape, **drawn)
+            rows + sigma * spread(rows, channels).to(dtype) * drawn(rows.shape)
             for rows, channels in zip((y, w), self.channels, strict=True)
         )
         return first, second
