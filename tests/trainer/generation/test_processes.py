@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.trainer.generation.mixture import CENTRES, SHARES, SPREAD, best, samples
+from tests.trainer.generation.mixture import CENTRES, SHARES, SPREAD, best, even_noise, samples
 from trainer.generation.processes import PROCESSES, Ddim, Edm, Flow, normal_quantile
 from trainer.generation.samplers import ancestral, euler, guided, heun, inverted
 
@@ -17,13 +17,6 @@ PREDICTIONS = ["eps", "x", "v"]
 
 def noise(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def even_noise(n: int) -> torch.Tensor:
-    """As `noise`, but spread evenly: what is counted of it hardly varies."""
-    return normal_quantile(
-        torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(n, dtype=torch.float64)
-    )
 
 
 def middle(process, n: int) -> torch.Tensor:
