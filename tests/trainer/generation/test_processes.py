@@ -286,6 +286,14 @@ def test_inversion_goes_to_the_same_noise_by_every_prediction(process, predict):
 
 
 @pytest.mark.parametrize("process", EVERY)
+def test_a_wrong_x_of_a_clean_sample_does_not_move_it(process):
+    """Its noise is x_t less x over a noise of nothing: an error of a hundredth would be ten deviations."""
+    x, grid = samples(50, 1), process.grid(20)[-2:]
+    moved = inverted(process, "x", lambda noisy, t: noisy + 0.01, x, grid) * process.prior
+    assert torch.allclose(moved, x, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", EVERY)
 def test_inversion_returns_and_the_error_falls_with_the_steps(process):
     x, errors = samples(200, 1), []
     for steps in (10, 50, 250, 1000):
