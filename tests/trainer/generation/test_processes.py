@@ -354,7 +354,13 @@ def test_diffusers_takes_the_same_steps(spacing, predict):
     grid = torch.cat([scheduler.timesteps.double(), torch.tensor([-1.0], dtype=torch.float64)])
     ours_predicts = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}[predict]
     denoiser = best(process, ours_predicts, grid)
-    x = noise(50)
-    for t in scheduler.timesteps:
-        x = scheduler.step(denoiser(x, t.double().expand(50)), t, x).prev_sample
-    assert torch.allclose(euler(process, ours_predicts, denoiser, noise(50), grid), x, atol=1e-9)
+    for eta in (0.0, 1.0):
+        x = noise(50)
+        for step, t in enumerate(scheduler.timesteps):
+            output = denoiser(x, t.double().expand(50))
+            x = scheduler.step(output, t, x, eta=eta, variance_noise=noise(50, 10 + step)).prev_sample
+        fresh = [noise(50, 10 + step) for step in range(20)]
+        ours = ancestral(process, ours_predicts, denoiser, noise(50), grid, eta, fresh.__getitem__)
+        assert torch.allclose(ours, x, atol=1e-9)
+        if eta == 0:
+            assert torch.allclose(euler(process, ours_predicts, denoiser, noise(50), grid), x, atol=1e-9)
