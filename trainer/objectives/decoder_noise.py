@@ -1,7 +1,7 @@
 """Noise on what a decoder reads in training, so that it decodes latents well that no image was encoded to."""
 
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
