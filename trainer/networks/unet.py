@@ -93,13 +93,14 @@ class DownLevel(Level):
         super().__init__(blocks, channels, attends)
         self.downsample = None if last else Downsample(channels)
 
-    def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
-        """Map and embedded times -> the next level's map; appends to `written` what the way up reads."""
+    def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        """Map and embedded times -> all that the way up reads of this level; the last is the next's map."""
+        written = []
         for number in range(len(self.block)):
             written.append(x := self.step(number, x, time))
         if self.downsample is not None:
-            written.append(x := self.downsample(x))
-        return x
+            written.append(self.downsample(x))
+        return written
 
 
 class UpLevel(Level):
@@ -110,9 +111,12 @@ class UpLevel(Level):
         self.upsample = None if last else Upsample(channels)
 
     def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
-        """As `DownLevel.forward`, but takes away from `written` what it reads."""
-        for number in range(len(self.block)):
-            x = self.step(number, torch.cat([x, written.pop()], 1), time)
+        """Map, embedded times and a map of the way down for each block -> the next level's map.
+
+        A block reads the last map that none before it has read.
+        """
+        for number, earlier in enumerate(reversed(written)):
+            x = self.step(number, torch.cat([x, earlier], 1), time)
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -197,12 +201,13 @@ class UNet(nn.Module):
             conditioned: bool [n], which samples read theirs; None: all.
         """
         embedded = self.temb(time, condition, conditioned)
-        written = [x := self.conv_in(noisy)]
+        written = [self.conv_in(noisy)]
         for level in self.down:
-            x = level(x, embedded, written)
-        x = self.mid(x, embedded)
-        for level in reversed(self.up):
-            x = level(x, embedded, written)
+            written += level(written[-1], embedded)
+        x = self.mid(written[-1], embedded)
+        for level in reversed(self.up):  # ZeRO-3 hands a module copies of lists: what it took would stay
+            unread = len(written) - len(level.block)
+            x, written = level(x, embedded, written[unread:]), written[:unread]
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
