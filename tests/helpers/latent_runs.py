@@ -32,7 +32,7 @@ BATCH = 16
 DIFFUSE = f"""# A denoiser of some thousand parameters
 task: diffuse
 batch: {BATCH}
-images: {8 * BATCH}
+images: {6 * BATCH}
 objective:
   kind: diffusion
   map: {{width: 8, multipliers: [1, 2], attention: [4], blocks: 1, dropout: 0.2}}
@@ -43,7 +43,7 @@ optimizer: {{kind: adam, lr: 1e-2, clip: 1}}
 save: {{every: {2 * BATCH}}}
 log: {{every: {BATCH}}}
 draw: {{steps: 2, batch: 8}}
-evaluate: {{every: {3 * BATCH}, shown: 8}}
+evaluate: {{every: {4 * BATCH}, shown: 8}}
 tracking: {{uri: none}}
 """
 OF_IMAGES = ["data={source: digits, size: 8, threads: 1, views: [{flip: 0.5}]}"]

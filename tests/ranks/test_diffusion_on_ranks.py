@@ -33,7 +33,11 @@ def runs(tmp_path_factory, digits, forker):
     samples = {"latents": [f"from={source}"], "images": [*OF_IMAGES, f"data.root={digits.root}"]}
     jobs: dict[int, list[dict]] = {4: [], 2: [], 1: []}
     for name, words in samples.items():
-        wide = {"recipe": diffuse(folder / name, *words, "precision=float64"), "do": ["go_on"], "steps": STEPS}
+        wide = {
+            "recipe": diffuse(folder / name, *words, "precision=float64"),
+            "do": ["go_on"],
+            "steps": STEPS,
+        }
         jobs[1].append(wide | {"name": name})
         for world, engine in itertools.product((2, 4), EXACT):
             jobs[world].append(wide | {"name": f"{name} {engine}", "engine": engine})
@@ -43,9 +47,7 @@ def runs(tmp_path_factory, digits, forker):
         free = {"name": f"{engine} of {world}", "engine": engine, "do": ["free", "go_on"], "keep": [AT]}
         jobs[world].append(narrow | free)
     for engine in ENGINES:
-        jobs[2].append(
-            narrow | {"name": f"resume {engine}", "engine": engine, "do": ["resume"], "steps": 2}
-        )
+        jobs[2].append(narrow | {"name": f"resume {engine}", "engine": engine, "do": ["resume"], "steps": 2})
     for before, ranks, engine, world in TRAVELS:
         source_name = f"{before} of {ranks}"
         job = {"name": f"{source_name} to {engine}", "from": source_name, "at": AT, "do": ["go_on"]}

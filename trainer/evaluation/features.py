@@ -185,9 +185,7 @@ def write_features(
                     _write_all(files[name], rows.contiguous().numpy().data.cast("B"))
                 labels.append(batch_labels.numpy())
     except OSError as error:
-        raise UserError(
-            f"cannot write features to {folder}: {error.strerror}; make room there"
-        ) from error
+        raise UserError(f"cannot write features to {folder}: {error.strerror}; make room there") from error
     return np.concatenate(labels), widths
 
 

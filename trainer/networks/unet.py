@@ -4,7 +4,6 @@ Its levels halve the side. A level has residual blocks that hear the time, and a
 listed; the way up reads what every block on the way down wrote.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from trainer.networks.denoising import TimeEmbedding
 from trainer.networks.dropout import GroupDropout
+
+GROUPS, LEAST = 32, 4  # of a norm, channels of a group
 
 
 class ResidualBlock(nn.Module):
@@ -212,5 +213,10 @@ class UNet(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as published, or the most below that which divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """32 groups, as published, or fewer of at least 4 channels each, as EDM has (arXiv 2206.00364).
+
+    A time adds a number to each channel of a map: a group of one channel would take it away again.
+    """
+    most = max(1, min(GROUPS, channels // LEAST))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)

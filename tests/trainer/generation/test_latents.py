@@ -49,7 +49,9 @@ def test_rows_are_those_of_the_images_then_of_their_mirror_images(tmp_path):
     tables = opened(tmp_path, Encoder()).tables
     assert {name: len(table) for name, table in tables.items()} == {"y": 2 * IMAGES, "w": 2 * IMAGES}
     assert tables["y"][np.array([1, 6])].tolist() == [[3, 4, 5], [2003, 2004, 2005]]
-    assert tables["w"][np.array([5])].tolist() == [[[[3000, 3001], [3002, 3003]], [[3004, 3005], [3006, 3007]]]]
+    assert tables["w"][np.array([5])].tolist() == [
+        [[[3000, 3001], [3002, 3003]], [[3004, 3005], [3006, 3007]]]
+    ]
 
 
 def test_they_are_encoded_once(tmp_path):
@@ -177,7 +179,9 @@ def test_stacked_and_joined_tables_are_numpys(maps):
     assert np.array_equal(joined[rows], np.concatenate([maps, 2 * maps], 1)[rows])
     assert (len(stacked), len(joined)) == (50, 50)
     for by in ("channel", "position"):
-        assert all(torch.equal(*pair) for pair in zip(map_moments(stacked, by), map_moments(maps, by), strict=True))
+        assert all(
+            torch.equal(*pair) for pair in zip(map_moments(stacked, by), map_moments(maps, by), strict=True)
+        )
 
 
 # ---- principal components --------------------------------------------------------------------------
