@@ -168,7 +168,7 @@ FLOORS = [
     ["trainer/recipe", "trainer/distributed"],
     ["trainer/networks", "trainer/generation", "trainer/checkpoints", "trainer/tracking"],
     ["trainer/objectives", "trainer/exports", "trainer/runs"],
-    ["trainer/engines"],
+    ["trainer/engines", "trainer/report"],
     ["trainer/training", "trainer/evaluation"],
     ["trainer/tasks"],
     ["trainer/main"],

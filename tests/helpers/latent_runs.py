@@ -15,7 +15,8 @@ from trainer.training.build import build_trainer
 
 ENCODER = [
     "recipe=hybrid_cifar10",
-    "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, latent: 4}",
+    "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, "
+    "latent: 4}",
     "objective={kind: autoencoder}",
     "data.views=[{}]",
     "data.source=digits",

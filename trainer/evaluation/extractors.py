@@ -5,7 +5,6 @@ import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,26 +102,23 @@ class EfficientNetLite(Extractor):
 
     def __init__(self, name: str, size: int, device: torch.device):
         published = PUBLISHED[name]
-        architectures = _package(ARCHITECTURES, name)
+        _folder(ARCHITECTURES, name)
         path = _folder(published.package, name) / published.file
         digest = checked_digest(path, published.sha256, f"reinstall it: {INSTALL}")
+        architectures = importlib.import_module(ARCHITECTURES)
         super().__init__(name, f"{digest}, {size} px bilinear antialiased, (x - 127) / 128, pooled", device)
         self.size = size
         # Its padding is that of a fixed size of images.
         network = architectures.EfficientNet.from_name(published.architecture, image_size=size)
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network = network.eval().requires_grad_(False).to(device)
+        # Channels last: twice as fast on a CPU.
+        self.network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
         pixels = interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
-        rows: Tensor = self.network.extract_features((pixels - 127) / 128).mean((2, 3))
+        pixels = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
+        rows: Tensor = self.network.extract_features(pixels).mean((2, 3))
         return rows
-
-
-def _package(package: str, extractor: str) -> Any:
-    """An installed package, imported. Raises UserError where there is none."""
-    _folder(package, extractor)
-    return importlib.import_module(package)
 
 
 def _folder(package: str, extractor: str) -> Path:

@@ -1,12 +1,15 @@
 """How close images that were generated come to real ones: one row a source, against training images.
 
-extractor = shared_extractor(options, device)               # options: a recipe's `Generation`; collective
-comparison = Comparison.against(reference, extractor, options, seed, say)           # collective
-figures = measured_rows(sources, comparison)                # {"generation/samples/fid": 3.2, …}, collective
+# `options` are a recipe's `Generation`; every rank makes these calls
+extractor = shared_extractor(options, device)
+train = Split.sampled("train", reader, options.samples, seed, images, options.batch)
+comparison = Comparison.against(Reference.of_split(train, cache), extractor, options, seed, say)
+sources = [*ladder(options.rows, codec, test, spread, seed), InMemory("samples", pixels)]
+figures = measured_rows(sources, comparison)  # {"generation/samples/fid": 3.2, …}
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,18 +124,18 @@ class Comparison:
         return Row(figures, *near[0]) if near else Row(figures)
 
     def _measured(
-        self, kind: Measure, name: str, found: FeatureStatistics, near: list[tuple[Tensor, Tensor]]
+        self, kind: Measure, name: str, statistics: FeatureStatistics, near: list[tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
         """The figures of one measure; `near` receives distances and numbers of the nearest images."""
         assert self.reference is not None  # on rank 0
         fewest = {"frechet": 2, "kid": 2, "precision_recall": self.options.neighbours + 1}.get(kind, 1)
-        if min(found.images, self.reference.images) < fewest:
+        if min(statistics.images, self.reference.images) < fewest:
             self.say(f"warning: {kind} of {name} was left out: it needs {fewest} images of both sides")
             return {}
         figure = self.extractor.figure
         if kind == "frechet":
-            return {figure(kind): frechet(self.reference.moments, found.moments)}
-        real, rows = self._on_device(self.reference.rows), self._on_device(found.rows)
+            return {figure(kind): frechet(self.reference.moments, statistics.moments)}
+        real, rows = self._on_device(self.reference.rows), self._on_device(statistics.rows)
         if kind == "kid":
             return {figure(kind): kid(real, rows, self.seed)[0]}
         if kind == "sliced_w2":
@@ -149,17 +152,17 @@ class Comparison:
         assert rows is not None
         return rows.to(self.extractor.device)
 
-    def warn_of_few(self, what: str, found: FeatureStatistics) -> None:
+    def warn_of_few(self, what: str, statistics: FeatureStatistics) -> None:
         """Says how wrong a Fréchet distance is of fewer images than features, or a FID of other numbers."""
-        name, images = self.extractor.figure("frechet"), found.images
+        name, images = self.extractor.figure("frechet"), statistics.images
         if "frechet" not in self.options.measures:
             return
         if self.extractor.is_inception and images != OF_FID:
             self.say(f"warning: {name} of {images:,} images ({what}): published ones are of {OF_FID:,}")
-        if found.rows is not None and 4 <= images < (features := found.rows.shape[1]):
+        if statistics.rows is not None and 4 <= images < (features := statistics.rows.shape[1]):
             self.say(
                 f"warning: {name} of fewer images ({what}: {images:,}) than features ({features:,}) is too "
-                f"large: two random halves of these images are {bias(found.rows, self.seed):.4g} apart"
+                f"large: two random halves of these images are {bias(statistics.rows, self.seed):.4g} apart"
             )
 
 
@@ -173,18 +176,29 @@ def bias(rows: Tensor, seed: int) -> float:
     return frechet(one, two)
 
 
-def measured_rows(sources: Sequence[ImageSource], comparison: Comparison) -> dict[str, float]:
-    """The figures of all sources, `generation/ROW/MEASURE`, and a line on the screen for each; collective."""
-    figures: dict[str, float] = {}
+def measured_rows(sources: Sequence[ImageSource], comparison: Comparison) -> dict[str, Row]:
+    """What was measured of each source, by name, and a line on the screen for each; collective.
+
+    Of reconstructions `sse` too, the squared error of an image.
+    """
+    options, rows = comparison.options, {}
     for source in sources:
-        row = comparison.row(source).figures
-        listed = "  ".join(f"{name} {value:,.4g}" for name, value in row.items())
+        row = comparison.row(source)
+        if isinstance(source, Reconstructions):
+            row.figures["sse"] = squared_error(source, min(options.samples, source.count), options.batch)
+        listed = "  ".join(f"{name} {value:,.4g}" for name, value in row.figures.items())
         comparison.say(f"  {source.name}: {listed}")
-        figures |= {f"generation/{source.name}/{name}": value for name, value in row.items()}
-    return figures
+        rows[source.name] = row
+    return rows
 
 
-# ---- noise on latents --------------------------------------------------------------------------------
+def named_figures(rows: Mapping[str, Row]) -> dict[str, float]:
+    """The figures of all rows, `generation/ROW/MEASURE`."""
+    return {
+        f"generation/{row}/{name}": value
+        for row, measured in rows.items()
+        for name, value in measured.figures.items()
+    }
 
 
 def squared_error(source: Reconstructions, count: int, batch: int) -> float:
@@ -205,21 +219,3 @@ def squared_error(source: Reconstructions, count: int, batch: int) -> float:
 
     parts = collectives.run_on_all(errors_of_rank)
     return math.fsum(error for part in parts for error in part) / count
-
-
-def noise_curve(
-    sources: Sequence[Reconstructions], comparison: Comparison | None, count: int, batch: int
-) -> dict[float, dict[str, float]]:
-    """Of each scale of noise, `sse` and, where there is a comparison, its Fréchet distance; collective.
-
-    Args:
-        sources: one a scale, of the same images.
-        count: images that the errors are taken over, at most.
-    """
-    curve = {}
-    for source in sources:
-        figures = {"sse": squared_error(source, min(count, source.count), batch)}
-        if comparison is not None:
-            figures |= comparison.row(source).figures
-        curve[source.scale] = figures
-    return curve

@@ -17,6 +17,7 @@ from data_pipelines.dali import in_order
 from data_pipelines.draws import stream
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
+from trainer.evaluation.features import subset
 from trainer.objectives.codec import Codec
 
 Latents = tuple[Tensor, Tensor]  # y [n, d] and w [n, ...]
@@ -76,6 +77,13 @@ class Split:
     ids: np.ndarray
     options: ImageOptions
     batch: int
+
+    @classmethod
+    def sampled(
+        cls, name: str, reader: Reader, count: int, seed: int, options: ImageOptions, batch: int
+    ) -> "Split":
+        """A fixed random choice of `count` images, or all there are, in the order of their ids."""
+        return cls(name, reader, subset(reader, count, seed), options, batch)
 
     @property
     def count(self) -> int:

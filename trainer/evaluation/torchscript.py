@@ -36,7 +36,7 @@ class TorchScript(Extractor):
     def __init__(self, path: Path, sha256: str | None, device: torch.device):
         digest = verified(path, sha256)
         self.is_inception = digest.startswith(INCEPTIONS)
-        super().__init__("inception" if self.is_inception else own_name(path, digest), digest, device)
+        super().__init__("inception" if self.is_inception else name_of(path, digest), digest, device)
         self.path = path
         try:
             self.module = torch.jit.load(str(path), map_location=device).eval()
@@ -72,7 +72,7 @@ def verified(path: Path, sha256: str | None) -> str:
     return digest
 
 
-def own_name(path: Path, digest: str) -> str:
+def name_of(path: Path, digest: str) -> str:
     """The file's name without its ending, as names of figures allow; no name of another extractor's."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem)
     return f"{name}-{digest[:8]}" if name in RESERVED else name

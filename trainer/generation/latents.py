@@ -33,10 +33,10 @@ PARTS = ("y", "w", "mirrored y", "mirrored w")  # in the order of their files
 
 @dataclass(frozen=True)
 class Latents:
-    """y and w of every training image, and behind them those of its mirror image.
+    """y and w of every training image, and behind them those of its mirror image, where these are samples.
 
     Attributes:
-        tables: y and w by name, float32 [2 N, ...] in the shapes of a sample.
+        tables: y and w by name, float32 [N or 2 N, ...] in the shapes of a sample.
         digest: of all that they are a function of.
     """
 
@@ -54,6 +54,7 @@ def open_latents(
     key: Mapping[str, str | int],
     shapes: Mapping[str, tuple[int, ...]],
     images: int,
+    mirrored: bool,
     write: Callable[[Path], object],
 ) -> Latents:
     """The latents of a run's training images; collective, encoded where they are not there yet.
@@ -61,8 +62,9 @@ def open_latents(
     Args:
         run: the folder of the run that encodes.
         key: what they are a function of.
-        shapes: of y and w, `Encoder.latent_shapes`.
+        shapes: of y and w, [d] of a vector or [C, H, W] of a map.
         images: how many are encoded.
+        mirrored: whether those of mirror images are rows too; the files have them.
         write: writes this rank's rows of all `PARTS` into the files 0, 1, … of a folder that it makes.
 
     Raises:
@@ -77,7 +79,8 @@ def open_latents(
     files = [np.memmap(folder / str(number), np.float32, "r") for number in range(len(PARTS))]
     rows = [file.reshape(images, *shapes[name[-1]]) for file, name in zip(files, PARTS, strict=True)]
     collectives.barrier()  # everybody has mapped the files
-    return Latents({"y": Stacked([rows[0], rows[2]]), "w": Stacked([rows[1], rows[3]])}, digest)
+    y, w = (Stacked(rows[part :: 2 if mirrored else len(PARTS)]) for part in (0, 1))
+    return Latents({"y": y, "w": w}, digest)
 
 
 def _is_whole(folder: Path, key: Mapping[str, str | int]) -> bool:

@@ -1,6 +1,8 @@
 """From noise to samples, and back: solvers of the ordinary differential equation that a process has.
 
 A denoiser is any function (x_t as `Process.scaled` makes it [n, ...], embedded times [n]) -> output [n, ...].
+Each sampler calls `see` with the number of a step and the x [n, ...] that is predicted where it begins: the
+steps of a sample, for a picture.
 """
 
 import itertools
@@ -12,6 +14,11 @@ from torch import Tensor
 from trainer.generation.processes import Continuous, Ddim, Prediction, Process
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+See = Callable[[int, Tensor], object]
+
+
+def unseen(step: int, x: Tensor) -> None:
+    """Nobody looks at the steps."""
 
 
 def predicted(
@@ -23,15 +30,24 @@ def predicted(
     return process.parts(predict, output.to(noisy.dtype), noisy, t)
 
 
-def euler(process: Process, predict: Prediction, denoiser: Denoiser, noise: Tensor, grid: Tensor) -> Tensor:
+def euler(
+    process: Process,
+    predict: Prediction,
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    see: See = unseen,
+) -> Tensor:
     """The noise [n, ...] of a standard normal -> samples, in one evaluation a step of the grid of times.
 
     Along a line from x to eps, Euler's step goes to where that line is at the next time: of `ddim` it is the
     deterministic step of DDIM (arXiv 2010.02502, equation 12, eta = 0).
     """
     noisy = process.prior * noise
-    for now, then in itertools.pairwise(grid):
-        noisy = moved(process, *predicted(process, predict, denoiser, noisy, now), then)
+    for step, (now, then) in enumerate(itertools.pairwise(grid)):
+        x, eps = predicted(process, predict, denoiser, noisy, now)
+        see(step, x)
+        noisy = moved(process, x, eps, then)
     return noisy
 
 
@@ -48,6 +64,7 @@ def ancestral(
     grid: Tensor,
     eta: float,
     fresh: Callable[[int], Tensor],
+    see: See = unseen,
 ) -> Tensor:
     """DDIM's step with noise (arXiv 2010.02502, equations 12 and 16).
 
@@ -58,6 +75,7 @@ def ancestral(
     noisy = noise
     for step, (now, then) in enumerate(itertools.pairwise(grid)):
         x, eps = predicted(process, predict, denoiser, noisy, now)
+        see(step, x)
         (signal, spread), (signal_then, spread_then) = (process.levels(t[None]) for t in (now, then))
         added = eta * spread_then / spread * (1 - (signal / signal_then) ** 2).sqrt()
         kept = (spread_then**2 - added**2).clamp(min=0).sqrt()
@@ -65,28 +83,41 @@ def ancestral(
     return noisy
 
 
-def heun(process: Continuous, predict: Prediction, denoiser: Denoiser, noise: Tensor, grid: Tensor) -> Tensor:
+def heun(
+    process: Continuous,
+    predict: Prediction,
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    see: See = unseen,
+) -> Tensor:
     """As `euler`, of second order: two evaluations a step, the last has one (arXiv 2206.00364, alg. 1)."""
-
-    def slope(noisy: Tensor, time: Tensor) -> Tensor:
-        return process.slope(*predicted(process, predict, denoiser, noisy, time))
-
     noisy = process.prior * noise
-    for now, then in itertools.pairwise(grid):
-        width, first = (then - now).item(), slope(noisy, now)
+    for step, (now, then) in enumerate(itertools.pairwise(grid)):
+        x, eps = predicted(process, predict, denoiser, noisy, now)
+        see(step, x)
+        width, first = (then - now).item(), process.slope(x, eps)
         tried = noisy + width * first
-        last = then == grid[-1]
-        noisy = tried if last else noisy + width * (first + slope(tried, then)) / 2
+        if then == grid[-1]:
+            noisy = tried
+        else:
+            second = process.slope(*predicted(process, predict, denoiser, tried, then))
+            noisy = noisy + width * (first + second) / 2
     return noisy
 
 
 def inverted(
     process: Process, predict: Prediction, denoiser: Denoiser, samples: Tensor, grid: Tensor
 ) -> Tensor:
-    """Samples [n, ...] -> the noise that `euler` makes them of, on the same grid, up to the steps' errors."""
+    """Samples [n, ...] -> the noise that `euler` makes them of, on the same grid, up to the steps' errors.
+
+    A predicted x says nothing of the noise of a clean sample, so such a denoiser reads the sample at the
+    first time that has noise.
+    """
     noisy, backwards = samples, grid.flip(0)
-    for now, then in itertools.pairwise(backwards):
-        noisy = moved(process, *predicted(process, predict, denoiser, noisy, now), then)
+    for step, (now, then) in enumerate(itertools.pairwise(backwards)):
+        at = then if predict == "x" and not step else now
+        noisy = moved(process, *predicted(process, predict, denoiser, noisy, at), then)
     return noisy / process.prior
 
 

@@ -4,7 +4,9 @@ Its levels halve the side. A level has residual blocks that hear the time, and a
 listed; the way up reads what every block on the way down wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +82,10 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(blocks)
         self.attn = nn.ModuleList(Attention(channels) for _ in blocks if attends)
+
+    def ends(self) -> list[nn.Module]:
+        """The module that ends each block: its attention where there is one."""
+        return list(self.attn if len(self.attn) else self.block)
 
     def step(self, number: int, x: Tensor, time: Tensor) -> Tensor:
         """Block `number`, and its attention."""
@@ -210,6 +216,53 @@ class UNet(nn.Module):
             unread = len(written) - len(level.block)
             x, written = level(x, embedded, written[unread:]), written[:unread]
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def places(self) -> dict[str, nn.Module]:
+        """The modules that end each block, by name, from the input to the output.
+
+        `down.LEVEL.BLOCK`, `mid`, `up.LEVEL.BLOCK`: level 0 has the side of a sample, and the way up begins
+        at the last level.
+        """
+        down, up = _ends("down", self.down), _ends("up", self.up)
+        parts: list[dict[str, nn.Module]] = [*down, {"mid": self.mid}, *reversed(up)]
+        return {name: module for part in parts for name, module in part.items()}
+
+    def inner(
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        names: Iterable[str],
+        read: Callable[[Tensor], Tensor] = torch.Tensor.detach,
+    ) -> dict[str, Tensor]:
+        """What `read` makes of the activations [n, C, H, W] behind blocks, by name; without a condition.
+
+        Args:
+            names: of `places`.
+            read: called while `forward` runs, so that no more than its results is kept.
+
+        Raises:
+            KeyError: there is no such place.
+        """
+        places = self.places()
+        activations: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+            activations[name] = read(output)
+
+        with ExitStack() as hooks:
+            for name in names:
+                hooks.enter_context(places[name].register_forward_hook(partial(keep, name)))
+            self(noisy, time)
+        return activations
+
+
+def _ends(way: str, levels: nn.ModuleList) -> list[dict[str, nn.Module]]:
+    """The modules that end the blocks of each level, by name."""
+    return [
+        {f"{way}.{number}.{block}": module for block, module in enumerate(level.ends())}
+        for number, level in enumerate(levels)
+        if isinstance(level, Level)
+    ]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

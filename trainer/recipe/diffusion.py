@@ -39,6 +39,9 @@ class Diffuse(Section):
     checkpoint: Positive | None = key(
         None, "which checkpoint of that run, by the images seen; null: the newest", "images"
     )
+    mirrored: bool = key(
+        True, "whether the latents of mirror images are samples too; images are mirrored by `data.views`"
+    )
     data: Data | None = key(None, "the images that are the samples; null: the latents of `from` are")
     objective: DiffusionObjective = key(..., "what the denoiser learns")
     optimizer: Optimizer = key(..., "how a step follows the gradient")
@@ -66,6 +69,10 @@ class Diffuse(Section):
             raise ValueError(f"checkpoint={self.checkpoint} is one of the run in `from`, and none is given")
         if self.data and len(self.data.views) != 1:
             raise ValueError(f"data.views describes {len(self.data.views)} views; a denoiser reads 1")
+        if self.data is None and (self.evaluate.denoiser_features or self.evaluate.inversion):
+            raise ValueError(
+                "evaluate.denoiser_features and evaluate.inversion are of a denoiser of images; leave them out"
+            )
         self.draw.check(self.objective.process)
         return self
 
@@ -133,3 +140,33 @@ class SampleRun(Section):
     def launch_precision(self) -> str:
         """What the ranks are prepared to compute in."""
         return self.precision
+
+
+class MeasureRun(Section):
+    """Images of a diffusion run measured again: by another extractor, more of them, or drawn otherwise.
+
+    What is left at its default in `draw`, `evaluate` and `tracking` is as the run's own recipe says.
+    """
+
+    trains: ClassVar[Literal[False]] = False
+
+    task: Literal["measure"]
+    from_: Annotated[Folder, Field(alias="from")] = key(..., "the folder of a run of task diffuse")
+    checkpoint: Positive | None = key(
+        None, "which of its checkpoints, by the images seen; null: the newest", "images"
+    )
+    seed: Count | None = key(
+        None, "seed of the samples and of the choice of images beside them; null: the run's", "1"
+    )
+    draw: Drawing = Drawing()
+    evaluate: Generation = Generation()
+    tracking: Tracking = Tracking()
+
+    def folder(self, name: str) -> Path:
+        """The folder of the run that is measured."""
+        return Path(self.from_)
+
+    @property
+    def launch_precision(self) -> str:
+        """What the ranks are prepared to compute in; the run's own recipe decides what they do."""
+        return "float32"

@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.section import Count, Positive, Section, Wording, key
+from trainer.recipe.evaluation import LinearProbe
+from trainer.recipe.pixel_evaluation import DenoiserFeatures, Inversion
 
 EXTRACTORS = ("efficientnet_lite0", "efficientnet_lite2")
 Row = Literal[
@@ -75,9 +77,13 @@ class Generation(Section):
     neighbours: Positive = key(3, "neighbour whose distance is a ball's radius in precision and recall", "1")
     batch: Positive = key(250, "images that are decoded and extracted at a time", "images")
     cache: Annotated[str, AfterValidator(expand_home)] | None = key(
-        None, "folder where statistics of training images are kept for other runs; null: nowhere"
+        None,
+        "folder where statistics of training images are kept for other runs; null: statistics/ beside the runs",
     )
     shown: Positive = key(64, "samples in a picture", "images")
+    linear: LinearProbe = LinearProbe()
+    denoiser_features: DenoiserFeatures | None = key(None, "the probe of a denoiser of images; null: none")
+    inversion: Inversion | None = key(None, "the noise of images, of a denoiser of images; null: none")
 
     @model_validator(mode="after")
     def _digest_of_a_file(self) -> "Generation":

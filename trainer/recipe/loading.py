@@ -134,7 +134,7 @@ def _lines(
         if isinstance(value, dict):
             yield f"{pad}{key}:", None
             yield from _lines(value, f"{dotted}.", indent + 2, origin)
-        elif isinstance(value, list) and isinstance(value[0], dict):
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield f"{pad}{key}:", None
             for index, item in enumerate(value):
                 (first, where), *rest = _lines(item, f"{dotted}.{index}.", indent + 4, origin)

@@ -4,10 +4,10 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from trainer.recipe.diffusion import Diffuse, SampleRun
+from trainer.recipe.diffusion import Diffuse, MeasureRun, SampleRun
 from trainer.recipe.schema import EvaluateRun, Pretrain
 
-TASKS = (Pretrain, EvaluateRun, Diffuse, SampleRun)
-AnyTask: TypeAlias = Pretrain | EvaluateRun | Diffuse | SampleRun
+TASKS = (Pretrain, EvaluateRun, Diffuse, SampleRun, MeasureRun)
+AnyTask: TypeAlias = Pretrain | EvaluateRun | Diffuse | SampleRun | MeasureRun
 AnyTraining: TypeAlias = Pretrain | Diffuse
 Recipe = Annotated[AnyTask, Field(discriminator="task")]

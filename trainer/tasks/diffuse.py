@@ -19,7 +19,7 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Data
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
-from trainer.tasks import commands, diffusion_checks, generation_run, preflight, report
+from trainer.tasks import commands, diffusion_checks, generation_pages, generation_run, preflight, report
 from trainer.tasks.checks import check_training
 from trainer.tasks.data_making import open_data
 from trainer.tasks.generation_run import Measurement
@@ -126,7 +126,7 @@ class Diffusing(TrainingTask[Diffuse]):
         """A page of samples, the same ones each time."""
         artist = self.artist(trainer)
         if run.context.is_main:
-            page = generation_run.draw_page(
+            page = generation_pages.draw_page(
                 artist, run.folder.path, f"samples-{trainer.images:012d}.png", SHOWN
             )
             run.artifact(page, trainer.images)
@@ -137,7 +137,8 @@ class Diffusing(TrainingTask[Diffuse]):
         if self.recipe.evaluate.at_end:
             run.progress.say("drawing samples ...")
             if run.context.is_main:
-                generation_run.draw_page(artist, folder.path, "samples.png", self.recipe.evaluate.shown)
+                generation_pages.draw_page(artist, folder.path, "samples.png", self.recipe.evaluate.shown)
+                generation_pages.draw_steps(artist, folder.path)
             figures = generation_run.measure(self._measurement(artist, folder, run.progress.say))
             if run.context.is_main and figures:
                 folder.merge_results(figures)
@@ -160,7 +161,9 @@ class Diffusing(TrainingTask[Diffuse]):
             data, latents = self.source.recipe.data, self.source.latents(device)
             images = self.source.images(device)
         splits = data.train, data.test
-        return Measurement(*(artist, options, self.source, self.dataset, splits, images, latents, cache, say))
+        return Measurement(
+            *(artist, options, self.source, self.dataset, splits, images, latents, folder.path, cache, say)
+        )
 
 
 def trained_on(folder: RunFolder) -> str | None:

@@ -37,16 +37,20 @@ BATCH = 256  # images that are encoded together
 
 @dataclass(frozen=True)
 class LatentSource:
-    """A frozen run with a decoder, and the data set that it was trained on."""
+    """A frozen run with a decoder, and the data set that it was trained on.
+
+    `mirrored`: whether the latents of mirror images are samples too.
+    """
 
     folder: RunFolder
     recipe: Pretrain
     checkpoint: Checkpoint
     dataset: Dataset
+    mirrored: bool
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of y and w, `Encoder.latent_shapes`."""
+        """Of y and w."""
         return latent_shapes(self.recipe)
 
     @cached_property
@@ -83,7 +87,7 @@ class LatentSource:
         with Reader(self.dataset, self.recipe.data.train) as reader:
             ids = np.arange(reader.images)
             return open_latents(
-                *(self.folder.path, self._key(), self.shapes, reader.images),
+                *(self.folder.path, self._key(), self.shapes, reader.images, self.mirrored),
                 write=lambda to: write_features(to, encode, reader, ids, images, BATCH, whole_batches=True),
             )
 
@@ -105,7 +109,8 @@ def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> Late
     def opened() -> LatentSource:
         access = encoder.data.access(commands)
         dataset = load_dataset(encoder.data.root, encoder.data.source, access)
-        source = LatentSource(folder, encoder, choose(folder, recipe.checkpoint, "checkpoint"), dataset)
+        checkpoint = choose(folder, recipe.checkpoint, "checkpoint")
+        source = LatentSource(folder, encoder, checkpoint, dataset, recipe.mirrored)
         if trained_on is None or source.digest == trained_on:
             return source
         for images in kept(folder.checkpoints):  # the encoder's run may have gone on
@@ -135,9 +140,10 @@ def decoding_recipe(folder: RunFolder) -> Pretrain:
 
 
 def latent_shapes(recipe: Pretrain) -> dict[str, tuple[int, ...]]:
-    """Of y and w of a run with a decoder, `Encoder.latent_shapes`."""
+    """Of y and w of a run with a decoder: [d] of a vector, [C, H, W] of a map."""
     with torch.device("meta"):
-        return build_objective(recipe).encoder.latent_shapes
+        encoder = build_objective(recipe).encoder
+    return {name: encoder.maps.get(name, (encoder.widths[name],)) for name in ("y", "w")}
 
 
 def tables_of(latents: Latents, shapes: dict[str, tuple[int, ...]]) -> dict[str, Table]:

@@ -22,7 +22,7 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks import diffusion_checks
 from trainer.tasks.checks import readable
-from trainer.tasks.generation_run import describe_drawing
+from trainer.tasks.generation_pages import describe_drawing
 from trainer.tasks.latent_source import LatentSource, artist_of, open_source
 from trainer.tasks.saved_run import choose, diffusion_recipe, load_weights
 from trainer.training.data import DTYPES
@@ -139,7 +139,7 @@ def draw(begun: Path, artist: Artist, options: SampleRun) -> None:
 
 def finish(begun: Path, target: Path, artist: Artist, options: SampleRun, checkpoint: Checkpoint) -> None:
     """Draws the page, says how the samples were drawn, and puts the folder into its place; on rank 0."""
-    array = np.load(begun / ARRAY, mmap_mode="r")
+    array = np.load(begun / ARRAY, mmap_mode="r", allow_pickle=False)
     figures.grid(begun / PAGE, list(array[:SHOWN]), describe_drawing(artist))
     record = {"run": options.from_, "images": checkpoint.images, "samples": options.samples}
     record |= {"seed": options.seed, "precision": options.precision, "drawn": describe_drawing(artist)}

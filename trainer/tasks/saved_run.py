@@ -15,18 +15,18 @@ from trainer.runs.folder import RunFolder
 def encoder_recipe(folder: RunFolder) -> Pretrain:
     """The recipe of a run of an encoder. Raises UserError: there is no run, or one of another task."""
     recipe = _recipe(folder)
-    if isinstance(recipe, Pretrain):
+    if recipe.task == "pretrain":
         return recipe
     raise UserError(
         f"from={folder.path}: a run of task {recipe.task}, which has no encoder; give that of one of task "
-        "pretrain, or draw of this one with recipe=sample"
+        "pretrain; recipe=measure measures this one again, recipe=sample draws of it"
     )
 
 
 def diffusion_recipe(folder: RunFolder) -> Diffuse:
     """The recipe of a run of task diffuse. Raises UserError: there is no run, or one of another task."""
     recipe = _recipe(folder)
-    if isinstance(recipe, Diffuse):
+    if recipe.task == "diffuse":
         return recipe
     raise UserError(
         f"from={folder.path}: a run of task {recipe.task}, which draws nothing; give that of one of task "

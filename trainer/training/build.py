@@ -15,6 +15,7 @@ from trainer.distributed.launch import DistributedContext
 from trainer.networks.build import build_encoder
 from trainer.networks.encoder import Encoder
 from trainer.objectives.autoencoder import Autoencoder
+from trainer.objectives.decoder_noise import DecoderNoise
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
@@ -81,7 +82,7 @@ def named(sections: dict[str, str], default: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not (argument := re.match(r"(\w+)(?=[=:])", str(error))):
+        if not (argument := re.match(r"([\w.]+)(?=[=:])", str(error))):
             raise
         raise UserError(f"{sections.get(argument[0], default)}{error}") from None
 
@@ -94,7 +95,7 @@ def _dim(recipe: Pretrain, options: DimObjective, encoder: Encoder) -> Dim:
 
 
 def _moco(recipe: Pretrain, options: MocoObjective, encoder: Encoder) -> Moco:
-    return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
+    return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed, recipe.images)
 
 
 def _simclr(recipe: Pretrain, options: SimclrObjective, encoder: Encoder) -> Simclr:
@@ -103,13 +104,15 @@ def _simclr(recipe: Pretrain, options: SimclrObjective, encoder: Encoder) -> Sim
 
 
 def _autoencoder(recipe: Pretrain, options: AutoencoderObjective, encoder: Encoder) -> Autoencoder:
-    return Autoencoder(encoder, recipe.data.normalize)
+    noise = DecoderNoise.of(options.decoder_noise, recipe.groups.norm, encoder)
+    return Autoencoder(encoder, recipe.data.normalize, noise)
 
 
 def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hybrid:
     contrast = build_part(recipe, options.contrast, encoder)
     assert isinstance(contrast, ContrastiveObjective)
-    return Hybrid(contrast, options, recipe.data.normalize)
+    noise = DecoderNoise.of(options.decoder_noise, recipe.groups.norm, encoder)
+    return Hybrid(contrast, options, recipe.data.normalize, noise)
 
 
 BUILDERS: dict[str, Callable[..., EncoderObjective]] = {
@@ -159,8 +162,8 @@ def check_parts(recipe: Pretrain) -> None:
         )
     if options.reconstructs and not recipe.encoder.decodes:
         raise UserError(
-            f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no "
-            "decoder; expected encoder.kind=nvae"
+            f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no decoder; "
+            f"{recipe.encoder.to_decode}"
         )
     if len(recipe.data.views) != options.views:
         raise UserError(

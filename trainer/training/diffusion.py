@@ -28,7 +28,7 @@ def sample_shapes(recipe: Diffuse, latent: Shapes) -> dict[str, tuple[int, ...]]
     """What is drawn, in its order: `x` images; `z` a latent of maps; or `y` a vector, then `w` a map.
 
     Args:
-        latent: of the encoder, `Encoder.latent_shapes`; empty for images.
+        latent: of y and w, [d] of a vector or [C, H, W] of a map; empty for images.
     """
     if recipe.data is not None:
         return {"x": (3, recipe.data.size, recipe.data.size)}

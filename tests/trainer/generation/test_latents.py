@@ -37,8 +37,8 @@ class Encoder:
                 raise self.fail
 
 
-def opened(run: Path, write, key=KEY):
-    return open_latents(run, key, SHAPES, IMAGES, write)
+def opened(run: Path, write, key=KEY, mirrored: bool = True):
+    return open_latents(run, key, SHAPES, IMAGES, mirrored, write)
 
 
 def names(run: Path) -> list[str]:
@@ -52,6 +52,15 @@ def test_rows_are_those_of_the_images_then_of_their_mirror_images(tmp_path):
     assert tables["w"][np.array([5])].tolist() == [
         [[[3000, 3001], [3002, 3003]], [[3004, 3005], [3006, 3007]]]
     ]
+
+
+def test_without_mirror_images_the_same_files_have_half_the_rows(tmp_path):
+    encoder = Encoder()
+    both, images = (opened(tmp_path, encoder, mirrored=mirrored).tables for mirrored in (True, False))
+    assert encoder.calls == 1
+    for name in ("y", "w"):
+        assert len(images[name]) == IMAGES
+        assert np.array_equal(images[name][np.arange(IMAGES)], both[name][np.arange(IMAGES)])
 
 
 def test_they_are_encoded_once(tmp_path):
@@ -138,7 +147,7 @@ class Free:
 
 def test_a_file_where_the_folder_belongs_is_one_line(tmp_path):
     (tmp_path / "latents").write_text("a file")
-    with pytest.raises(UserError, match="cannot write .*latents.*: File exists; .*`from=`"):
+    with pytest.raises(UserError, match=r"cannot write .*latents.*: File exists; .*`from=`"):
         opened(tmp_path, Encoder())
 
 

@@ -98,6 +98,17 @@ def test_x_and_eps_follow_exactly_from_every_prediction(process, predict):
     assert torch.allclose(back[1], eps, atol=1e-9)
 
 
+@pytest.mark.parametrize("process", EVERY)
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("other", PREDICTIONS)
+def test_predictions_convert_into_each_other_and_back(process, predict, other):
+    """Of any output, also one that no sample and noise have: a network's errors convert too."""
+    t, noisy, output = middle(process, 50), noise(50, 2), noise(50, 3)
+    converted = process.target(other, *process.parts(predict, output, noisy, t), t)
+    back = process.target(predict, *process.parts(other, converted, noisy, t), t)
+    assert torch.allclose(back, output, rtol=1e-9, atol=1e-9)
+
+
 def test_v_is_what_each_paper_calls_so():
     x, eps = samples(50, 1), noise(50)
     for t in middle(Ddim(), 50):
@@ -155,28 +166,109 @@ def test_eta_1_adds_the_variance_of_ddpms_posterior():
     assert (moved - still)[0, 0].item() ** 2 == pytest.approx((beta * (1 - b) / (1 - a)).item(), rel=1e-9)
 
 
+def test_eta_0_draws_no_noise_and_eta_1_does():
+    process = Ddim()
+    grid = process.grid(20)
+    denoiser = best(process, "eps", grid)
+
+    def drawn(eta, seed):
+        return ancestral(
+            process, "eps", denoiser, noise(100), grid, eta, lambda step: noise(100, seed + step)
+        )
+
+    assert torch.equal(drawn(0.0, 100), drawn(0.0, 500))
+    assert not torch.allclose(drawn(1.0, 100), drawn(1.0, 500), atol=0.1)
+
+
+def clean_of_flow(denoiser, x, t):
+    """The x of a v: x_t = (1 - t) x + t eps and v = eps - x."""
+    return x - t * denoiser(x, torch.full((len(x),), 1000 * t, dtype=torch.float64))
+
+
+def clean_of_edm(denoiser, x, sigma):
+    """D of arXiv 2206.00364, equation 7 and table 1; its F is minus v, its noise embedding log(sigma) / 4."""
+    spread = math.sqrt(sigma**2 + 1)
+    embedded = torch.full((len(x),), 1000 * math.log(max(sigma, 0.002)) / 4, dtype=torch.float64)
+    return x / spread**2 - sigma / spread * denoiser(x / spread, embedded)
+
+
+CLEAN = {Flow: clean_of_flow, Edm: clean_of_edm}
+
+
 @pytest.mark.parametrize("process", CONTINUOUS)
 def test_euler_and_heun_equal_loops_over_the_differential_equation(process):
-    grid = process.grid(12)
+    """dx/dt = (x_t - x) / t of both: flow's eps - x, and EDM's (x_t - D) / sigma."""
+    grid, z = process.grid(12), noise(50)
     denoiser = best(process, "v", grid)
-    z = noise(50)
+    clean, times = CLEAN[type(process)], grid.tolist()
 
     def slope(x, t):
-        clean, eps = process.parts(
-            "v", denoiser(process.scaled(x, t.expand(50)), process.embedded(t.expand(50))), x, t.expand(50)
-        )
-        if isinstance(process, Flow):
-            return eps - clean
-        return (x - clean) / t  # EDM's (x - D) / sigma
+        return (x - clean(denoiser, x, t)) / t
 
-    first, second = process.prior * z, process.prior * z
-    for now, then in itertools.pairwise(grid):
+    first = second = times[0] * z
+    for now, then in itertools.pairwise(times):
         first = first + (then - now) * slope(first, now)
         d = slope(second, now)
         step = second + (then - now) * d
         second = step if then == 0 else second + (then - now) * (d + slope(step, then)) / 2
     assert torch.allclose(euler(process, "v", denoiser, z, grid), first, atol=1e-9)
     assert torch.allclose(heun(process, "v", denoiser, z, grid), second, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", CONTINUOUS)
+def test_inversion_equals_a_loop_over_the_differential_equation(process):
+    """From the clean sample, where flow's slope is v and EDM's, its noise, is v too."""
+    grid, x = process.grid(12), samples(50, 1)
+    denoiser = best(process, "v", grid)
+    clean, times = CLEAN[type(process)], grid.tolist()[::-1]
+    start = torch.full((50,), process.embedded(grid[-1:]).item(), dtype=torch.float64)
+    slow = x + times[1] * denoiser(x, start)
+    for now, then in itertools.pairwise(times[1:]):
+        slow = slow + (then - now) * (slow - clean(denoiser, slow, now)) / now
+    assert torch.allclose(inverted(process, "v", denoiser, x, grid), slow / times[-1], atol=1e-9)
+
+
+def test_inversion_of_ddim_equals_the_papers_formula():
+    """Equation 14 of arXiv 2010.02502 as Euler's steps, x_t / sqrt(a) over sqrt((1 - a) / a)."""
+    process, x = Ddim(), samples(50, 1)
+    grid = process.grid(20)
+    denoiser = best(process, "eps", grid)
+    slow, product = x, [1.0]
+    for t in range(1000):
+        product.append(product[-1] * (1 - (1e-4 + (2e-2 - 1e-4) * t / 999)))
+    for now, then in itertools.pairwise(grid.long().tolist()[::-1]):
+        a, b = product[now + 1], product[then + 1]
+        eps = denoiser(slow, torch.full((50,), float(max(now, 0)), dtype=torch.float64))
+        slow = math.sqrt(b) * (slow / math.sqrt(a) + (math.sqrt((1 - b) / b) - math.sqrt((1 - a) / a)) * eps)
+    assert torch.allclose(inverted(process, "eps", denoiser, x, grid), slow, atol=1e-9)
+
+
+SAMPLERS = {
+    "euler": euler,
+    "heun": heun,
+    "ancestral": lambda *a, **k: ancestral(*a, 0.7, lambda step: noise(40, step), **k),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [(name, "euler") for name in PROCESSES] + [("flow", "heun"), ("edm", "heun"), ("ddim", "ancestral")],
+)
+def test_the_steps_of_a_sample_are_seen_and_change_nothing(name, sampler):
+    process, draw = PROCESSES[name](), SAMPLERS[sampler]
+    grid = process.grid(10)
+    denoiser, z = best(process, "v", grid), noise(40)
+    steps = {}
+    drawn = draw(process, "v", denoiser, z, grid, see=steps.__setitem__)
+    assert torch.equal(drawn, draw(process, "v", denoiser, z, grid))
+    assert list(steps) == list(range(len(grid) - 1))
+    t = grid[:1].expand(40)
+    output = denoiser(process.scaled(process.prior * z, t), process.embedded(t))
+    assert torch.equal(steps[0], process.parts("v", output, process.prior * z, t)[0])
+    if sampler != "heun":
+        assert torch.allclose(steps[len(grid) - 2], drawn, atol=1e-9)  # the last step goes to its x
+    away = [(x - drawn).square().mean().item() for x in steps.values()]
+    assert away[-1] < away[0] / 10  # from the mean of all to the sample
 
 
 @pytest.mark.parametrize("predict", PREDICTIONS)
@@ -188,6 +280,16 @@ def test_what_is_predicted_does_not_change_the_samples_of_a_perfect_denoiser(pro
         euler(process, "v", best(process, "v", grid), noise(50), grid),
         atol=1e-2 if predict == "eps" else 1e-6,  # eps says nothing of x where x_t is all noise
     )
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("process", EVERY)
+def test_inversion_goes_to_the_same_noise_by_every_prediction(process, predict):
+    x, grid = samples(200, 1), process.grid(200)
+    denoisers = {name: best(process, name, grid) for name in (predict, "v")}
+    noises = [inverted(process, name, denoiser, x, grid) for name, denoiser in denoisers.items()]
+    assert (noises[0] - noises[-1]).square().mean().sqrt().item() < 0.02
+    assert noises[0].std().item() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("process", EVERY)

@@ -59,6 +59,53 @@ def test_a_side_that_cannot_be_halved_is_refused():
         UNet(3, 12)
 
 
+def test_inner_activations_are_what_forward_computes_behind_each_block():
+    """Against the way through the network, block after block, by hand."""
+    network, noisy, t = small(blocks=1), torch.randn(2, 3, 8, 8).double(), torch.tensor([3.0, 700.0])
+    time = network.temb(t, None, None)
+    slow, written = {}, [x := network.conv_in(noisy)]
+    for i, level in enumerate(network.down):
+        x = level.block[0](x, time)
+        x = slow[f"down.{i}.0"] = level.attn[0](x) if i == 0 else x  # attention at 8 places a side alone
+        written.append(x)
+        if i == 0:
+            written.append(x := level.downsample(x))
+    x = slow["mid"] = network.mid.block_2(network.mid.attn_1(network.mid.block_1(x, time)), time)
+    for i in (1, 0):
+        for number in range(2):
+            x = network.up[i].block[number](torch.cat([x, written.pop()], 1), time)
+            x = slow[f"up.{i}.{number}"] = network.up[i].attn[number](x) if i == 0 else x
+        x = network.up[1].upsample(x) if i else x
+    assert list(network.places()) == list(slow)
+
+    before = network(noisy, t)
+    ours = network.inner(noisy, t, slow)
+    assert list(ours) == ["down.0.0", "down.1.0", "mid", "up.1.0", "up.1.1", "up.0.0", "up.0.1"]
+    assert all(torch.equal(ours[name], slow[name]) for name in slow)
+    assert torch.equal(network(noisy, t), before)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_inner_activations_are_read_while_they_are_made_and_of_the_names_alone():
+    network, x, t = small(), torch.randn(2, 3, 8, 8).double(), torch.tensor([3.0, 700.0])
+    read = network.inner(x, t, ["up.0.2", "down.1.1"], lambda map: map.mean((2, 3)))
+    whole = network.inner(x, t, ["down.1.1", "up.0.2"])
+    assert list(read) == ["down.1.1", "up.0.2"]
+    assert all(torch.equal(read[name], whole[name].mean((2, 3))) for name in whole)
+    with pytest.raises(KeyError, match=r"'up\.2\.0'"):
+        network.inner(x, t, ["mid", "up.2.0"])
+    assert not any(module._forward_hooks for module in network.modules())  # of `mid` neither
+
+
+def test_the_published_network_has_21_blocks():
+    with torch.device("meta"):
+        places = list(UNet(3, 32).places())
+    assert places[:2] + places[7:10] + places[-1:] == [
+        "down.0.0", "down.0.1", "down.3.1", "mid", "up.3.0", "up.0.2",
+    ]  # fmt: skip
+    assert len(places) == 21
+
+
 # ---- diffusers ---------------------------------------------------------------------------------------
 
 TO_DIFFUSERS = [
@@ -93,10 +140,10 @@ def renamed(name: str, levels: int) -> str:
 @pytest.mark.slow
 def test_diffusers_predicts_the_same_of_the_same_weights():
     diffusers = pytest.importorskip("diffusers", reason="needs diffusers, which nothing else here needs")
-    ours = small()
+    ours = small(width=128)  # whose groups are as many
     theirs = diffusers.UNet2DModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=(128, 256),
         layers_per_block=2,
         down_block_types=("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D"),

@@ -26,7 +26,7 @@ from trainer.evaluation.figures.images import (
 STEP = 4  # pixels between the samples of a grid
 ASIDE = 2 * GAP  # pixels between pairs that do not belong together
 WIDEST = 1600  # pixels of a page, about: of a large image fewer stand in a line
-NARROWEST = 620  # pixels, for the title
+NARROWEST = 760  # pixels, for the title
 LEAST_STEP = 66  # pixels, for the times above the steps of a sample
 ERROR, DISTANCE = "#0072b2", "#d55e00"  # of the two axes of a curve
 
@@ -66,7 +66,7 @@ def neighbours(
     write(axes, MARGIN, 28, "Samples beside their nearest training images", size=15, weight="bold")
     subtitle = "below each pair: their distance in the extractor's features"
     if typical is not None:
-        subtitle += f"; of test images it is {typical:.3g} in the median"
+        subtitle += f"; of test images it is {typical:.4g} in the median"
     write(axes, MARGIN, 52, subtitle)
     for place_of, i in enumerate(order):
         left, top = MARGIN + place_of % across * (pair + ASIDE), head + place_of // across * line
@@ -75,7 +75,7 @@ def neighbours(
             if place_of < across:
                 write(axes, at + tile / 2, head - 9, name, size=9, ha="center")
             place(axes, at, top, tile, pixels(image))
-        write(axes, left + pair / 2, top + tile + CAPTION / 2, f"{distances[i]:.3g}", size=9, ha="center")
+        write(axes, left + pair / 2, top + tile + CAPTION / 2, f"{distances[i]:.4g}", size=9, ha="center")
     save(figure, path)
 
 
@@ -132,6 +132,7 @@ def noise_curve(
         panel.tick_params(axis="y", colors=colour)
         panel.yaxis.set_major_locator(MaxNLocator(6))
         bare(panel, ("top",) if distances is not None else ("top", "right"))
+    axes.set_xlim(left=0)
     axes.set_xlabel("scale s of the noise on z, in standard deviations of each channel", color=INK)
     axes.set_title("What noise on latents does to decoded images", loc="left", fontsize=11, fontweight="bold")
     axes.grid(color=GRID, linewidth=0.8)
