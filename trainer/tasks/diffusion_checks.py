@@ -70,15 +70,19 @@ def check_parts(start: Start) -> Iterable[str]:
             f"objective.components={options.components} are those of a pooled y, and "
             f"{next(iter(start.shapes))} is a map; leave that key out"
         )
-    check_guidance(start.recipe.draw, start.shapes)
+    check_drawing(start.recipe.draw, start.recipe.objective.process, start.shapes)
     if options.components and options.components > (width := start.shapes["y"][0]):
         raise UserError(f"objective.components={options.components}, but y has {width} numbers; give fewer")
     assert start.sizes.parameters  # builds the networks
     return ()
 
 
-def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises UserError: guidance is asked for where nothing is a condition."""
+def check_drawing(options: Drawing, process: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: the process has no such sampler, or guidance is asked for without a condition."""
+    try:
+        options.check(process)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if options.guidance != 1 and "y" not in shapes:
         raise UserError(
             f"draw.guidance={options.guidance:g} needs a condition, and nothing but a pooled y is one; leave "
