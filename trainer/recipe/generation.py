@@ -75,7 +75,8 @@ class Generation(Section):
     neighbours: Positive = key(3, "neighbour whose distance is a ball's radius in precision and recall", "1")
     batch: Positive = key(250, "images that are decoded and extracted at a time", "images")
     cache: Annotated[str, AfterValidator(expand_home)] | None = key(
-        None, "folder where statistics of training images are kept for other runs; null: statistics/ beside the runs"
+        None,
+        "folder of statistics of training images, for other runs too; null: statistics/ beside the runs",
     )
     shown: Positive = key(64, "samples in a picture", "images")
 

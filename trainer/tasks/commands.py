@@ -40,6 +40,12 @@ def sample(folder: RunFolder) -> str:
     return f"{entry()} recipe=sample {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
 
 
+def measure(folder: RunFolder) -> str:
+    """Measures images of a diffusion run again, of another seed."""
+    words = f"{entry()} recipe=measure {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
+    return f"{words} seed=1"
+
+
 def load_encoder(folder: RunFolder) -> str:
     """The line of Python that loads the exported encoder."""
     path = json.dumps(str(folder.encoder), ensure_ascii=False)

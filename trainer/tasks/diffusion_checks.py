@@ -10,9 +10,10 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from trainer.distributed.launch import DistributedContext
+from trainer.evaluation.torchscript import build_extractor
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.drawing import Drawing
-from trainer.recipe.generation import EXTRACTORS
+from trainer.recipe.generation import EXTRACTORS, Generation
 from trainer.tasks import checks
 from trainer.tasks.resources import Sizes, obstacle, sizes_of
 from trainer.training.diffusion import build_diffusion
@@ -88,15 +89,24 @@ def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None
 
 def check_extractor(start: Start) -> Iterable[str]:
     """Refuses a network to compare images by that is not there, before hours of training."""
-    options = start.recipe.evaluate
-    if not options.at_end or options.extractor is None:
-        return ()
+    if start.recipe.evaluate.at_end:
+        try:
+            check_network(start.recipe.evaluate)
+        except UserError as error:
+            raise UserError(f"{error}; or measure nothing, with evaluate.extractor=null") from None
+    return ()
+
+
+def check_network(options: Generation) -> None:
+    """Raises UserError: the network that images are compared by cannot be built, or is another one."""
+    if options.extractor is None:
+        return
     if options.extractor not in EXTRACTORS and not Path(options.extractor).is_file():
         raise UserError(
             f"evaluate.extractor={options.extractor}: no such file; expected a TorchScript, "
             f"{' or '.join(EXTRACTORS)}"
         )
-    return ()
+    build_extractor(options.extractor, options.sha256, options.size, torch.device("cpu"))
 
 
 def check_room(start: Start) -> Iterable[str]:
