@@ -7,6 +7,7 @@ an image, and are mapped into memory.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -42,6 +43,12 @@ class Latents:
 def digest_of(key: Mapping[str, str | int]) -> str:
     """A name for latents that are a function of these values."""
     return hashlib.sha256(json.dumps(dict(sorted(key.items()))).encode()).hexdigest()
+
+
+def stored_bytes(shapes: Mapping[str, tuple[int, ...]], images: int) -> int:
+    """Bytes of the files of so many images, and of their mirror images."""
+    row = sum(math.prod(shapes[name[-1]]) for name in PARTS)
+    return np.dtype(np.float32).itemsize * images * row
 
 
 def open_latents(

@@ -30,6 +30,11 @@ def entry() -> str:
     return f"accelerate launch {shlex.quote(str(shown))}"
 
 
+def train(name: str) -> str:
+    """Trains a recipe."""
+    return f"{entry()} recipe={name}"
+
+
 def evaluate(folder: RunFolder) -> str:
     """Evaluates the run again, with every probe."""
     return f"{entry()} recipe=evaluate {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"

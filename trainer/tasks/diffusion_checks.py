@@ -65,17 +65,22 @@ def check_data(start: Start) -> Iterable[str]:
 
 def check_parts(start: Start) -> Iterable[str]:
     """Refuses keys that speak of a y that is not drawn, and networks that do not fit."""
-    options, pooled = start.recipe.objective, "y" in start.shapes
-    if options.components and not pooled:
-        raise UserError(
-            f"objective.components={options.components} are those of a pooled y, and "
-            f"{next(iter(start.shapes))} is a map; leave that key out"
-        )
-    check_guidance(start.recipe.draw, start.shapes)
-    if options.components and options.components > (width := start.shapes["y"][0]):
-        raise UserError(f"objective.components={options.components}, but y has {width} numbers; give fewer")
+    check_keys(start.recipe, start.shapes)
     assert start.sizes.parameters  # builds the networks
     return ()
+
+
+def check_keys(recipe: Diffuse, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: a key speaks of a y that is not drawn, or of more numbers than it has."""
+    components = recipe.objective.components
+    if components and "y" not in shapes:
+        raise UserError(
+            f"objective.components={components} are those of a pooled y, and {next(iter(shapes))} is a map; "
+            "leave that key out"
+        )
+    check_guidance(recipe.draw, shapes)
+    if components and components > (width := shapes["y"][0]):
+        raise UserError(f"objective.components={components}, but y has {width} numbers; give fewer")
 
 
 def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -131,12 +131,17 @@ def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> Late
 def decoding_recipe(folder: RunFolder) -> Pretrain:
     """The recipe of a run with a decoder. Raises UserError: it has none, or there is no run."""
     recipe = encoder_recipe(folder)
+    check_decodes(recipe, folder)
+    return recipe
+
+
+def check_decodes(recipe: Pretrain, folder: RunFolder) -> None:
+    """Raises UserError: the recipe of the run in a folder has no decoder."""
     if not recipe.objective.reconstructs:
         raise UserError(
             f"from={folder.path}: objective.kind={recipe.objective.kind} has no decoder, so latents drawn of "
             "it cannot become images; give a run of a hybrid or an autoencoder"
         )
-    return recipe
 
 
 def latent_shapes(recipe: Pretrain) -> dict[str, tuple[int, ...]]:
