@@ -23,6 +23,7 @@ from data_pipelines.rows import Stacked, Table
 from trainer.distributed import collectives
 
 FOLDER, RECORD = "latents", "latents.json"
+NAMED = 16  # digits of the digest that name the folder
 CHUNK = 4096  # rows whose moments are in memory at a time
 PARTS = ("y", "w", "mirrored y", "mirrored w")  # in the order of their files
 
@@ -73,7 +74,7 @@ def open_latents(
         SharedError: on every rank, where one cannot write the files, or there is no room for them.
     """
     digest = digest_of(key)
-    folder = run / FOLDER / digest[:16]
+    folder = run / FOLDER / digest[:NAMED]
     if not collectives.run_on_main(lambda: _is_whole(folder, key)):
         _encode(folder, key, write)
     files = [np.memmap(folder / str(number), np.float32, "r") for number in range(len(PARTS))]

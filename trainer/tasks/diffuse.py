@@ -64,7 +64,12 @@ class Diffusing(TrainingTask[Diffuse]):
     def check(self) -> None:
         assert self.dataset is not None  # since `open`
         folder = self.recipe.folder(self.loaded.name)
-        start = diffusion_checks.Start(self.recipe, self.context, self.dataset, folder, self.shapes)
+        data = self.source.recipe.data if self.source else self.recipe.data
+        assert data is not None  # either of the two is there
+        start = diffusion_checks.Start(
+            *(self.recipe, self.context, self.dataset, folder, self.shapes, data.size),
+            encodes=self.source.missing_bytes if self.source else 0,
+        )
         self.warnings = diffusion_checks.check(start)
 
     def check_finished(self, folder: RunFolder) -> None:

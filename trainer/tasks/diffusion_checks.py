@@ -1,5 +1,6 @@
 """What is looked at before a denoiser is trained: what cannot work, and what a person should know."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,9 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from trainer.distributed.launch import DistributedContext
+from trainer.evaluation.extractors import Extractor
 from trainer.evaluation.torchscript import build_extractor
+from trainer.generation.latents import FOLDER
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.drawing import Drawing
 from trainer.recipe.generation import EXTRACTORS, Generation
@@ -21,13 +24,18 @@ from trainer.training.diffusion import build_diffusion
 
 @dataclass(frozen=True)
 class Start:
-    """A diffusion run that is about to start, in this folder, and what it will draw."""
+    """A diffusion run that is about to start, in this folder, and what it will draw.
+
+    `size`: side of the images, pixels. `encodes`: bytes of latents that it writes beside the run of `from`.
+    """
 
     recipe: Diffuse
     context: DistributedContext
     dataset: Dataset
     folder: Path
     shapes: dict[str, tuple[int, ...]]
+    size: int
+    encodes: int = 0
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -93,25 +101,48 @@ def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None
 
 
 def check_extractor(start: Start) -> Iterable[str]:
-    """Refuses a network to compare images by that is not there, before hours of training."""
-    if start.recipe.evaluate.at_end:
-        try:
-            check_network(start.recipe.evaluate)
-        except UserError as error:
-            raise UserError(f"{error}; or measure nothing, with evaluate.extractor=null") from None
+    """Refuses a network that cannot compare images, before hours of training; lists too few images for it."""
+    options = start.recipe.evaluate
+    if not options.at_end or options.extractor is None:
+        return ()
+    try:
+        extractor = network(options)
+        blank = torch.zeros(2, 3, start.size, start.size, dtype=torch.uint8)
+        features = extractor(blank).shape[1]
+    except UserError as error:
+        raise UserError(f"{error}; or measure nothing, with evaluate.extractor=null") from None
+    if "frechet" in options.measures and options.samples < features:
+        return [
+            f"evaluate.samples={options.samples:,}: fewer images than the {features:,} features of "
+            f"{extractor.name}, so its Fréchet distances will be too large; the run says by how much"
+        ]
     return ()
 
 
-def check_network(options: Generation) -> None:
-    """Raises UserError: the network that images are compared by cannot be built, or is another one."""
-    if options.extractor is None:
-        return
-    if options.extractor not in EXTRACTORS and not Path(options.extractor).is_file():
+def network(options: Generation) -> Extractor:
+    """What images are compared by, on the CPU. Raises UserError: it is not there, or is another one."""
+    name = options.extractor
+    assert name is not None  # else nothing is compared
+    if name not in EXTRACTORS and not Path(name).is_file():
         raise UserError(
-            f"evaluate.extractor={options.extractor}: no such file; expected a TorchScript, "
-            f"{' or '.join(EXTRACTORS)}"
+            f"evaluate.extractor={name}: no such file; expected a TorchScript, {' or '.join(EXTRACTORS)}"
         )
-    build_extractor(options.extractor, options.sha256, options.size, torch.device("cpu"))
+    return build_extractor(name, options.sha256, options.size, torch.device("cpu"))
+
+
+def check_latents(start: Start) -> Iterable[str]:
+    """Refuses a disk without room for the latents, which lie in the folder of the run that encodes."""
+    if start.recipe.from_ is None or not start.encodes:
+        return ()
+    folder = Path(start.recipe.from_)
+    if why := obstacle(folder / FOLDER):
+        raise UserError(f"from={folder}: its latents cannot be written there: {why}; mend it")
+    if start.encodes > (left := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"from={folder}: the latents of its training images take {checks.readable(start.encodes)}, and "
+            f"{folder} has {checks.readable(left)} left; make room there"
+        )
+    return ()
 
 
 def check_room(start: Start) -> Iterable[str]:
@@ -128,5 +159,5 @@ def check_pictures(start: Start) -> Iterable[str]:
 
 
 CHECKS: tuple[Callable[[Start], Iterable[str]], ...] = (
-    *(check_ranks, check_data, check_parts, check_extractor, check_room, check_pictures),
+    *(check_ranks, check_data, check_parts, check_extractor, check_latents, check_room, check_pictures),
 )

@@ -19,7 +19,7 @@ from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import generation_run, report
 from trainer.tasks.data_making import open_data
-from trainer.tasks.diffusion_checks import check_guidance, check_network
+from trainer.tasks.diffusion_checks import check_guidance, network
 from trainer.tasks.evaluate import deliver
 from trainer.tasks.latent_source import LatentSource, artist_of, open_source
 from trainer.tasks.sample import name_of
@@ -52,7 +52,7 @@ def run(loaded: ResolvedRecipe[MeasureRun], context: DistributedContext) -> int:
 
     def opened() -> tuple[Settings, Checkpoint]:
         chosen = settings(loaded, recipe)
-        check_network(chosen.evaluate)
+        network(chosen.evaluate)  # missing packages and other digests are refused before all is opened
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         return chosen, choose(folder, options.checkpoint, "checkpoint")
 
