@@ -1,54 +1,41 @@
-"""Pixel diffusion on scikit-learn's digits: images in memory, a U-Net of some thousand parameters."""
+"""Pixel diffusion on scikit-learn's digits: a U-Net of some thousand parameters, and what evaluators read."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from torch import nn
 
-from trainer.evaluation.pixel_diffusion import Images, PixelDiffusion
+from data_pipelines.image_options import ImageOptions
+from data_pipelines.reader import Reader
+from data_pipelines.views import Normalize
+from trainer.evaluation.pixel_diffusion import PixelDiffusion
 from trainer.generation.processes import PROCESSES
+from trainer.generation.scaling import Scaling
 from trainer.networks.unet import UNet
 from trainer.objectives.denoiser import Averaging, Diffusion
 from trainer.recipe.evaluation import LinearProbe
 
-TRAIN = 1437  # images, of 1,797
 
-
-def digit_images(train: int = TRAIN, test: int = 360) -> tuple[Images, Images]:
-    """Training and test images, uint8 [N, 3, 8, 8]."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    pixels = (data.images[order] * 255 / 16).round().astype(np.uint8)[:, None].repeat(3, 1)
-    labels = data.target[order].astype(np.int64)
-    last = TRAIN + test
-    return (
-        Images("train", pixels[:train], labels[:train]),
-        Images("test", pixels[TRAIN:last], labels[TRAIN:last]),
-    )
-
-
-def tiny_unet(width: int = 8) -> UNet:
-    """For images of 8 pixels a side; every weight is random, as no initial one of ours is zero."""
+def tiny_unet(side: int = 8, width: int = 8) -> UNet:
+    """For images of some pixels a side; attention behind the blocks of level 1 and in the middle."""
     torch.manual_seed(0)
-    return UNet(3, 8, width, (1, 2), blocks=1, attention=(4,), dropout=0.1)
+    return UNet(3, side, width, (1, 2), blocks=1, attention=(side // 2,), dropout=0.1)
 
 
-def pixel_diffusion(
-    network: torch.nn.Module, images: Images, process: str = "flow", predict: str = "v"
-) -> Diffusion:
-    """An objective of images in [-1, 1], with their mean and spread."""
-    scaled = torch.from_numpy(images.pixels).float() / 127.5 - 1
-    return Diffusion(
-        network, PROCESSES[process](), predict, scaled.mean(), scaled.std(), Averaging(20_000.0), batch=64
-    )
+def pixel_diffusion(network: nn.Module, process: str = "flow", predict: str = "v") -> Diffusion:
+    """An objective of normalised digits, with about their mean and spread."""
+    scaling = Scaling(torch.full((1, 1, 1), -0.4), torch.full((1, 1, 1), 0.75))
+    objective = Diffusion(network, PROCESSES[process](), predict, scaling, Averaging(20_000.0), batch=64)
+    with torch.no_grad():  # else the average is the network
+        for parameter in objective.average.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return objective
 
 
-def context_of(objective: Diffusion, folder: Path, *splits: Images, **changes: object) -> PixelDiffusion:
+def context_of(
+    objective: Diffusion, folder: Path, train: Reader, test: Reader, size: int = 8, **changes: object
+) -> PixelDiffusion:
     """What an evaluator of pixel diffusion reads, of ten classes; `changes` of its fields."""
-    train, test = splits
-    fields = {"classes": 10, "linear": LinearProbe(l2=1e-2), "seed": 3, "batch": 100}
-    device = torch.device("cpu")
-    return PixelDiffusion(
-        objective=objective, train=train, test=test, device=device, folder=folder, **(fields | changes)
-    )
+    fields = {"classes": 10, "linear": LinearProbe(l2=1e-2), "seed": 3, "batch": 100} | changes
+    images = ImageOptions(size, Normalize(), 1, torch.device("cpu"))
+    return PixelDiffusion(objective=objective, train=train, test=test, images=images, folder=folder, **fields)

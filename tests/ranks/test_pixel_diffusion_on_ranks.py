@@ -8,13 +8,15 @@ WORLDS = (1, 3)
 
 
 @pytest.mark.slow
-def test_features_and_inversion_are_equal_on_any_ranks(tmp_path, forker):
-    results = {world: fork(forker, tmp_path, world, [{}], "worker_pixel_diffusion.py") for world in WORLDS}
+def test_features_and_inversion_are_equal_on_any_ranks(tmp_path, digits, forker):
+    jobs = [{"data": str(digits.root)}]
+    results = {world: fork(forker, tmp_path, world, jobs, "worker_pixel_diffusion.py") for world in WORLDS}
     figures, refused = results[1][0]
     assert {"probe/linear/denoiser_features", "probe/linear/inverted_noise"} < set(figures)
     assert "generation/inversion/sse" in figures
-    assert len(refused) == 3
-    assert ["not finite" in refused[0], "there is one" in refused[1], "'up.7.0'" in refused[2]] == [True] * 3
+    assert len(refused) == 2
+    assert "not finite" in refused[0]
+    assert "'up.7.0'" in refused[1]
     for world in WORLDS:
         assert results[world] == [[figures, refused]] * world
         assert (tmp_path / f"run-{world}/figures/denoiser_features.png").is_file()

@@ -16,11 +16,13 @@ from torch import Tensor
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.draws import permutation
+from data_pipelines.reader import Reader
 from trainer.distributed import collectives
 from trainer.evaluation import probes
+from trainer.evaluation.features import labelled_ids
 from trainer.evaluation.figures import grids
 from trainer.evaluation.pictures import drawing
-from trainer.evaluation.pixel_diffusion import Images, PixelDiffusion, chosen
+from trainer.evaluation.pixel_diffusion import LABEL, PixelDiffusion, chosen
 from trainer.evaluation.softmax import fit_softmax
 from trainer.evaluation.suite import Job, Outcome, run_all
 from trainer.generation.processes import Process
@@ -74,11 +76,13 @@ def measure(context: PixelDiffusion, options: DenoiserFeatures) -> dict[str, flo
     i, j = choice.best
     layer, noise = choice.layers[i], choice.noise[j]
     splits = []
-    for images in (context.train, context.test):
-        rows = images.labelled()
-        features = context.on_main(rows, partial(_features, context, images, [layer], noise))
-        splits.append((features.get(layer, torch.empty(0)), rows))
-    figures = collectives.run_on_main(lambda: context.probe(NAME, *splits))
+    for reader in (context.train, context.test):
+        compute = partial(_features, context, reader, [layer], noise)
+        features = context.on_main(reader, labelled_ids(reader), compute)
+        splits.append(features)
+    figures = collectives.run_on_main(
+        lambda: context.probe(NAME, *((split[layer], split[LABEL]) for split in splits))
+    )
     accuracy, judged = figures[f"probe/linear/{NAME}"], choice.accuracies[i][j]
     context.say(
         f"  denoiser features: behind {layer} at noise {noise:g} (of {len(layers)} blocks x "
@@ -114,60 +118,62 @@ def checked_layers(options: DenoiserFeatures, network: UNet) -> list[str]:
 
 def _choose(context: PixelDiffusion, options: DenoiserFeatures, layers: list[str]) -> Choice:
     """Fits every block and share of noise; collective."""
-    rows = chosen(context.train.labelled(), options.images, context.seed, NAME)
-    judges = np.zeros(len(rows), bool)
-    judges[permutation(len(rows), context.seed, f"{NAME}, judges")[: max(1, len(rows) // 10)]] = True
+    ids = chosen(labelled_ids(context.train), options.images, context.seed, NAME)
+    judges = np.zeros(len(ids), bool)
+    judges[permutation(len(ids), context.seed, f"{NAME}, judges")[: max(1, len(ids) // 10)]] = True
     columns = []
     for noise in options.noise:
-        features = context.on_main(rows, partial(_features, context, context.train, layers, noise))
-        judged = partial(_judged, context, features, rows, judges, options.iterations)
+        compute = partial(_features, context, context.train, layers, noise)
+        features = context.on_main(context.train, ids, compute)
+        judged = partial(_judged, context, features, torch.from_numpy(judges), options.iterations)
         columns.append(collectives.run_on_main(judged))
     accuracies = [[column[layer] for column in columns] for layer in layers]
     return Choice(layers, options.noise, accuracies, int(judges.sum()))
 
 
 def _judged(
-    context: PixelDiffusion,
-    features: dict[str, Tensor],
-    rows: np.ndarray,
-    judges: np.ndarray,
-    iterations: int,
+    context: PixelDiffusion, features: dict[str, Tensor], judges: Tensor, iterations: int
 ) -> dict[str, float]:
-    """The accuracy on the rows that judge of a fit to the others, by block; features [n, d] of rows [n].
+    """The accuracy on the images that judge, bool [n], of a fit to the others, by block.
+
+    Args:
+        features: [n, d] by block, and the labels [n].
 
     Raises:
-        UserError: there is one row, or a number is not finite.
+        UserError: no image is left to fit or to judge, or a number is not finite.
     """
-    if len(rows) < 2:
-        raise UserError(f"{NAME}: the block is chosen on training images with a label, and there is one")
-    if not all(x.isfinite().all() for x in features.values()):
+    labels = features[LABEL]
+    judging, fitted = ((rows & (labels >= 0)) for rows in (judges, ~judges))
+    if not (judging.any() and fitted.any()):
+        raise UserError(f"{NAME}: the block is chosen on training images with a label, and there are too few")
+    blocks = {name: feature for name, feature in features.items() if name != LABEL}
+    if not all(feature.isfinite().all() for feature in blocks.values()):
         raise UserError(f"{NAME}: an activation is not a number: the denoiser diverged; lower optimizer.lr")
-    labels = torch.from_numpy(context.train.labels[rows]).to(context.device)
-    judging = torch.from_numpy(judges).to(context.device)
 
     def accuracy(feature: Tensor) -> Outcome:
-        x = feature.to(context.device)
-        fitted, scaling = x[~judging], probes.statistics(x[~judging])
-        fit = fit_softmax(fitted, labels[~judging], context.classes, scaling, L2, iterations)
-        return {NAME: probes.accuracy(fit, x[judging], labels[judging])}
+        (x, y), (judging_x, judging_y) = (
+            (feature[rows].to(context.device), labels[rows].to(context.device)) for rows in (fitted, judging)
+        )
+        fit = fit_softmax(x, y, context.classes, probes.statistics(x), L2, iterations)
+        return {NAME: probes.accuracy(fit, judging_x, judging_y)}
 
-    work = [Job(layer, 0, partial(accuracy, feature)) for layer, feature in features.items()]
+    work = [Job(name, 0, partial(accuracy, feature)) for name, feature in blocks.items()]
     outcomes = run_all(work, context.threads, context.device)
-    return {layer: float(outcome[NAME]) for layer, outcome in outcomes.items()}
+    return {name: float(outcome[NAME]) for name, outcome in outcomes.items()}
 
 
 # ---- features --------------------------------------------------------------------------------------
 
 
 def _features(
-    context: PixelDiffusion, images: Images, layers: list[str], share: float, rows: np.ndarray
+    context: PixelDiffusion, reader: Reader, layers: list[str], share: float, views: Tensor, ids: np.ndarray
 ) -> dict[str, Tensor]:
     """Activations behind blocks, averaged over places, of images with so much noise: float32 [n, C]."""
     process, network = context.objective.process, context.objective.average
     assert isinstance(network, UNet)
-    x = context.standardised(images, rows)
+    x = context.objective.scaling(views)
     t = time_of(process, share).to(context.device).expand(len(x))
-    noisy = process.noisy(x, context.noise(images, rows, NAME), t)
+    noisy = process.noisy(x, context.noise(reader, ids, NAME, x[0]), t)
     return network.inner(process.scaled(noisy, t), process.embedded(t), layers, pooled)
 
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.common.files import cannot_write, replacing
+from data_pipelines.common.files import cannot_write, replace_bytes
 from trainer.distributed import collectives
 from trainer.evaluation.distances import Moments
 from trainer.evaluation.extractors import Extractor
 from trainer.evaluation.image_sources import ImageSource, Split
+from trainer.exports.tensors import read_safetensors
 
 PIECES = 64  # that images are cut into where a piece is no smaller than a batch
 CACHE_KEY = "evaluate.cache="  # that names another folder, for messages
@@ -188,15 +188,13 @@ def _read(path: Path, key: str, keep: bool, say: Callable[[str], None]) -> Featu
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata, names = file.metadata() or {}, list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+        tensors, metadata = read_safetensors(path)
         if metadata.get("key") == key and metadata.get("sha256") == _digest(tensors):
             moments = Moments(int(tensors["images"]), tensors["mean"], tensors["scatter"])
             if keep and "rows" not in tensors:
                 return None
             return FeatureStatistics(moments, tensors.get("rows"))
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
+    except (UserError, KeyError, ValueError):
         pass  # damaged, as where the digest is another
     say(f"warning: {path} is damaged; the reference statistics are made anew")
     return None
@@ -226,11 +224,10 @@ def _write(path: Path, key: str, statistics: FeatureStatistics) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
-        with replacing(path, temporary=temporary) as part:
-            save_file(tensors, part, {"key": key, "sha256": _digest(tensors)})
-    except (OSError, SafetensorError) as error:
-        cause = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise cannot_write(path, cause, CACHE_KEY) from error
+        # Not `save_file`, which makes files that nobody else may read.
+        replace_bytes(path, save(tensors, {"key": key, "sha256": _digest(tensors)}), temporary)
+    except OSError as error:
+        raise cannot_write(path, error, CACHE_KEY) from error
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

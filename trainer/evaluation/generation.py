@@ -9,7 +9,7 @@ figures = measured_rows(sources, comparison)  # {"generation/samples/fid": 3.2, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -176,18 +176,29 @@ def bias(rows: Tensor, seed: int) -> float:
     return frechet(one, two)
 
 
-def measured_rows(sources: Sequence[ImageSource], comparison: Comparison) -> dict[str, float]:
-    """The figures of all sources, `generation/ROW/MEASURE`, and a line on the screen for each; collective."""
-    figures: dict[str, float] = {}
+def measured_rows(sources: Sequence[ImageSource], comparison: Comparison) -> dict[str, Row]:
+    """What was measured of each source, by name, and a line on the screen for each; collective.
+
+    Of reconstructions `sse` too, the squared error of an image.
+    """
+    options, rows = comparison.options, {}
     for source in sources:
-        row = comparison.row(source).figures
-        listed = "  ".join(f"{name} {value:,.4g}" for name, value in row.items())
+        row = comparison.row(source)
+        if isinstance(source, Reconstructions):
+            row.figures["sse"] = squared_error(source, min(options.samples, source.count), options.batch)
+        listed = "  ".join(f"{name} {value:,.4g}" for name, value in row.figures.items())
         comparison.say(f"  {source.name}: {listed}")
-        figures |= {f"generation/{source.name}/{name}": value for name, value in row.items()}
-    return figures
+        rows[source.name] = row
+    return rows
 
 
-# ---- noise on latents --------------------------------------------------------------------------------
+def named_figures(rows: Mapping[str, Row]) -> dict[str, float]:
+    """The figures of all rows, `generation/ROW/MEASURE`."""
+    return {
+        f"generation/{row}/{name}": value
+        for row, measured in rows.items()
+        for name, value in measured.figures.items()
+    }
 
 
 def squared_error(source: Reconstructions, count: int, batch: int) -> float:
@@ -208,21 +219,3 @@ def squared_error(source: Reconstructions, count: int, batch: int) -> float:
 
     parts = collectives.run_on_all(errors_of_rank)
     return math.fsum(error for part in parts for error in part) / count
-
-
-def noise_curve(
-    sources: Sequence[Reconstructions], comparison: Comparison | None, count: int, batch: int
-) -> dict[float, dict[str, float]]:
-    """Of each scale of noise, `sse` and, where there is a comparison, its Fréchet distance; collective.
-
-    Args:
-        sources: one a scale, of the same images.
-        count: images that the errors are taken over, at most.
-    """
-    curve = {}
-    for source in sources:
-        figures = {"sse": squared_error(source, min(count, source.count), batch)}
-        if comparison is not None:
-            figures |= comparison.row(source).figures
-        curve[source.scale] = figures
-    return curve

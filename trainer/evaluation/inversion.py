@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data_pipelines.common.errors import UserError
 from trainer.distributed import collectives
-from trainer.evaluation.pixel_diffusion import Images, PixelDiffusion, chosen
+from trainer.evaluation.features import labelled_ids
+from trainer.evaluation.pixel_diffusion import LABEL, PixelDiffusion, chosen
 from trainer.evaluation.reconstruction import squared_errors, summarised
 from trainer.generation.samplers import euler, inverted
 from trainer.recipe.pixel_evaluation import Inversion
@@ -34,46 +35,49 @@ def measure(context: PixelDiffusion, options: Inversion) -> dict[str, float]:
     """
     context.objective.eval()
     supervised = context.supervised and options.train_images > 0
-    pool = context.test.labelled() if supervised else np.arange(len(context.test))
-    rows = chosen(pool, options.images, context.seed, NAME)
-    test = context.on_main(rows, partial(_there_and_back, context, options, context.test))
-    elements = context.test.pixels[0].size
+    pool = labelled_ids(context.test) if supervised else np.arange(context.test.images)
+    ids = chosen(pool, options.images, context.seed, NAME)
+    test = context.on_main(context.test, ids, partial(_there_and_back, context, options))
+    elements = 3 * context.images.size**2
     errors = collectives.run_on_main(lambda: _errors(test["errors"], elements))
     figures = {f"{NAME}/{name}": value for name, value in errors.items()}
-    figures |= {f"{NAME}/images": float(len(rows)), f"{NAME}/steps": float(options.steps)}
+    figures |= {f"{NAME}/images": float(len(ids)), f"{NAME}/steps": float(options.steps)}
     line = f"  inversion, {options.steps} steps: " + "  ".join(f"{k} {v:.4g}" for k, v in errors.items())
     if supervised:
-        train_rows = chosen(context.train.labelled(), options.train_images, context.seed, FEATURE)
-        train = context.on_main(train_rows, partial(_there, context, options, context.train))
+        train_ids = chosen(labelled_ids(context.train), options.train_images, context.seed, FEATURE)
+        train = context.on_main(context.train, train_ids, partial(_there, context, options))
         figures |= collectives.run_on_main(
-            lambda: context.probe(FEATURE, (train["noise"], train_rows), (test["noise"], rows))
+            lambda: context.probe(FEATURE, *((split["noise"], split[LABEL]) for split in (train, test)))
         )
         line += f"  linear of its noise {figures[f'probe/linear/{FEATURE}']:.1%}"
     context.say(line)
     return figures
 
 
-def _there(
-    context: PixelDiffusion, options: Inversion, images: Images, rows: np.ndarray
-) -> dict[str, Tensor]:
+def _there(context: PixelDiffusion, options: Inversion, views: Tensor, ids: np.ndarray) -> dict[str, Tensor]:
     """The noise of images, float32 [n, 3·H·W]."""
-    return {"noise": _noise(context, options, images, rows).flatten(1).float()}
+    return {"noise": _noise(context, options, views).flatten(1).float()}
 
 
 def _there_and_back(
-    context: PixelDiffusion, options: Inversion, images: Images, rows: np.ndarray
+    context: PixelDiffusion, options: Inversion, views: Tensor, ids: np.ndarray
 ) -> dict[str, Tensor]:
     """The noise of images, and the squared errors float64 [n] of what is drawn of it."""
-    objective, noise = context.objective, _noise(context, options, images, rows)
+    objective, noise = context.objective, _noise(context, options, views)
     grid = objective.process.grid(options.steps)
     x = euler(objective.process, objective.predict, objective.denoiser(), noise, grid)
-    pixels = torch.from_numpy(images.pixels[rows]).to(x.device, torch.float64) / 255
-    return {"noise": noise.flatten(1).float(), "errors": squared_errors(context.pixels(x), pixels)}
+    outputs = context.pixels(objective.scaling.inverse(x))
+    return {"noise": noise.flatten(1).float(), "errors": squared_errors(outputs, context.pixels(views))}
 
 
-def _noise(context: PixelDiffusion, options: Inversion, images: Images, rows: np.ndarray) -> Tensor:
+def _noise(context: PixelDiffusion, options: Inversion, views: Tensor) -> Tensor:
+    """The noise of normalised images, like them.
+
+    Raises:
+        UserError: a number is not finite.
+    """
     objective = context.objective
-    grid, x = objective.process.grid(options.steps), context.standardised(images, rows)
+    grid, x = objective.process.grid(options.steps), objective.scaling(views)
     noise = inverted(objective.process, objective.predict, objective.denoiser(), x, grid)
     if not noise.isfinite().all():
         raise UserError(f"{NAME}: a number is not finite: the denoiser diverged; lower optimizer.lr")

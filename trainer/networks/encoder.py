@@ -43,6 +43,11 @@ class Encoder(nn.Module, ABC):
             ValueError: the local map is too small for these layers.
         """
 
+    @property
+    def latent_size(self) -> int | None:
+        """D, the numbers of z = [y, w]; None where there is no w."""
+        return self.widths["y"] + self.widths["w"] if "w" in self.widths else None
+
     def decoder(self) -> nn.Module | None:
         """A fresh decoder from y [n, widths["y"]] and w [n, widths["w"]] to pixels [n, 3, size, size], about
         [0, 1] but not clamped; None where the network has none. Every call draws new weights.

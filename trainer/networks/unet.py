@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.denoising import TimeEmbedding
+from trainer.networks.dropout import GroupDropout
 
 
 class ResidualBlock(nn.Module):
@@ -25,7 +26,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.temb_proj = nn.Linear(embedding, after)
         self.norm2 = group_norm(after)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = GroupDropout(dropout)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.nin_shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 

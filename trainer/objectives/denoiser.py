@@ -1,6 +1,7 @@
 """Diffusion as an objective: a network predicts what noise has done to a sample, at any time of a process."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from trainer.distributed.ema import ema_update_
 from trainer.generation.processes import Prediction, Process
 from trainer.generation.samplers import Denoiser
 from trainer.generation.scaling import Scaling
+from trainer.networks.dropout import keyed
 from trainer.objectives.objective import Objective, Values, size
 
 PAIR = 2  # images that share a generator, and have antithetic times
@@ -68,7 +70,7 @@ class Diffusion(Objective):
         self.process, self.predict, self.averaging = process, predict, averaging
         self.drop, self.batch, self.purpose = drop, batch, purpose
         self.network = network
-        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.scaling = scaling
         self.views = 1 + conditional
         self.seen = 0
@@ -77,10 +79,12 @@ class Diffusion(Objective):
         """Takes a batch of samples [n, ...], and of their conditions [n, numbers] where there are some."""
         x = self.scaling(batch.views[0])
         condition = batch.views[1] if self.views == 2 else None
-        eps, u, kept = self._draws(batch, x)
+        generators = batch.noise.groups(self.purpose, PAIR, x.device)
+        eps, u, kept = self._draws(generators, x)
         t = self.process.times(u)
         noisy = self.process.noisy(x, eps, t)
-        output = self.network(self.process.scaled(noisy, t), self.process.embedded(t), condition, kept)
+        with keyed(self.network, generators):
+            output = self.network(self.process.scaled(noisy, t), self.process.embedded(t), condition, kept)
         target = self.process.target(self.predict, x, eps, t)
         error = output - target
         self.seen = batch.images_seen
@@ -89,15 +93,21 @@ class Diffusion(Objective):
         zero = target.detach().square().mean()
         return {"loss": loss, "denoising": loss.detach() / x[0].numel(), "denoising/zero": zero}
 
-    def _draws(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _draws(self, generators: Sequence[torch.Generator], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise like x, uniform numbers [n] in antithetic pairs, and which samples keep their condition."""
         eps, u, kept = [], [], []
-        for generator in batch.noise.groups(self.purpose, PAIR, x.device):
+        for generator in generators:
             first = torch.rand(1, generator=generator, device=x.device, dtype=torch.float64)
             u += [first, 1 - first]
             kept.append(torch.rand(PAIR, generator=generator, device=x.device) >= self.drop)
             eps.append(torch.randn(PAIR, *x.shape[1:], generator=generator, device=x.device, dtype=x.dtype))
         return torch.cat(eps), torch.cat(u), torch.cat(kept)
+
+    def train(self, mode: bool = True) -> "Diffusion":
+        """As `Module.train`; the average drops nothing in either mode, since samples are drawn with it."""
+        super().train(mode)
+        self.average.eval()
+        return self
 
     def after_step(self) -> None:
         """Moves the average too."""

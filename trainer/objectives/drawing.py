@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_pipelines.draws import stream
 from trainer.generation.processes import Continuous, Ddim
-from trainer.generation.samplers import Denoiser, ancestral, euler, guided, heun
+from trainer.generation.samplers import Denoiser, See, ancestral, euler, guided, heun, unseen
 from trainer.objectives.denoiser import Diffusion, PooledDiffusion
 from trainer.recipe.drawing import Drawing
 
@@ -44,7 +44,7 @@ class Artist:
     """Draws samples of a run.
 
     Attributes:
-        objective: the denoisers, in evaluation mode on the device.
+        objective: the denoisers, on the device; their averages are read, so its mode does not matter.
         shapes: of what is drawn, by name in its order: x, z, or y and w.
         decode: samples to pixels.
         options: how samples are drawn.
@@ -93,7 +93,35 @@ class Artist:
         """The ids in batches that are drawn together: what these are does not depend on ranks."""
         return iter(np.split(ids, range(self.options.batch, len(ids), self.options.batch)))
 
-    def _drawn(self, part: Diffusion, name: str, ids: np.ndarray, condition: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def steps(self, ids: np.ndarray) -> tuple[list[Tensor], list[float]]:
+        """How the samples come about: what is predicted of them as each step begins, and the times.
+
+        Each is pixels [n, 3, H, W] in [0, 1]; the last ones are the samples. A y that is drawn first is there
+        from the beginning.
+        """
+        seen: list[Tensor] = []
+        *_, name = self.shapes
+        known: dict[str, Tensor] = {}
+        condition = None
+        if isinstance(self.objective, Diffusion):
+            part = self.objective
+        else:
+            part, of_y = self.objective.w, self.objective.y
+            known["y"] = self._drawn(of_y, "y", ids)
+            condition = of_y.scaling(known["y"])
+        x = self._drawn(part, name, ids, condition, lambda step, x: seen.append(part.scaling.inverse(x)))
+        times = part.process.grid(self.options.steps_of(part.process.name)).tolist()
+        return [self.pixels(known | {name: drawn}) for drawn in (*seen, x)], times
+
+    def _drawn(
+        self,
+        part: Diffusion,
+        name: str,
+        ids: np.ndarray,
+        condition: Tensor | None = None,
+        see: See = unseen,
+    ) -> Tensor:
         """Samples of one denoiser, the scaling undone."""
         weight = next(part.average.parameters())
         shape = part.scaling(torch.zeros(1, *self.shapes[name], device=weight.device)).shape[1:]
@@ -105,11 +133,12 @@ class Artist:
         denoiser, noise = self._denoiser(part, condition), fresh()
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(process, Ddim) and options.eta:
-                x = ancestral(process, predict, denoiser, noise, grid, options.eta, lambda step: fresh())
+                eta, add = options.eta, lambda step: fresh()
+                x = ancestral(process, predict, denoiser, noise, grid, eta, add, see)
             elif isinstance(process, Continuous) and options.sampler_of(process.name) == "heun":
-                x = heun(process, predict, denoiser, noise, grid)
+                x = heun(process, predict, denoiser, noise, grid, see)
             else:
-                x = euler(process, predict, denoiser, noise, grid)
+                x = euler(process, predict, denoiser, noise, grid, see)
         return part.scaling.inverse(x)
 
     def _denoiser(self, part: Diffusion, condition: Tensor | None) -> Denoiser:

@@ -65,7 +65,9 @@ class EncoderObjective(Objective):
     encoder: Encoder
 
     def sizes(self) -> dict[str, int]:
-        return super().sizes() | {"encoder parameters": size(self.encoder)}
+        latent = self.encoder.latent_size
+        sizes = super().sizes() | {"encoder parameters": size(self.encoder)}
+        return sizes if latent is None else sizes | {"latent size": latent}
 
     def features(self, images: Tensor) -> Features:
         """What evaluation reads, from images [n, 3, H, W]: each feature of `encoder.widths` as [n, width].

@@ -20,7 +20,7 @@ class MapNetwork(Section):
     )
     blocks: Positive = key(2, "residual blocks of a level on the way down, one more on the way up", "blocks")
     attention: list[Positive] = key([16], "sides of the levels with attention", "places")
-    dropout: Share = key(0.1, "share of channels dropped in a block", "1")
+    dropout: Share = key(0.1, "share of the numbers dropped in a block", "1")
 
 
 class VectorNetwork(Section):

@@ -1,6 +1,6 @@
 """The recipe's encoders: one section a kind."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,12 +14,18 @@ class EncoderOptions(Section):
     """What the options of every encoder answer before anything is built."""
 
     kind: str
+    newer: ClassVar[tuple[str, ...]] = ()  # arguments left out where null: exports stay as they were
     to_decode: ClassVar[str] = "expected encoder.kind=nvae, or resnet with encoder.w={channels: 3}"
 
     @property
     def decodes(self) -> bool:
         """Whether the network has a decoder, for a hybrid to use; else `to_decode` says how to get one."""
         return False
+
+    def arguments(self) -> dict[str, Any]:
+        """What the network is built from beside the images' size and the group, as plain values."""
+        values = self.model_dump()
+        return {key: value for key, value in values.items() if value is not None or key not in self.newer}
 
 
 class DimEncoder(EncoderOptions):
@@ -99,6 +105,7 @@ class DetailMap(Section):
 class ResNet(EncoderOptions):
     """ResNet as in torchvision; with `w` also the encoder and decoder of a hybrid."""
 
+    newer: ClassVar[tuple[str, ...]] = ("w",)
     to_decode: ClassVar[str] = "give it one with encoder.w={channels: 3}, or choose encoder.kind=nvae"
 
     kind: Literal["resnet"]
@@ -126,6 +133,8 @@ class ResNet(EncoderOptions):
 
 class Nvae(EncoderOptions):
     """The NVAE-style encoder, and with it its decoder; defaults are those of d2c with the paper's latent."""
+
+    newer: ClassVar[tuple[str, ...]] = ("y",)
 
     kind: Literal["nvae"]
     patch: Literal[1, 2, 4, 8] = key(

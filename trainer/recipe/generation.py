@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from data_pipelines.common.home import expand_home
 from data_pipelines.common.section import Count, Positive, Section, Wording, key
+from trainer.recipe.evaluation import LinearProbe
+from trainer.recipe.pixel_evaluation import DenoiserFeatures, Inversion
 
 EXTRACTORS = ("efficientnet_lite0", "efficientnet_lite2")
 Row = Literal[
@@ -79,6 +81,9 @@ class Generation(Section):
         "folder of statistics of training images, for other runs too; null: statistics/ beside the runs",
     )
     shown: Positive = key(64, "samples in a picture", "images")
+    linear: LinearProbe = LinearProbe()
+    denoiser_features: DenoiserFeatures | None = key(None, "the probe of a denoiser of images; null: none")
+    inversion: Inversion | None = key(None, "the noise of images, of a denoiser of images; null: none")
 
     @model_validator(mode="after")
     def _digest_of_a_file(self) -> "Generation":

@@ -231,7 +231,7 @@ class Pretrain(Section):
 
     def encoder_options(self) -> dict:
         """All that an encoder is built from, as plain values: exported with its weights."""
-        return self.encoder.model_dump() | {"size": self.data.size, "group": self.groups.norm}
+        return self.encoder.arguments() | {"size": self.data.size, "group": self.groups.norm}
 
 
 class EvaluateRun(Section):

@@ -117,7 +117,7 @@ def comparison(hybrid: Row, control: Row) -> str:
 def _value(row: Row, column: Column) -> Figure | None:
     if column == PARAMETERS:
         parts = [_figure(row.cells.get(PARTS[part].title)) for part in ("encoder", "decoder")]
-        return _figure(summed(parts))
+        return summed(parts)
     return _figure(row.cells.get(column.title))
 
 

@@ -4,14 +4,15 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from trainer.report.report import Report
 from trainer.report.tables import Cell, Column, Figure, Table
 
 WIDTH = 120  # columns of a terminal
-LABEL = 44  # columns of a row's name at most; a longer one is wrapped
+LABEL = 44  # columns of a text at most; a longer one is wrapped
 TITLE = 14  # columns of a title, before it is wrapped
-CSV_FIELDS = (*("table", "data", "row", "origin", "column", "value", "spread", "seeds", "text", "source"),)
+CSV_FIELDS = ("table", "data", "row", "origin", "column", "value", "spread", "seeds", "text", "source")
 
 
 # ---- terminal ------------------------------------------------------------------------------------
@@ -25,7 +26,7 @@ def text(report: Report) -> str:
 
 
 def _text_table(table: Table) -> str:
-    lines = [f"{table.title}, {table.data}"]
+    lines = [textwrap.fill(f"{table.title}, {table.data}", WIDTH, break_on_hyphens=False)]
     for columns in _blocks(table):
         lines += ["", *_aligned(table, columns)]
     lines += [""] * bool(table.notes) + [_filled(note) for note in table.notes]
@@ -37,12 +38,18 @@ def _filled(line: str) -> str:
 
 
 def _wrapped(title: str, width: int) -> list[str]:
-    return textwrap.wrap(title, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(title, width, break_on_hyphens=False)
+
+
+def _cells(table: Table, column: Column) -> list[str]:
+    return [column.text(row.cells.get(column.title)) for row in table.rows]
 
 
 def _width(table: Table, column: Column) -> int:
-    cells = [len(column.text(row.cells.get(column.title))) for row in table.rows]
-    return max(*cells, *(len(line) for line in _wrapped(column.title, max(TITLE, *cells))))
+    cells = max(map(len, _cells(table, column)))
+    word = max(map(len, column.title.split()))
+    lines = _wrapped(column.title, min(LABEL, max(TITLE, cells, word)))
+    return max(min(LABEL, cells), *map(len, lines))
 
 
 def _label_width(table: Table) -> int:
@@ -67,19 +74,26 @@ def _aligned(table: Table, columns: Sequence[Column]) -> list[str]:
     first, widths = _label_width(table), [_width(table, column) for column in columns]
     titles = [_wrapped(column.title, width) for column, width in zip(columns, widths, strict=True)]
     height = max(map(len, titles))
-    heads = [[""] * (height - len(title)) + title for title in titles]
-    lines = [_line("", [head[number] for head in heads], first, widths) for number in range(height)]
+    lines = _lines([], [[""] * (height - len(title)) + title for title in titles], first, widths)
     for row in table.rows:
         cells = [column.text(row.cells.get(column.title)) for column in columns]
         if any(cells):
-            label, *rest = textwrap.wrap(row.label, first, subsequent_indent="  ", break_on_hyphens=False)
-            lines += [_line(label, cells, first, widths), *rest]
+            label = textwrap.wrap(row.label, first, subsequent_indent="  ", break_on_hyphens=False)
+            parts = [
+                textwrap.wrap(cell, width, break_on_hyphens=False)
+                for cell, width in zip(cells, widths, strict=True)
+            ]
+            lines += _lines(label, parts, first, widths)
     return lines
 
 
-def _line(label: str, cells: Sequence[str], first: int, widths: Sequence[int]) -> str:
-    texts = (f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{label:<{first}}{''.join(texts)}".rstrip()
+def _lines(label: list[str], cells: list[list[str]], first: int, widths: list[int]) -> list[str]:
+    """One row of texts, each of one line or more: the label to the left, the others to the right."""
+    lines = []
+    for label_line, *cell_lines in zip_longest(label, *cells, fillvalue=""):
+        texts = (f"  {cell:>{width}}" for cell, width in zip(cell_lines, widths, strict=True))
+        lines.append(f"{label_line:<{first}}{''.join(texts)}".rstrip())
+    return lines
 
 
 # ---- Markdown ------------------------------------------------------------------------------------

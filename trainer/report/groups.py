@@ -71,29 +71,31 @@ class Group:
 def grouped(records: Iterable[RunRecord]) -> tuple[list[Group], list[str]]:
     """The groups of runs that have figures, and a line for each run that repeats another one.
 
-    Encoders come first: diffusions on the latents of two seeds of one encoder are seeds of one group.
+    Encoders come first: diffusions on the latents of two seeds of one encoder are seeds of one group. An
+    encoder that was not evaluated is the source of its diffusions, and no group of its own.
     """
-    measured = [record for record in records if record.results]
     groups: list[Group] = []
     lines: list[str] = []
-    for record in sorted(measured, key=lambda record: bool(record.recipe.get("from"))):
-        source = _source(record, groups)
-        group = _new_group(record, source)
+    for record in sorted(records, key=lambda record: (bool(record.recipe.get("from")), not record.results)):
+        group = _new_group(record, _source(record, groups))
         same = next((other for other in groups if _is_same(other, group)), None)
         if same is None:
             groups.append(group)
             continue
         repeated = next((other for other in same.records if other.seed == record.seed), None)
-        if repeated:
-            lines.append(f"{record.folder}: left out, it repeats {repeated.folder} (recipe, seed and images)")
-        else:
+        if not repeated:
             same.records.append(record)
-    for group in groups:
-        group.records.sort(key=lambda record: record.seed)
+        elif record.results:
+            lines.append(f"{record.folder}: left out, it repeats {repeated.folder} (recipe, seed and images)")
     _name(groups)
-    return sorted(
-        groups, key=lambda group: (group.data, methods.FAMILIES.index(group.family), group.label)
-    ), lines
+    shown = [group for group in groups if group.records[0].results]  # those with figures came first
+    for group in shown:
+        group.records = sorted((r for r in group.records if r.results), key=lambda record: record.seed)
+    return sorted(shown, key=_place), lines
+
+
+def _place(group: Group) -> tuple[str, int, str]:
+    return group.data, methods.FAMILIES.index(group.family), group.label
 
 
 def _new_group(record: RunRecord, source: Group | None) -> Group:
@@ -131,8 +133,9 @@ def _name(groups: list[Group]) -> None:
             if latents:
                 run = Path(str(group.recipe["from"])).name
                 group.label += f", of {group.source.label if group.source else run}"
-        for key in {(group.label, group.data) for group in some}:
-            _tell_apart([group for group in some if (group.label, group.data) == key])
+        shown = [group for group in some if group.records[0].results]
+        for key in {(group.label, group.data) for group in shown}:
+            _tell_apart([group for group in shown if (group.label, group.data) == key])
 
 
 def _tell_apart(alike: list[Group]) -> None:

@@ -35,7 +35,7 @@ def table_1(groups: list[Group]) -> list[Table]:
     for group in groups:
         if group.family in (HYBRID, CONTRASTIVE, AUTOENCODER):
             rows += _codec_rows(group, [other for other in groups if other.source is group])
-        elif group.family == PIXEL_DIFFUSION or group.source is None:
+        elif not any(other is group.source for other in groups):  # the others are on their encoder's row
             error = group.figure(INVERSION[ERROR])
             cells: dict[str, Cell] = {ERROR.title: error, ACCURACY.title: group.figure("probe/linear/y", 100)}
             rows.append((group, Row(group.label, "ours", cells | distances(group, "samples"))))

@@ -1,7 +1,7 @@
 """Tables of figures: a mean over seeds and its spread, rows of a kind, columns that are ours or published."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -9,8 +9,7 @@ SPREAD = (
     "± is half of the range where a row has two seeds, the sample standard deviation where it has three or "
     "more"
 )
-
-
+DIGITS = 3  # that count, of figures that are not written with fixed decimals
 MOST_DECIMALS = 6
 
 
@@ -48,14 +47,13 @@ class Column:
     """A column, whose title has the unit.
 
     Attributes:
-        decimals: how a figure is written; None: with `digits` that count, as many decimals as they need.
+        decimals: how a figure is written; None: with as many as show DIGITS digits that count.
         published: the source of its figures, where they are published ones; no figure of ours is among them.
         note: what the title does not say.
     """
 
     title: str
     decimals: int | None = 1
-    digits: int = 3
     published: str = ""
     note: str = ""
 
@@ -72,7 +70,7 @@ class Column:
         decimals = self.decimals
         if decimals is None:
             exponent = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
-            decimals = min(max(0, self.digits - 1 - exponent), MOST_DECIMALS)
+            decimals = min(max(0, DIGITS - 1 - exponent), MOST_DECIMALS)
         return f",.{decimals}f"
 
 
@@ -110,11 +108,11 @@ class Table:
         ]
         return replace(self, columns=columns, rows=rows, notes=list(dict.fromkeys(notes)))
 
-    def lines(self, columns: Iterable[Column] | None = None) -> list[list[str]]:
-        """Rows of text, the label first; `columns`: some of the table's."""
-        chosen = self.columns if columns is None else list(columns)
+    def lines(self) -> list[list[str]]:
+        """Rows of text, the label first."""
         return [
-            [row.label, *(column.text(row.cells.get(column.title)) for column in chosen)] for row in self.rows
+            [row.label, *(column.text(row.cells.get(column.title)) for column in self.columns)]
+            for row in self.rows
         ]
 
 
@@ -122,7 +120,7 @@ def _cells(rows: Iterable[Row]) -> Iterable[Cell]:
     return (cell for row in rows for cell in row.cells.values())
 
 
-def summed(parts: Sequence[Figure | None], combine: Callable[[Sequence[float]], float] = sum) -> Cell:
+def summed(parts: Sequence[Figure | None]) -> Figure | None:
     """The sum of the means; None where one of them is not known."""
     means = [part.mean for part in parts if part is not None]
-    return Figure(combine(means)) if len(means) == len(parts) else None
+    return Figure(sum(means)) if len(means) == len(parts) else None

@@ -16,7 +16,7 @@ from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
-from trainer.tasks import commands, diffusion_checks, generation_run, preflight, report
+from trainer.tasks import commands, diffusion_checks, generation_pages, generation_run, preflight, report
 from trainer.tasks.checks import check_training
 from trainer.tasks.data_making import open_data
 from trainer.tasks.generation_run import Pixels, measurement
@@ -119,7 +119,7 @@ class Diffusing(TrainingTask[Diffuse]):
         """A page of samples, the same ones each time."""
         artist = self.artist(trainer)
         if run.context.is_main:
-            page = generation_run.draw_page(
+            page = generation_pages.draw_page(
                 artist, run.folder.path, f"samples-{trainer.images:012d}.png", SHOWN
             )
             run.artifact(page, trainer.images)
@@ -130,11 +130,12 @@ class Diffusing(TrainingTask[Diffuse]):
         if self.recipe.evaluate.at_end:
             run.progress.say("drawing samples ...")
             if run.context.is_main:
-                generation_run.draw_page(artist, folder.path, "samples.png", self.recipe.evaluate.shown)
+                generation_pages.draw_page(artist, folder.path, "samples.png", self.recipe.evaluate.shown)
+                generation_pages.draw_steps(artist, folder.path)
             assert self.dataset is not None  # since `open`
             what = measurement(
                 *(self.recipe, self.recipe.evaluate, artist, self.source, self.dataset),
-                *(folder.path, self.context.device, run.progress.say),
+                *(folder.path, folder.path.parent, self.context.device, run.progress.say),
             )
             figures = generation_run.measure(what)
             if run.context.is_main and figures:

@@ -1,4 +1,4 @@
-"""What is drawn and measured of a diffusion run: pages of samples, and rows of the table of images."""
+"""What is measured of a diffusion run: rows of images against training images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,20 @@ from data_pipelines.draws import permutation
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.plan import sample
 from data_pipelines.reader import Reader
+from trainer.distributed import collectives
+from trainer.evaluation import denoiser_features, inversion
 from trainer.evaluation.feature_statistics import Reference
-from trainer.evaluation.figures import samples as figures
-from trainer.evaluation.generation import Comparison, measured_rows, shared_extractor
+from trainer.evaluation.generation import Comparison, measured_rows, named_figures, shared_extractor
 from trainer.evaluation.image_sources import Decoded, ImageSource, Split, ladder
-from trainer.evaluation.pictures import drawing
+from trainer.evaluation.pixel_diffusion import PixelDiffusion
 from trainer.generation.gaussians import Gaussian, channel_gaussian, full_gaussian, spreads
 from trainer.generation.latents import Latents
+from trainer.objectives.denoiser import Diffusion
 from trainer.objectives.drawing import Artist, SampleNoise
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.generation import Generation
 from trainer.recipe.schema import Data
+from trainer.tasks import generation_pages
 from trainer.tasks.latent_source import LatentSource
 from trainer.training.data import image_options
 
@@ -58,24 +61,6 @@ class Drawn:
         return torch.cat(parts)
 
 
-def draw_page(artist: Artist, folder: Path, name: str, count: int) -> Path:
-    """Draws the first samples on a page in `folder`/figures; on rank 0. Its path."""
-    with drawing(folder, name) as path:
-        ids = np.arange(count)
-        shown = torch.cat([artist.images(part) for part in artist.batches(ids)])
-        figures.grid(path, list(shown), describe_drawing(artist))
-    return folder / "figures" / name
-
-
-def describe_drawing(artist: Artist) -> str:
-    """How samples are drawn, in words: "flow, 25 steps of heun, seed 0"."""
-    options, process = artist.options, artist.process
-    words = [f"{process}, {options.steps_of(process)} steps of {options.sampler_of(process)}"]
-    words += [f"eta {options.eta:g}"] * bool(options.eta)
-    words += [f"guidance {options.guidance:g}"] * (options.guidance != 1)
-    return ", ".join([*words, f"seed {artist.seed}"])
-
-
 # ---- rows of images against training images --------------------------------------------------------
 
 
@@ -91,6 +76,7 @@ class Measurement:
         splits: those of training and of test images.
         images: how images are decoded for the encoder, or for the denoiser.
         latents: y and w of all training images; None where samples are images.
+        folder: of the run, or of one of its evaluations: figures/.
         cache: folder for statistics of training images.
         say: receives lines for a person.
     """
@@ -102,6 +88,7 @@ class Measurement:
     splits: tuple[str, str]
     images: ImageOptions
     latents: Latents | None
+    folder: Path
     cache: Path
     say: Callable[[str], None]
 
@@ -112,12 +99,18 @@ def measurement(
     artist: Artist,
     source: LatentSource | None,
     dataset: Dataset,
-    run: Path,
+    folder: Path,
+    runs: Path,
     device: torch.device,
     say: Callable[[str], None],
 ) -> Measurement:
-    """What is measured of a diffusion run in the folder `run`; collective where it has latents."""
-    cache = Path(options.cache) if options.cache else run.parent / CACHE
+    """What is measured of a diffusion run; collective where it has latents.
+
+    Args:
+        folder: for pictures, that of the run or of one of its evaluations.
+        runs: the folder of all runs, where statistics are kept if `options` name no other.
+    """
+    cache = Path(options.cache) if options.cache else runs / CACHE
     if source is None:
         assert recipe.data is not None  # either of the two is there
         data, latents = recipe.data, None
@@ -126,27 +119,63 @@ def measurement(
         data, latents = source.recipe.data, source.latents(device)
         images = source.images(device)
     splits = data.train, data.test
-    return Measurement(artist, options, source, dataset, splits, images, latents, cache, say)
+    return Measurement(artist, options, source, dataset, splits, images, latents, folder, cache, say)
 
 
 def measure(what: Measurement) -> dict[str, float]:
-    """The figures `generation/ROW/MEASURE`; collective, equal on every rank.
+    """The figures `generation/ROW/MEASURE`, and of a denoiser of images its own; collective.
+
+    Equal on every rank.
 
     Raises:
         SharedError: on every rank, what went wrong on one: an extractor, a disk.
     """
+    train, test = (Reader(what.dataset, name) for name in what.splits)
+    with train, test:
+        return _compared(what, train, test) | _of_pixels(what, train, test)
+
+
+def _of_pixels(what: Measurement, train: Reader, test: Reader) -> dict[str, float]:
+    """What a denoiser of images knows of them: the probe of its features, and inversion."""
+    options, artist, results = what.options, what.artist, dict[str, float]()
+    if not isinstance(artist.objective, Diffusion) or what.source is not None:
+        return results
+    context = PixelDiffusion(
+        objective=artist.objective,
+        train=train,
+        test=test,
+        images=what.images,
+        classes=len(what.dataset.classes),
+        linear=options.linear,
+        seed=artist.seed,
+        folder=what.folder,
+        say=what.say,
+        batch=options.batch,
+        bf16=artist.bf16,
+    )
+    if options.inversion:
+        results |= inversion.measure(context, options.inversion)
+    if options.denoiser_features and context.supervised:
+        results |= denoiser_features.measure(context, options.denoiser_features)
+    return results
+
+
+def _compared(what: Measurement, train: Reader, test: Reader) -> dict[str, float]:
+    """The figures `generation/ROW/MEASURE`, and pages of what was compared."""
     options, seed = what.options, what.artist.seed
     if options.extractor is None:
         what.say("  nothing is compared: evaluate.extractor names no network to compare images by")
         return {}
     extractor = shared_extractor(options, what.images.device)
-    train, test = (Reader(what.dataset, name) for name in what.splits)
-    with train, test:
-        identity: dict[str, str | int] = {"data": what.dataset.fingerprint, "split": train.split}
-        identity |= {"size": what.images.size, "seed": seed}
-        reference = Reference(_split(what, "train", train), identity, what.cache)
-        comparison = Comparison.against(reference, extractor, options, seed, what.say)
-        return measured_rows(sources(what, _split(what, "test", test)), comparison)
+    identity: dict[str, str | int] = {"data": what.dataset.fingerprint, "split": train.split}
+    identity |= {"size": what.images.size, "seed": seed}
+    reference = Reference(_split(what, "train", train), identity, what.cache)
+    comparison = Comparison.against(reference, extractor, options, seed, what.say)
+    rows = measured_rows(sources(what, _split(what, "test", test)), comparison)
+    if collectives.rank() == 0:
+        distance = extractor.figure("frechet")
+        generation_pages.draw_rows(what.folder, what.artist, rows, reference.source, distance)
+    return named_figures(rows)
 
 
 def _split(what: Measurement, name: str, reader: Reader) -> Split:

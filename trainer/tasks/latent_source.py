@@ -213,4 +213,4 @@ def artist_of(
         assert recipe.data is not None  # either of the two is there
         decode = denormalised(recipe.data.normalize)
     bf16 = recipe.precision == "bf16"
-    return Artist(objective.eval(), shapes, decode, recipe.draw, recipe.seed, bf16)
+    return Artist(objective, shapes, decode, recipe.draw, recipe.seed, bf16)

@@ -17,7 +17,7 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Tracking
 from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
-from trainer.tasks import generation_run, report
+from trainer.tasks import generation_pages, generation_run, report
 from trainer.tasks.data_making import open_data
 from trainer.tasks.diffusion_checks import check_guidance, network
 from trainer.tasks.evaluate import deliver
@@ -52,7 +52,8 @@ def run(loaded: ResolvedRecipe[MeasureRun], context: DistributedContext) -> int:
 
     def opened() -> tuple[Settings, Checkpoint]:
         chosen = settings(loaded, recipe)
-        network(chosen.evaluate)  # missing packages and other digests are refused before all is opened
+        if chosen.evaluate.extractor:
+            network(chosen.evaluate)  # missing packages and other digests are refused before all is opened
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
         return chosen, choose(folder, options.checkpoint, "checkpoint")
 
@@ -68,14 +69,15 @@ def run(loaded: ResolvedRecipe[MeasureRun], context: DistributedContext) -> int:
             target = folder
         collectives.run_on_main(target.results)  # damaged ones are refused before all is measured
         say = print if context.is_main else lambda line: None
-        say(f"measuring {checkpoint.path}: {generation_run.describe_drawing(artist)}")
+        say(f"measuring {checkpoint.path}: {generation_pages.describe_drawing(artist)}")
         what = generation_run.measurement(
-            *(recipe, chosen.evaluate, artist, source, dataset, folder.path, context.device, say)
+            *(recipe, chosen.evaluate, artist, source, dataset),
+            *(target.path, folder.path.parent, context.device, say),
         )
         figures = generation_run.measure(what)
         if context.is_main:
             target.merge_results(figures, outdated=outdated(target.results(), figures))
-            generation_run.draw_page(artist, target.path, "samples.png", chosen.evaluate.shown)
+            generation_pages.draw_page(artist, target.path, "samples.png", chosen.evaluate.shown)
             named = figures if as_trained else {f"{name}/{key}": value for key, value in figures.items()}
             deliver(folder, journals[0], named, checkpoint.images, chosen.tracking)
             print(report.summary(target, recipe))
@@ -103,7 +105,13 @@ def settings(loaded: ResolvedRecipe[MeasureRun], recipe: Diffuse) -> Settings:
     evaluate = with_values_of_run(loaded, "evaluate", recipe.evaluate)
     if loaded.origin["evaluate.extractor"] != DEFAULT and loaded.origin["evaluate.sha256"] == DEFAULT:
         evaluate = evaluate.model_copy(update={"sha256": None})  # the run's is of another file
-    if evaluate.extractor is None:
+    of_images = evaluate.inversion or evaluate.denoiser_features
+    if of_images and recipe.data is None:
+        raise UserError(
+            "evaluate.denoiser_features and evaluate.inversion are of a denoiser of images, and this one "
+            "draws latents; leave them out"
+        )
+    if evaluate.extractor is None and not of_images:
         raise UserError(
             "evaluate.extractor=null: nothing compares images; give efficientnet_lite0, or the path of a "
             "TorchScript such as inception-2015-12-05.pt"

@@ -5,6 +5,7 @@ from contextlib import suppress
 import torch
 
 from data_pipelines.common.errors import UserError
+from trainer.networks.encoder import Encoder
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -79,19 +80,30 @@ def describe_model(recipe: Pretrain) -> list[str]:
         objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
-    kept, state = sum(counts.values()), sizes_of(recipe, objective, objective.encoder)
-    size = DTYPES[recipe.precision].itemsize
+    size, encoder = DTYPES[recipe.precision].itemsize, objective.encoder
+    kept, state = sum(counts.values()), sizes_of(recipe, objective, encoder)
+    latent = []
+    if encoder.latent_size is not None:
+        parts = (f"{name} {of_features(encoder, name)}" for name in ("y", "w"))
+        latent = [f"latent     z of D = {encoder.latent_size:,} numbers: {', '.join(parts)}"]
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {kept:,}",
+        *latent,
         f"memory     beside activations: parameters {megabytes(state.parameters)}, "
         f"gradients {megabytes(state.gradients)}, moments {megabytes(state.moments)}, "
         f"views of a batch {megabytes(views)}"
         + (f" and queue {megabytes(state.queue)}" if state.queue else "")
         + f" shared by the ranks; a checkpoint {megabytes(state.checkpoint)} on disk",
     ]
+
+
+def of_features(encoder: Encoder, name: str) -> str:
+    """How many numbers a feature has, and of which shape, where that is a map's."""
+    width = encoder.widths[name]
+    return " x ".join(map(str, encoder.maps.get(name, (f"{width:,}",))))
 
 
 def describe_ranks(recipe: TrainingRecipe, size: int | None, world: int, unit: int) -> str:

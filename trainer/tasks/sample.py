@@ -22,7 +22,7 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks import diffusion_checks
 from trainer.tasks.checks import readable
-from trainer.tasks.generation_run import describe_drawing
+from trainer.tasks.generation_pages import describe_drawing
 from trainer.tasks.latent_source import LatentSource, artist_of, open_source
 from trainer.tasks.saved_run import choose, diffusion_recipe, load_weights
 from trainer.training.data import DTYPES

@@ -70,9 +70,20 @@ def choose(folder: RunFolder, images: int | None, key: str) -> Checkpoint:
 
 def with_values_of_run(loaded: ResolvedRecipe, name: str, of_run: Part) -> Part:
     """The section `name` of a run's recipe, with the keys that the recipe of this command sets."""
-    section = getattr(loaded.recipe, name)
-    keys = [key for key in type(of_run).model_fields if loaded.origin[f"{name}.{key}"] != DEFAULT]
-    return of_run.model_copy(update={key: getattr(section, key) for key in keys})
+    return _laid_over(of_run, getattr(loaded.recipe, name), loaded.origin, name)
+
+
+def _laid_over(of_run: Part, section: Section, origin: dict[str, str], at: str) -> Part:
+    """`of_run` with the values of `section` that are no defaults; sections inside key by key."""
+    changes = {}
+    for key, info in type(section).model_fields.items():
+        value, before, dotted = getattr(section, key), getattr(of_run, key), f"{at}.{key}"
+        leaves = [where for leaf, where in origin.items() if leaf == dotted or leaf.startswith(f"{dotted}.")]
+        if isinstance(value, Section) and isinstance(before, Section):
+            changes[key] = _laid_over(before, value, origin, dotted)
+        elif any(where != DEFAULT for where in leaves) or value != info.get_default():
+            changes[key] = value
+    return of_run.model_copy(update=changes)
 
 
 def is_newest(folder: RunFolder, checkpoint: Checkpoint) -> bool:

@@ -8,43 +8,47 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from data_pipelines.common.errors import UserError
-from tests.helpers.tiny_diffusion import context_of, digit_images, pixel_diffusion, tiny_unet
+from data_pipelines.common.errors import SharedError, UserError
+from data_pipelines.dali import in_order
+from data_pipelines.draws import permutation
+from data_pipelines.reader import Reader
+from tests.helpers.labelled_dataset import write_labelled
+from tests.helpers.tiny_diffusion import context_of, pixel_diffusion, tiny_unet
 from trainer.evaluation import denoiser_features, probes
-from trainer.evaluation.denoiser_features import L2, Choice, checked_layers, measure, time_of
-from trainer.evaluation.pixel_diffusion import Images
+from trainer.evaluation.denoiser_features import L2, NAME, Choice, checked_layers, measure, time_of
+from trainer.evaluation.pixel_diffusion import chosen
 from trainer.generation.processes import PROCESSES
-from trainer.objectives.denoiser import Diffusion
 from trainer.recipe.pixel_evaluation import DenoiserFeatures
 
 FIGURE = "probe/linear/denoiser_features"
 OPTIONS = DenoiserFeatures(layers=["mid", "up.0.1"], noise=[0.1, 0.5], images=300, iterations=300)
+QUICK = OPTIONS.model_copy(update={"iterations": 10})
 
 
-def objective_of(train: Images, process: str = "flow") -> Diffusion:
-    objective = pixel_diffusion(tiny_unet(), train, process)
-    with torch.no_grad():  # the average is not the network
-        for parameter in objective.average.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    return objective
+@pytest.fixture
+def readers(digits):
+    with Reader(digits, "train") as train, Reader(digits, "test") as test:
+        yield train, test
 
 
-def slow_features(context, images: Images, rows: np.ndarray, layer: str, t: float, size: int = 1):
-    """A few images at a time, the activations behind `layer` by a hook on its module: [n, C]."""
-    objective, seen = context.objective, []
+def slow_features(context, reader, ids, layer, t, size=1):
+    """A few images at a time, the activations behind `layer` by a hook on its module: [n, C], and labels."""
+    objective, seen, labels = context.objective, [], []
     process, network = objective.process, objective.average.eval()
     way, *numbers = layer.split(".")
     name = f"{way}.{numbers[0]}.block.{numbers[1]}" if numbers else way  # these have no attention
     hook = network.get_submodule(name).register_forward_hook(lambda m, i, out: seen.append(out.mean((2, 3))))
-    for part in np.split(rows, range(size, len(rows), size)):
-        x = (torch.from_numpy(images.pixels[part]) / 127.5 - 1 - objective.mean) / objective.std
-        eps = context.noise(images, part, "denoiser_features")
+    for start, (views, classes) in enumerate(in_order(reader, context.images, ids, size)):
+        part = ids[start * size : (start + 1) * size]
+        x = (views - objective.scaling.mean) / objective.scaling.std
+        eps = context.noise(reader, part, "denoiser_features", x[0])
         time = torch.full((len(part),), t, dtype=torch.float64)
         signal, noise = (level[0].item() for level in process.levels(time))
         with torch.no_grad():
             network(process.scaled(signal * x + noise * eps, time), process.embedded(time))
+        labels.append(classes)
     hook.remove()
-    return torch.cat(seen)
+    return torch.cat(seen), torch.cat(labels)
 
 
 @pytest.mark.parametrize(
@@ -62,71 +66,69 @@ def test_a_share_of_noise_is_the_nearest_time_of_each_process(name, share, time)
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("layer", ["down.0.0", "mid", "up.0.1"])
-def test_features_are_activations_of_the_average_on_noisy_images(tmp_path, process, layer):
-    train, test = digit_images()
-    context = context_of(objective_of(train, process), tmp_path, train, test)
+def test_features_are_activations_of_the_average_on_noisy_images(tmp_path, readers, process, layer):
+    context = context_of(pixel_diffusion(tiny_unet(), process), tmp_path, *readers)
     context.objective.eval()
-    rows = np.array([3, 5, 200])
+    ids = np.array([3, 5, 200])
+    ((views, _),) = in_order(context.test, context.images, ids, 3)
     with torch.no_grad():
-        ours = denoiser_features._features(context, test, [layer], 0.25, rows)[layer]
+        ours = denoiser_features._features(context, context.test, [layer], 0.25, views, ids)[layer]
     t = {"flow": 0.25, "edm": 1 / 3, "ddim": time_of(context.objective.process, 0.25).item()}[process]
-    slow = slow_features(context, test, rows, layer, t)
+    slow, _ = slow_features(context, context.test, ids, layer, t)
     assert ours.shape == (3, {"down.0.0": 8, "mid": 16, "up.0.1": 8}[layer])
     assert torch.allclose(ours, slow, atol=2e-3 if process == "edm" else 1e-5)  # EDM's grid is coarse there
 
 
-def test_the_choice_is_made_on_a_tenth_of_training_images_that_no_fit_sees(tmp_path):
-    train, test = digit_images(300, 100)
-    context = context_of(objective_of(train), tmp_path, train, test)
+def test_the_choice_is_made_on_a_tenth_of_training_images_that_no_fit_sees(tmp_path, readers):
+    train, test = readers
+    context = context_of(pixel_diffusion(tiny_unet()), tmp_path, train, test)
     figures = measure(context, OPTIONS)
 
-    order = denoiser_features.permutation(300, 3, "denoiser_features, judges")
-    judges, fitted = np.sort(order[:30]), np.sort(order[30:])
+    ids = chosen(np.arange(train.images), 300, 3, NAME)
+    order = permutation(300, 3, "denoiser_features, judges")
+    judges, fitted = order[:30], order[30:]
     accuracies = {}
     for layer in ("mid", "up.0.1"):
         for noise in (0.1, 0.5):
-            x = slow_features(context, train, np.arange(300), layer, noise, 50).double().numpy()
+            features, labels = slow_features(context, train, ids, layer, noise, 50)
+            x, y = features.double().numpy(), labels.numpy()
             scaled = (x - x[fitted].mean(0)) / x[fitted].std(0)
-            fit = LogisticRegression(C=1 / (L2 * 270), max_iter=2000, tol=1e-8)
-            fit.fit(scaled[fitted], train.labels[fitted])
-            accuracies[layer, noise] = (fit.predict(scaled[judges]) == train.labels[judges]).mean()
+            fit = LogisticRegression(C=1 / (L2 * 270), max_iter=2000, tol=1e-8).fit(scaled[fitted], y[fitted])
+            accuracies[layer, noise] = (fit.predict(scaled[judges]) == y[judges]).mean()
     best = max(accuracies, key=accuracies.get)
     assert figures["denoiser_features/chosen_by"] == pytest.approx(accuracies[best])
     assert figures["denoiser_features/noise"] == best[1]
     names = list(context.objective.average.places())
     assert names[int(figures["denoiser_features/block"])] == best[0]
 
-    features = [
-        slow_features(context, images, np.arange(len(images)), *best, 50).float() for images in (train, test)
-    ]
-    labels = [torch.from_numpy(images.labels) for images in (train, test)]
-    accuracy, fit = probes.linear_probe(features[0], labels[0], features[1], labels[1], 10, context.linear)
-    assert figures[FIGURE] == pytest.approx(accuracy, abs=0.011)  # one image of a hundred, by rounding
+    rows = [slow_features(context, reader, np.arange(reader.images), *best, 50) for reader in readers]
+    accuracy, fit = probes.linear_probe(*rows[0], *rows[1], 10, context.linear)
+    assert figures[FIGURE] == pytest.approx(accuracy, abs=0.006)  # two images of 360, by rounding
     assert figures[f"{FIGURE}/converged"] == 1
     assert figures[f"{FIGURE}/objective"] == pytest.approx(fit.objective, rel=1e-3)
 
 
-def test_other_test_images_change_no_choice_and_unlabelled_ones_are_left_out(tmp_path):
-    train, test = digit_images(300, 100)
+def test_other_test_images_change_no_choice(tmp_path, readers):
+    train, test = readers
     said = []
-    context = context_of(objective_of(train), tmp_path, train, test, say=said.append)
-    first = measure(context, OPTIONS)
-    shuffled = Images("test", test.pixels, np.roll(test.labels, 1))
-    other = measure(replace(context, test=shuffled), OPTIONS)
-    assert other[FIGURE] < first[FIGURE] - 0.2
-    chosen = [name for name in first if name.startswith("denoiser_features/")]
-    assert len(chosen) == 3
-    assert all(other[name] == first[name] for name in chosen)
-
-    partly = test.labels.copy()
-    partly[::2] = -1
-    halved = Images("test", test.pixels, partly)
-    measured = measure(replace(context, test=halved), OPTIONS)[FIGURE]
-    assert measured * 50 == pytest.approx(round(measured * 50))  # a share of 50 images
+    context = context_of(pixel_diffusion(tiny_unet()), tmp_path, train, test, say=said.append)
+    first, other = measure(context, QUICK), measure(replace(context, test=train), QUICK)
+    assert other[FIGURE] > first[FIGURE]  # the images that the probe has learnt from
+    names = [name for name in first if name.startswith("denoiser_features/")]
+    assert len(names) == 3
+    assert all(other[name] == first[name] for name in names)
     assert "of 2 blocks x 2" in said[0]
     assert "on 30 training images" in said[0]
     with Image.open(tmp_path / "figures/denoiser_features.png") as page:
         assert page.format == "PNG"
+
+
+def test_images_without_a_label_are_left_out(tmp_path):
+    data = write_labelled(tmp_path / "data", train=[20, 20, 20, 20, 50], test=[3, 3, 3, 3, 60])
+    with Reader(data, "train") as train, Reader(data, "test") as test:
+        context = context_of(pixel_diffusion(tiny_unet(16)), tmp_path, train, test, size=16, classes=4)
+        accuracy = 12 * measure(context, QUICK)[FIGURE]
+    assert accuracy == pytest.approx(round(accuracy))  # a share of twelve images
 
 
 def test_the_best_is_the_first_of_equals():
@@ -142,13 +144,15 @@ def test_layers_are_names_of_blocks_in_the_networks_order():
         checked_layers(DenoiserFeatures(layers=["up.2.0"]), network)
 
 
-def test_a_denoiser_that_diverged_and_a_single_image_are_one_line(tmp_path):
-    train, test = digit_images(300, 100)
-    context = context_of(objective_of(train), tmp_path, train, test)
-    one = Images("train", train.pixels[:1], train.labels[:1])
-    with pytest.raises(UserError, match="chosen on training images with a label, and there is one"):
-        measure(replace(context, train=one), OPTIONS)
+def test_a_denoiser_that_diverged_and_a_single_image_are_one_line(tmp_path, readers):
+    context = context_of(pixel_diffusion(tiny_unet()), tmp_path, *readers)
+    data = write_labelled(tmp_path / "data", train=[1, 0, 0, 0, 5])
+    with (
+        Reader(data, "train") as one,
+        pytest.raises(SharedError, match="with a label, and there are too few"),
+    ):
+        measure(replace(context, train=one), QUICK)
     with torch.no_grad():
         context.objective.average.mid.block_2.conv2.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="denoiser_features: an activation is not a number"):
-        measure(context, OPTIONS)
+    with pytest.raises(SharedError, match="denoiser_features: an activation is not a number"):
+        measure(context, QUICK)

@@ -18,7 +18,7 @@ from trainer.evaluation.generation import (
     Comparison,
     bias,
     measured_rows,
-    noise_curve,
+    named_figures,
     shared_extractor,
     squared_error,
 )
@@ -82,7 +82,7 @@ def test_rows_are_named_and_worse_images_are_further_away(train):
     comparison = compared(train, Linear(WIDTH, SIDE), lines)
     test = InMemory("test", drawn(SAMPLES, 2))
     sources = [test, *(Blurred(f"blur_{width}", test, width) for width in (2, 4))]
-    figures = measured_rows(sources, comparison)
+    figures = named_figures(measured_rows(sources, comparison))
     values = [figures[f"generation/{row}/frechet_linear"] for row in ("test", "blur_2", "blur_4")]
     assert values == sorted(values)
     assert figures["generation/blur_4/images"] == SAMPLES
@@ -162,12 +162,13 @@ def test_noise_on_latents_costs_error_and_distance(train, tmp_path):
     dataset = write_dataset(tmp_path, pictures(SAMPLES, SIDE, SIDE, 2), per_shard=30)
     with Reader(dataset, "train") as reader:
         split = Split("test", reader, np.arange(SAMPLES), ImageOptions(SIDE, Normalize(), 1, CPU), 25)
-        sources = [Reconstructions("noise", exact_codec(), split, scale) for scale in (0.0, 0.1, 0.5)]
-        curve = noise_curve(sources, compared(train, Linear(WIDTH, SIDE), batch=70), 60, 60)
+        sources = [
+            Reconstructions(f"noise_{scale}", exact_codec(), split, scale) for scale in (0.0, 0.1, 0.5)
+        ]
+        rows = measured_rows(sources, compared(train, Linear(WIDTH, SIDE), batch=70))
         decoded, pixels = next(sources[2].pairs(0, 25))
         slow = sum(((decoded[i].clamp(0, 1) - pixels[i]).double() ** 2).sum().item() for i in range(25)) / 25
         assert squared_error(sources[2], 25, 25) == pytest.approx(slow, rel=1e-5)
-        assert noise_curve(sources[:1], None, 5, 5).keys() == {0.0}
-    assert list(curve) == [0.0, 0.1, 0.5]
-    assert curve[0.0]["sse"] < 1e-9 < curve[0.1]["sse"] < curve[0.5]["sse"]
-    assert curve[0.0]["frechet_linear"] < curve[0.5]["frechet_linear"]
+    errors, distances = ([row.figures[name] for row in rows.values()] for name in ("sse", "frechet_linear"))
+    assert errors[0] < 1e-9 < errors[1] < errors[2]
+    assert distances[0] < distances[2]

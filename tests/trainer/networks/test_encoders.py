@@ -287,6 +287,19 @@ def test_an_objective_that_decodes_says_what_it_requires(overrides, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("kind", "new"), [("resnet", "w"), ("nvae", "y"), ("nvae_pooled", "y"), ("resnet_w", ""), ("dim", "")]
+)
+def test_an_export_names_no_argument_that_older_versions_lack(kind, new):
+    """Where it has the old meaning; what was null before there was the key stays."""
+    options, section = recipe(kind).encoder_options(), recipe(kind).encoder.model_dump()
+    assert options == {key: value for key, value in section.items() if key != new} | {
+        "size": recipe(kind).data.size,
+        "group": 3,
+    }
+    assert "y" in load(["recipe=moco_cifar10"]).recipe.encoder_options()
+
+
 def test_a_kind_change_drops_what_belonged_to_the_other():
     encoder = load(["recipe=quickstart", "encoder.kind=resnet"]).recipe.encoder
     assert encoder.model_dump() == {

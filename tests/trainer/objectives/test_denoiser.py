@@ -85,7 +85,8 @@ def test_a_condition_is_read_and_dropped_for_its_share():
     deaf = objective(PROCESSES["flow"](), condition=3, drop=1.0, batch=400)(batch_of(x, y + 1))["loss"].item()
     assert deaf == losses[1.0]
     module = objective(PROCESSES["flow"](), condition=3, batch=400, drop=0.1)
-    kept = module._draws(batch_of(x, y), x)[2]
+    generators = batch_of(x, y).noise.groups("diffusion", 2, x.device)
+    kept = module._draws(generators, x)[2]
     assert 0.84 < kept.double().mean().item() < 0.96
 
 

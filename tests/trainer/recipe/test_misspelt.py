@@ -20,6 +20,7 @@ OPENED_BY = {
     "encoder.stem": ["encoder.kind=resnet"],
     "encoder.local": ["encoder.kind=resnet"],
     "encoder.layout": ["encoder.kind=nvae"],
+    "encoder.w": ["encoder.kind=resnet"],
     "objective.global_critic.score": ["objective.global_critic.kind=dot"],
     "objective.queue.start": ["objective.kind=moco"],
     "objective.reconstruct": [*HYBRID, "objective.contrast.kind=moco"],

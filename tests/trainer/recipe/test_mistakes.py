@@ -155,7 +155,7 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         (
             "encoder=dim",
             "encoder: expected a section with keys kind, channels, fc, y, norm, depth, width, stem, local, "
-            "zero_init_residual, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, "
+            "zero_init_residual, w, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, "
             "got 'dim'",
         ),
         ("schedule=cosine", "schedule: expected a section with keys kind, warmup, final, got 'cosine'"),

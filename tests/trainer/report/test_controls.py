@@ -69,8 +69,8 @@ def test_a_note_says_what_the_hybrid_beats(outputs):
     (note,) = notes(outputs)
     assert note == (
         "hybrid, MoCo-v2, ω 0.1 (nvae pooled) against concatenation A: better in D = |y| + |w| "
-        "(1,536 < 1,664), parameters (280 < 330), images seen (12,800 < 19,200), hours (0.0267 < 0.0400); not in linear y, % "
-        "(51.0 < 52.0), error an image (3.00 > 2.50)"
+        "(1,536 < 1,664), parameters (280 < 330), images seen (12,800 < 19,200), hours (0.0267 < 0.0400); "
+        "not in linear y, % (51.0 < 52.0), error an image (3.00 > 2.50)"
     )
 
 

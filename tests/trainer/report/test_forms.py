@@ -93,6 +93,11 @@ def test_csv_reads_back_in_full_precision(outputs, capsys):
 
 
 def test_text_keeps_the_width_and_shows_every_figure(outputs, capsys):
+    long = write_run(
+        outputs / ("of_a_long_name_" * 6), [*WORDS["hybrid"], "encoder.latent=8"], {"knn/y": 0.3}
+    )
+    write_run(outputs / ("another_long_name_" * 5), [*WORDS["hybrid"], "optimizer.lr=5e-5"], {"knn/y": 0.2})
+    write_diffusion(outputs / "of_it", long, {"generation/samples/frechet_" + "long_" * 20: 3.0})
     out = report(capsys, outputs).out
     assert max(map(len, out.splitlines())) <= WIDTH
     shown = " ".join(out.split())

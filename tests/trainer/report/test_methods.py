@@ -1,7 +1,6 @@
 """What a run is of, by its recipe: numbers of its latent as the networks have them, and names."""
 
 import pytest
-import torch
 
 from trainer.networks.build import build_encoder
 from trainer.recipe.loading import listing, load
@@ -13,8 +12,7 @@ TRAINED = [recipe.name for recipe in listing() if recipe.task == "pretrain"]
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_numbers_of_a_latent_are_the_networks(name):
     recipe = load([f"recipe={name}"])
-    with torch.device("meta"):
-        widths = build_encoder(recipe.recipe.encoder_options()).widths
+    widths = build_encoder(recipe.recipe.encoder_options()).widths
     assert methods.latent(recipe.resolved()) == (widths["y"], widths.get("w"))
 
 

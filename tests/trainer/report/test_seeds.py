@@ -131,6 +131,25 @@ def test_from_is_found_beside_the_run_where_its_path_leads_nowhere(tmp_path):
     assert any(label.endswith("of hybrid, MoCo-v2, ω 0.1 (nvae pooled)") for label in rows([tmp_path]))
 
 
+def test_an_encoder_that_was_not_evaluated_names_its_diffusions(tmp_path):
+    for seed in range(2):
+        source = write_run(tmp_path / f"encoder{seed}", [*WORDS["hybrid"], f"seed={seed}"], None)
+        write_diffusion(tmp_path / f"flow{seed}", source, {"generation/samples/fid": 5.0 + seed}, seed=seed)
+    ((label, cells),) = rows([tmp_path]).items()
+    assert label == "diffusion on latents, ddim (eps), of hybrid, MoCo-v2, ω 0.1 (nvae pooled)"
+    assert cells["FID"] == Figure(5.5, 0.5, 2)
+    assert cells["D = |y| + |w|"] == Figure(1536)
+    (table,) = [t for t in make_report([tmp_path]).tables if t.title.startswith("As Table 1")]
+    assert table.rows[0].label == label
+
+
+def test_a_seed_that_was_not_evaluated_is_none_of_its_row(tmp_path):
+    write_run(tmp_path / "a", [*WORDS["moco"], "seed=5"], {"knn/y": 0.5})
+    write_run(tmp_path / "b", WORDS["moco"], None)
+    (cells,) = rows([tmp_path]).values()
+    assert (cells["kNN y, %"], cells["seeds"]) == (Figure(50.0), "5")
+
+
 def test_a_diffusion_without_its_encoder_is_named_by_its_folder(tmp_path):
     write_diffusion(tmp_path / "flow", "elsewhere/encoder", {"generation/samples/fid": 5.0}, process="edm")
     report = make_report([tmp_path])
