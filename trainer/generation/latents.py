@@ -27,6 +27,7 @@ from trainer.distributed import collectives
 
 FOLDER, RECORD = "latents", "latents.json"
 PLACE = "from="  # the key that names another folder
+NAMED = 16  # digits of the digest that name the folder
 CHUNK = 4096  # rows whose moments are in memory at a time
 PARTS = ("y", "w", "mirrored y", "mirrored w")  # in the order of their files
 
@@ -47,6 +48,12 @@ class Latents:
 def digest_of(key: Mapping[str, str | int]) -> str:
     """A name for latents that are a function of these values."""
     return hashlib.sha256(json.dumps(dict(sorted(key.items()))).encode()).hexdigest()
+
+
+def stored_bytes(shapes: Mapping[str, tuple[int, ...]], images: int) -> int:
+    """Bytes of the files of so many images, and of their mirror images."""
+    row = sum(math.prod(shapes[name[-1]]) for name in PARTS)
+    return np.dtype(np.float32).itemsize * images * row
 
 
 def open_latents(
@@ -71,7 +78,7 @@ def open_latents(
         SharedError: on every rank, where one cannot write the files, or there is no room for them.
     """
     digest = digest_of(key)
-    folder = run / FOLDER / digest[:16]
+    folder = run / FOLDER / digest[:NAMED]
     if not collectives.run_on_main(lambda: _is_whole(folder, key)):
         with _one_run_at_a_time(folder):
             if not collectives.run_on_main(lambda: _is_whole(folder, key)):  # another has encoded meanwhile

@@ -179,6 +179,7 @@ class UNet(nn.Module):
         self.temb = TimeEmbedding(width, embedding, condition)
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.reads = blocks + 1  # maps of the way down that a level of the way up reads
         written = [before := widths[0]]  # channels of what the way up reads
         for number, after in enumerate(widths):
             inputs = [before, *[after] * (blocks - 1)]
@@ -213,7 +214,7 @@ class UNet(nn.Module):
             written += level(written[-1], embedded)
         x = self.mid(written[-1], embedded)
         for level in reversed(self.up):  # ZeRO-3 hands a module copies of lists: what it took would stay
-            unread = len(written) - len(level.block)
+            unread = len(written) - self.reads
             x, written = level(x, embedded, written[unread:]), written[:unread]
         return self.conv_out(F.silu(self.norm_out(x)))
 

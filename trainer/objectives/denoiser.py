@@ -85,10 +85,13 @@ class Diffusion(Objective):
         noisy = self.process.noisy(x, eps, t)
         with keyed(self.network, generators):
             output = self.network(self.process.scaled(noisy, t), self.process.embedded(t), condition, kept)
-        error = output - self.process.target(self.predict, x, eps, t)
+        target = self.process.target(self.predict, x, eps, t)
+        error = output - target
         self.seen = batch.images_seen
         loss = error.square().flatten(1).sum(1).mean()
-        return {"loss": loss, "denoising": loss.detach() / x[0].numel()}
+        # A network that says 0, the mean of every target of standardised samples, has the error `zero`.
+        zero = target.detach().square().mean()
+        return {"loss": loss, "denoising": loss.detach() / x[0].numel(), "denoising/zero": zero}
 
     def _draws(self, generators: Sequence[torch.Generator], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise like x, uniform numbers [n] in antithetic pairs, and which samples keep their condition."""
@@ -142,7 +145,9 @@ class PooledDiffusion(Objective):
         return {
             "loss": of_y["loss"] + of_w["loss"],
             "denoising/y": of_y["denoising"],
+            "denoising/y/zero": of_y["denoising/zero"],
             "denoising/w": of_w["denoising"],
+            "denoising/w/zero": of_w["denoising/zero"],
         }
 
     def after_step(self) -> None:

@@ -78,7 +78,7 @@ class Generation(Section):
     batch: Positive = key(250, "images that are decoded and extracted at a time", "images")
     cache: Annotated[str, AfterValidator(expand_home)] | None = key(
         None,
-        "folder of training images' statistics, kept for other runs; null: statistics/ beside the runs",
+        "folder of statistics of training images, for other runs too; null: statistics/ beside the runs",
     )
     shown: Positive = key(64, "samples in a picture", "images")
     linear: LinearProbe = LinearProbe()

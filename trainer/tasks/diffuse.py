@@ -1,10 +1,8 @@
 """Training of a denoiser, of a run's latents or of images: what this task does in its own way."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipelines.dataset import Dataset
 from trainer.checkpoints.format import Damaged, folder_name, read_manifest
@@ -16,36 +14,25 @@ from trainer.objectives.drawing import Artist
 from trainer.objectives.objective import Objective
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import ResolvedRecipe
-from trainer.recipe.schema import Data
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, diffusion_checks, generation_pages, generation_run, preflight, report
 from trainer.tasks.checks import check_training
 from trainer.tasks.data_making import open_data
-from trainer.tasks.generation_run import Measurement
+from trainer.tasks.generation_run import Pixels, measurement
 from trainer.tasks.latent_source import LatentSource, artist_of, open_source, tables_of
 from trainer.tasks.training_run import TrainingTask, run_training
-from trainer.training.data import ImageData, RowData, TrainingData, image_options
+from trainer.training.data import ImageData, RowData, TrainingData
 from trainer.training.diffusion import build_diffusion, fit_scalings, sample_shapes
 from trainer.training.trainer import Trainer
 
 DiffusionTrainer = Trainer[Diffuse, TrainingData, Objective]
 SHOWN = 64  # samples on a page during training
-CACHE = "statistics"  # of training images, beside the runs
 
 
 def run(loaded: ResolvedRecipe[Diffuse], context: DistributedContext) -> int:
     """Trains a denoiser and draws with it; the process's exit status (1: stopped on request)."""
     return run_training(Diffusing(loaded, context))
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """What of a recipe without `from` says how its images are read."""
-
-    seed: int
-    precision: str
-    data: Data
 
 
 class Diffusing(TrainingTask[Diffuse]):
@@ -77,7 +64,12 @@ class Diffusing(TrainingTask[Diffuse]):
     def check(self) -> None:
         assert self.dataset is not None  # since `open`
         folder = self.recipe.folder(self.loaded.name)
-        start = diffusion_checks.Start(self.recipe, self.context, self.dataset, folder, self.shapes)
+        data = self.source.recipe.data if self.source else self.recipe.data
+        assert data is not None  # either of the two is there
+        start = diffusion_checks.Start(
+            *(self.recipe, self.context, self.dataset, folder, self.shapes, data.size),
+            encodes=self.source.missing_bytes if self.source else 0,
+        )
         self.warnings = diffusion_checks.check(start)
 
     def check_finished(self, folder: RunFolder) -> None:
@@ -85,7 +77,8 @@ class Diffusing(TrainingTask[Diffuse]):
             preflight.check_finished(folder, self.recipe.data, self.loaded.commands)
 
     def offers(self, folder: RunFolder) -> list[str]:
-        return [f"draw      {commands.sample(folder)}"]
+        again = [f"measure   {commands.measure(folder)}"] if self.recipe.evaluate.extractor else []
+        return [f"draw      {commands.sample(folder)}", *again]
 
     def build(self, run: Run) -> DiffusionTrainer:
         recipe, device = self.recipe, self.context.device
@@ -139,7 +132,12 @@ class Diffusing(TrainingTask[Diffuse]):
             if run.context.is_main:
                 generation_pages.draw_page(artist, folder.path, "samples.png", self.recipe.evaluate.shown)
                 generation_pages.draw_steps(artist, folder.path)
-            figures = generation_run.measure(self._measurement(artist, folder, run.progress.say))
+            assert self.dataset is not None  # since `open`
+            what = measurement(
+                *(self.recipe, self.recipe.evaluate, artist, self.source, self.dataset),
+                *(folder.path, folder.path.parent, self.context.device, run.progress.say),
+            )
+            figures = generation_run.measure(what)
             if run.context.is_main and figures:
                 folder.merge_results(figures)
                 run.metrics({f"results/{name}": value for name, value in figures.items()}, trainer.images)
@@ -148,22 +146,6 @@ class Diffusing(TrainingTask[Diffuse]):
             report.draw_curves(folder)
             for path in sorted((folder.path / "figures").glob("*.png")):
                 run.artifact(path, trainer.images)
-
-    def _measurement(self, artist: Artist, folder: RunFolder, say: Callable[[str], None]) -> Measurement:
-        assert self.dataset is not None  # since `open`
-        device, options = self.context.device, self.recipe.evaluate
-        cache = Path(options.cache) if options.cache else folder.path.parent / CACHE
-        if self.source is None:
-            assert self.recipe.data is not None  # either of the two is there
-            data, latents = self.recipe.data, None
-            images = image_options(Pixels(self.recipe.seed, self.recipe.precision, data), device)
-        else:
-            data, latents = self.source.recipe.data, self.source.latents(device)
-            images = self.source.images(device)
-        splits = data.train, data.test
-        return Measurement(
-            *(artist, options, self.source, self.dataset, splits, images, latents, folder.path, cache, say)
-        )
 
 
 def trained_on(folder: RunFolder) -> str | None:

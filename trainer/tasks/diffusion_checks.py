@@ -1,5 +1,6 @@
 """What is looked at before a denoiser is trained: what cannot work, and what a person should know."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,12 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from trainer.distributed.launch import DistributedContext
+from trainer.evaluation.extractors import Extractor
+from trainer.evaluation.torchscript import build_extractor
+from trainer.generation.latents import FOLDER
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.drawing import Drawing
-from trainer.recipe.generation import EXTRACTORS
+from trainer.recipe.generation import EXTRACTORS, Generation
 from trainer.tasks import checks
 from trainer.tasks.resources import Sizes, obstacle, sizes_of
 from trainer.training.diffusion import build_diffusion
@@ -20,13 +24,18 @@ from trainer.training.diffusion import build_diffusion
 
 @dataclass(frozen=True)
 class Start:
-    """A diffusion run that is about to start, in this folder, and what it will draw."""
+    """A diffusion run that is about to start, in this folder, and what it will draw.
+
+    `size`: side of the images, pixels. `encodes`: bytes of latents that it writes beside the run of `from`.
+    """
 
     recipe: Diffuse
     context: DistributedContext
     dataset: Dataset
     folder: Path
     shapes: dict[str, tuple[int, ...]]
+    size: int
+    encodes: int = 0
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -64,17 +73,22 @@ def check_data(start: Start) -> Iterable[str]:
 
 def check_parts(start: Start) -> Iterable[str]:
     """Refuses keys that speak of a y that is not drawn, and networks that do not fit."""
-    options, pooled = start.recipe.objective, "y" in start.shapes
-    if options.components and not pooled:
-        raise UserError(
-            f"objective.components={options.components} are those of a pooled y, and "
-            f"{next(iter(start.shapes))} is a map; leave that key out"
-        )
-    check_drawing(start.recipe.draw, start.recipe.objective.process, start.shapes)
-    if options.components and options.components > (width := start.shapes["y"][0]):
-        raise UserError(f"objective.components={options.components}, but y has {width} numbers; give fewer")
+    check_keys(start.recipe, start.shapes)
     assert start.sizes.parameters  # builds the networks
     return ()
+
+
+def check_keys(recipe: Diffuse, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: a key speaks of a y that is not drawn, or of more numbers than it has."""
+    components = recipe.objective.components
+    if components and "y" not in shapes:
+        raise UserError(
+            f"objective.components={components} are those of a pooled y, and {next(iter(shapes))} is a map; "
+            "leave that key out"
+        )
+    check_drawing(recipe.draw, recipe.objective.process, shapes)
+    if components and components > (width := shapes["y"][0]):
+        raise UserError(f"objective.components={components}, but y has {width} numbers; give fewer")
 
 
 def check_drawing(options: Drawing, process: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -91,14 +105,46 @@ def check_drawing(options: Drawing, process: str, shapes: dict[str, tuple[int, .
 
 
 def check_extractor(start: Start) -> Iterable[str]:
-    """Refuses a network to compare images by that is not there, before hours of training."""
+    """Refuses a network that cannot compare images, before hours of training; lists too few images for it."""
     options = start.recipe.evaluate
     if not options.at_end or options.extractor is None:
         return ()
-    if options.extractor not in EXTRACTORS and not Path(options.extractor).is_file():
+    try:
+        extractor = network(options)
+        blank = torch.zeros(2, 3, start.size, start.size, dtype=torch.uint8)
+        features = extractor(blank).shape[1]
+    except UserError as error:
+        raise UserError(f"{error}; or measure nothing, with evaluate.extractor=null") from None
+    if "frechet" in options.measures and options.samples < features:
+        return [
+            f"evaluate.samples={options.samples:,}: fewer images than the {features:,} features of "
+            f"{extractor.name}, so its Fréchet distances will be too large; the run says by how much"
+        ]
+    return ()
+
+
+def network(options: Generation) -> Extractor:
+    """What images are compared by, on the CPU. Raises UserError: it is not there, or is another one."""
+    name = options.extractor
+    assert name is not None  # else nothing is compared
+    if name not in EXTRACTORS and not Path(name).is_file():
         raise UserError(
-            f"evaluate.extractor={options.extractor}: no such file; expected a TorchScript, "
-            f"{' or '.join(EXTRACTORS)}"
+            f"evaluate.extractor={name}: no such file; expected a TorchScript, {' or '.join(EXTRACTORS)}"
+        )
+    return build_extractor(name, options.sha256, options.size, torch.device("cpu"))
+
+
+def check_latents(start: Start) -> Iterable[str]:
+    """Refuses a disk without room for the latents, which lie in the folder of the run that encodes."""
+    if start.recipe.from_ is None or not start.encodes:
+        return ()
+    folder = Path(start.recipe.from_)
+    if why := obstacle(folder / FOLDER):
+        raise UserError(f"from={folder}: its latents cannot be written there: {why}; mend it")
+    if start.encodes > (left := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"from={folder}: the latents of its training images take {checks.readable(start.encodes)}, and "
+            f"{folder} has {checks.readable(left)} left; make room there"
         )
     return ()
 
@@ -117,5 +163,5 @@ def check_pictures(start: Start) -> Iterable[str]:
 
 
 CHECKS: tuple[Callable[[Start], Iterable[str]], ...] = (
-    *(check_ranks, check_data, check_parts, check_extractor, check_room, check_pictures),
+    *(check_ranks, check_data, check_parts, check_extractor, check_latents, check_room, check_pictures),
 )

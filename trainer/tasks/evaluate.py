@@ -19,12 +19,11 @@ from trainer.objectives.objective import EncoderObjective
 from trainer.recipe import loading
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
-from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import report
 from trainer.tasks.checks import check_labels
 from trainer.tasks.data_making import make_missing
-from trainer.tasks.saved_run import choose, encoder_recipe, is_newest, load_weights
+from trainer.tasks.saved_run import choose, encoder_recipe, is_newest, load_weights, with_values_of_run
 from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
 from trainer.tracking.journal import Journal
@@ -120,8 +119,7 @@ def evaluate_objective(
 
 def tracked(loaded: loading.ResolvedRecipe[EvaluateRun], recipe: Pretrain) -> Tracking:
     """Where the run is tracked: the run's `tracking`, with the keys that this evaluation's recipe sets."""
-    keys = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
-    return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in keys})
+    return with_values_of_run(loaded, "tracking", recipe.tracking)
 
 
 def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tracking: Tracking) -> None:

@@ -23,9 +23,23 @@ from trainer.generation.gaussians import Gaussian, channel_gaussian, full_gaussi
 from trainer.generation.latents import Latents
 from trainer.objectives.denoiser import Diffusion
 from trainer.objectives.drawing import Artist, SampleNoise
+from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.generation import Generation
+from trainer.recipe.schema import Data
 from trainer.tasks import generation_pages
 from trainer.tasks.latent_source import LatentSource
+from trainer.training.data import image_options
+
+CACHE = "statistics"  # of training images, beside the runs
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What of a recipe without `from` says how its images are read."""
+
+    seed: int
+    precision: str
+    data: Data
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,35 @@ class Measurement:
     folder: Path
     cache: Path
     say: Callable[[str], None]
+
+
+def measurement(
+    recipe: Diffuse,
+    options: Generation,
+    artist: Artist,
+    source: LatentSource | None,
+    dataset: Dataset,
+    folder: Path,
+    runs: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Measurement:
+    """What is measured of a diffusion run; collective where it has latents.
+
+    Args:
+        folder: for pictures, that of the run or of one of its evaluations.
+        runs: the folder of all runs, where statistics are kept if `options` name no other.
+    """
+    cache = Path(options.cache) if options.cache else runs / CACHE
+    if source is None:
+        assert recipe.data is not None  # either of the two is there
+        data, latents = recipe.data, None
+        images = image_options(Pixels(recipe.seed, recipe.precision, data), device)
+    else:
+        data, latents = source.recipe.data, source.latents(device)
+        images = source.images(device)
+    splits = data.train, data.test
+    return Measurement(artist, options, source, dataset, splits, images, latents, folder, cache, say)
 
 
 def measure(what: Measurement) -> dict[str, float]:

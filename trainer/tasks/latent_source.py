@@ -19,7 +19,16 @@ from data_pipelines.views import Normalize
 from trainer.checkpoints.load import Checkpoint, kept
 from trainer.distributed import collectives
 from trainer.evaluation.features import write_features
-from trainer.generation.latents import PARTS, Latents, digest_of, open_latents
+from trainer.generation.latents import (
+    FOLDER,
+    NAMED,
+    PARTS,
+    RECORD,
+    Latents,
+    digest_of,
+    open_latents,
+    stored_bytes,
+)
 from trainer.objectives.codec import Codec
 from trainer.objectives.denoiser import Diffusion, PooledDiffusion
 from trainer.objectives.drawing import Artist, Decode
@@ -57,6 +66,13 @@ class LatentSource:
     def digest(self) -> str:
         """Of all that the latents are a function of."""
         return digest_of(self._key())
+
+    @property
+    def missing_bytes(self) -> int:
+        """What of the latents must be written; 0 where they are there."""
+        if (self.folder.path / FOLDER / self.digest[:NAMED] / RECORD).exists():
+            return 0
+        return stored_bytes(self.shapes, self.dataset.split(self.recipe.data.train).images)
 
     def _key(self) -> dict[str, str | int]:
         return {
@@ -131,12 +147,17 @@ def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> Late
 def decoding_recipe(folder: RunFolder) -> Pretrain:
     """The recipe of a run with a decoder. Raises UserError: it has none, or there is no run."""
     recipe = encoder_recipe(folder)
+    check_decodes(recipe, folder)
+    return recipe
+
+
+def check_decodes(recipe: Pretrain, folder: RunFolder) -> None:
+    """Raises UserError: the recipe of the run in a folder has no decoder."""
     if not recipe.objective.reconstructs:
         raise UserError(
             f"from={folder.path}: objective.kind={recipe.objective.kind} has no decoder, so latents drawn of "
             "it cannot become images; give a run of a hybrid or an autoencoder"
         )
-    return recipe
 
 
 def latent_shapes(recipe: Pretrain) -> dict[str, tuple[int, ...]]:

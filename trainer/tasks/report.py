@@ -12,7 +12,7 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dali import ImageViews
 from data_pipelines.views import View
-from trainer.evaluation.figures import charts, endings, images, reconstructions
+from trainer.evaluation.figures import charts, endings, generation, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
 from trainer.exports.tensors import not_finite
@@ -120,8 +120,8 @@ def summary(folder: RunFolder, recipe: TrainingRecipe, offers: Iterable[str] = (
     `offers`: commands for what may come next, each behind a word for it.
     """
     results, lines = folder.results(), []
-    tables = charts.table(results), reconstructions.table(results), endings.endings(results)
-    for table in tables if results else ():
+    tables = charts.table(results), reconstructions.table(results), generation.table(results)
+    for table in (*tables, endings.endings(results)) if results else ():
         lines += [table, ""] if table else []
     if estimates := information(folder):
         lines += [f"information, test images: {estimates}", ""]

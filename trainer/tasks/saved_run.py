@@ -1,15 +1,22 @@
 """A run that is read again, by a task of another kind: its recipe, one of its checkpoints, its weights."""
 
+from typing import TypeVar
+
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.section import Section
 from trainer.checkpoints import load as load_module
 from trainer.checkpoints.format import Damaged, folder_name, verify
 from trainer.checkpoints.load import Checkpoint, load, newest
 from trainer.objectives.objective import Trained
 from trainer.recipe import loading
 from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.recipes import AnyTraining
 from trainer.recipe.schema import Pretrain
+from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
+
+Part = TypeVar("Part", bound=Section)
 
 
 def encoder_recipe(folder: RunFolder) -> Pretrain:
@@ -59,6 +66,24 @@ def choose(folder: RunFolder, images: int | None, key: str) -> Checkpoint:
         return Checkpoint(path, images, verify(path))
     except Damaged as why:
         raise UserError(f"{key}={images}: checkpoint {path} is damaged ({why})") from None
+
+
+def with_values_of_run(loaded: ResolvedRecipe, name: str, of_run: Part) -> Part:
+    """The section `name` of a run's recipe, with the keys that the recipe of this command sets."""
+    return _laid_over(of_run, getattr(loaded.recipe, name), loaded.origin, name)
+
+
+def _laid_over(of_run: Part, section: Section, origin: dict[str, str], at: str) -> Part:
+    """`of_run` with the values of `section` that are no defaults; sections inside key by key."""
+    changes = {}
+    for key, info in type(section).model_fields.items():
+        value, before, dotted = getattr(section, key), getattr(of_run, key), f"{at}.{key}"
+        leaves = [where for leaf, where in origin.items() if leaf == dotted or leaf.startswith(f"{dotted}.")]
+        if isinstance(value, Section) and isinstance(before, Section):
+            changes[key] = _laid_over(before, value, origin, dotted)
+        elif any(where != DEFAULT for where in leaves) or value != info.get_default():
+            changes[key] = value
+    return of_run.model_copy(update=changes)
 
 
 def is_newest(folder: RunFolder, checkpoint: Checkpoint) -> bool:

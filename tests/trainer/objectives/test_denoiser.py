@@ -48,7 +48,7 @@ def objective(
 @pytest.mark.parametrize("process", EVERY)
 def test_the_loss_is_a_sum_over_numbers_and_a_mean_over_samples(process, predict):
     module, x = objective(process, predict), torch.randn(8, 2).double()
-    batch, total = batch_of(x), 0.0
+    batch, total, zero = batch_of(x), 0.0, 0.0
     generators = batch.noise.groups("diffusion", 2, torch.device("cpu"))
     for pair, generator in enumerate(generators):
         u = torch.rand(1, generator=generator, dtype=torch.float64)
@@ -63,9 +63,11 @@ def test_the_loss_is_a_sum_over_numbers_and_a_mean_over_samples(process, predict
             a, b = process.velocity(t)
             target = {"eps": eps[half], "x": sample, "v": a * eps[half] - b * sample}[predict]
             total += ((said - target) ** 2).sum().item() / 8
+            zero += (target**2).sum().item() / 8
     values = module(batch)
     assert values["loss"].item() == pytest.approx(total, rel=1e-12)
     assert values["denoising"].item() == pytest.approx(total / 2, rel=1e-12)
+    assert values["denoising/zero"].item() == pytest.approx(zero / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("process", EVERY)
