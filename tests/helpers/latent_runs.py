@@ -61,7 +61,8 @@ def encoder_run(
 ) -> Path:
     """Makes an encoder's run with a checkpoint behind each of `steps` steps; returns its folder.
 
-    `more` are overrides; `change` is called with the objective before each checkpoint. No Accelerate is started, whose state a process has once.
+    `more` are overrides; `change` is called with the objective before each checkpoint. No Accelerate is
+    started, whose state a process has once.
     """
     words = [*ENCODER, f"data.root={data}", f"outputs={folder.parent}", f"run={folder.name}", *more]
     loaded, dataset = load(words), load_dataset(data)
