@@ -1,5 +1,6 @@
 """Runs of the task diffuse, so small that a step takes milliseconds, and encoders' runs that they draw of."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.save import snapshot, write
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.loading import load
 from trainer.runs.folder import RunFolder
 from trainer.training.build import build_trainer
@@ -16,7 +18,7 @@ from trainer.training.build import build_trainer
 ENCODER = [
     "recipe=hybrid_cifar10",
     "encoder={kind: nvae, patch: 2, width: 8, halvings: 0, tower: 1, decoder_tower: 1, expansion: 2, "
-    "latent: 4}",
+    "latent: 4, layout: pooled}",
     "objective={kind: autoencoder}",
     "data.views=[{}]",
     "data.source=digits",
@@ -50,10 +52,17 @@ tracking: {{uri: none}}
 OF_IMAGES = ["data={source: digits, size: 8, threads: 1, views: [{flip: 0.5}]}"]
 
 
-def encoder_run(folder: Path, data: Path, *more: str, steps: int = 1) -> Path:
+def encoder_run(
+    folder: Path,
+    data: Path,
+    *more: str,
+    steps: int = 1,
+    change: Callable[[EncoderObjective], object] = lambda objective: None,
+) -> Path:
     """Makes an encoder's run with a checkpoint behind each of `steps` steps; returns its folder.
 
-    `more` are overrides. No Accelerate is started, whose state a process has once.
+    `more` are overrides; `change` is called with the objective before each checkpoint. No Accelerate is
+    started, whose state a process has once.
     """
     words = [*ENCODER, f"data.root={data}", f"outputs={folder.parent}", f"run={folder.name}", *more]
     loaded, dataset = load(words), load_dataset(data)
@@ -62,6 +71,8 @@ def encoder_run(folder: Path, data: Path, *more: str, steps: int = 1) -> Path:
     trainer = build_trainer(loaded.recipe, alone, dataset)
     for _ in range(steps):
         trainer.step()
+        with torch.no_grad():
+            change(trainer.objective)
         manifest = {
             "fingerprint": loaded.fingerprint(),
             "data": dataset.fingerprint,

@@ -3,8 +3,6 @@
 The networks drop numbers at random, and the average moves at every step.
 """
 
-import itertools
-
 import pytest
 import torch
 
@@ -16,13 +14,17 @@ from trainer.checkpoints.load import Checkpoint, load
 
 pytestmark = pytest.mark.slow
 
-STEPS, AT = 6, 2  # AT: steps behind which other ranks and engines go on
-SAMPLES = ("latents", "images")
-TRAVELS = [  # an engine, its ranks; the engine and the ranks that go on from its checkpoint
-    *(("fsdp2", 4, "ddp", 2), ("ddp", 4, "fsdp2", 2), ("ddp", 4, "zero1", 2), ("fsdp2", 4, "zero3", 2)),
-    *(("fsdp2", 4, "zero2", 2), ("ddp", 2, "single process", 1), ("zero1", 2, "single process", 1)),
-    *(("zero2", 2, "single process", 1), ("zero3", 2, "single process", 1)),
+STEPS, AT = 4, 2  # AT: steps behind which other ranks and engines go on
+CASES = [  # what is drawn, ranks, an engine that computes in float64
+    *(("latents", 2, "ddp"), ("latents", 4, "ddp"), ("latents", 2, "fsdp2")),
+    *(("images", 2, "ddp"), ("images", 4, "fsdp2")),
 ]
+RESUMED = [engine for engine in ENGINES if engine not in ("ddp", "zero1")]  # whose state zero2 has, too
+TRAVELS = [  # an engine, its ranks; the engine and the ranks that go on from its checkpoint
+    *(("ddp", 4, "zero2", 2), ("ddp", 4, "fsdp2", 2), ("fsdp2", 4, "zero1", 2), ("fsdp2", 4, "zero3", 2)),
+    *((engine, 2, "single process", 1) for engine in ENGINES),
+]
+SMALL = "objective.map={width: 8, multipliers: [1], attention: [4], blocks: 1, dropout: 0.2}"
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +33,33 @@ def runs(tmp_path_factory, digits, forker):
     folder = tmp_path_factory.mktemp("diffusion")
     source = encoder_run(folder / "encoder", digits.root)
     samples = {"latents": [f"from={source}"], "images": [*OF_IMAGES, f"data.root={digits.root}"]}
-    jobs: dict[int, list[dict]] = {4: [], 2: [], 1: []}
-    for name, words in samples.items():
-        wide = {
-            "recipe": diffuse(folder / name, *words, "precision=float64"),
-            "do": ["go_on"],
-            "steps": STEPS,
-        }
-        jobs[1].append(wide | {"name": name})
-        for world, engine in itertools.product((2, 4), EXACT):
-            jobs[world].append(wide | {"name": f"{name} {engine}", "engine": engine})
+    wide = {
+        name: diffuse(folder / name, *words, SMALL, "precision=float64") for name, words in samples.items()
+    }
     # Rounding grows with the length of the steps.
-    narrow = {"recipe": diffuse(folder / "float32", *samples["latents"], "optimizer.lr=1e-3"), "steps": STEPS}
-    for world, engine in [*((2, engine) for engine in ENGINES), *((4, engine) for engine in EXACT)]:
-        free = {"name": f"{engine} of {world}", "engine": engine, "do": ["free", "go_on"], "keep": [AT]}
-        jobs[world].append(narrow | free)
-    for engine in ENGINES:
-        jobs[2].append(narrow | {"name": f"resume {engine}", "engine": engine, "do": ["resume"], "steps": 2})
+    narrow = diffuse(folder / "float32", *samples["latents"], SMALL, "optimizer.lr=1e-3")
+    jobs: dict[int, list[dict]] = {4: [], 2: [], 1: []}
+
+    def add(world: int, engine: str, name: str, recipe: list[str], do: str = "go_on", **more: object) -> None:
+        job = {"name": name, "recipe": recipe, "do": [do], "steps": STEPS} | more
+        jobs[world].append(job | ({"engine": engine} if world > 1 else {}))
+
+    for name, recipe in wide.items():
+        add(1, "", name, recipe)
+    for name, world, engine in CASES:
+        add(world, engine, f"{name} {engine}", wide[name])
+    for world, engine in [*((4, engine) for engine in EXACT), *((2, engine) for engine in ENGINES)]:
+        add(world, engine, f"{engine} of {world}", narrow, keep=AT)
+    for engine in RESUMED:
+        add(2, engine, f"resume {engine}", narrow, "resume", steps=2)
     for before, ranks, engine, world in TRAVELS:
-        source_name = f"{before} of {ranks}"
-        job = {"name": f"{source_name} to {engine}", "from": source_name, "at": AT, "do": ["go_on"]}
-        jobs[world].append(narrow | job | ({"engine": engine} if world > 1 else {}))
+        add(
+            world,
+            engine,
+            f"{before} of {ranks} to {engine}",
+            narrow,
+            **{"from": f"{before} of {ranks}", "at": AT},
+        )
     return folder, {world: fork(forker, folder, world, jobs[world], "worker_diffusion.py") for world in jobs}
 
 
@@ -71,16 +79,14 @@ def of_network(name: str) -> str:
     return name.replace("average.", "network.")
 
 
-@pytest.mark.parametrize("engine", EXACT)
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("samples", SAMPLES)
+@pytest.mark.parametrize(("samples", "world", "engine"), CASES)
 def test_float64_losses_and_states_are_equal_on_any_ranks(runs, samples, world, engine):
     folder, results = runs
     reference, job = results[1][samples], results[world][f"{samples} {engine}"]
     assert len(set(reference["losses"])) == STEPS
     assert job["losses"] == pytest.approx(reference["losses"], abs=1e-9, rel=1e-9)
     expected, state = ended(folder, samples, 1), ended(folder, f"{samples} {engine}", world)
-    assert len(averages(expected)) > 20
+    assert len(averages(expected)) > (60 if samples == "latents" else 40)
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(state[name], tensor, rtol=0, atol=1e-8), name
@@ -98,12 +104,11 @@ def test_the_average_follows_at_a_distance(runs):
 def test_every_engine_takes_the_same_steps_and_moves_the_average(runs, engine):
     folder, results = runs
     expected, job = (results[2][f"{name} of 2"] for name in ("ddp", engine))
-    assert job["ids"] == expected["ids"]
     assert job["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     assert_near(ended(folder, "ddp of 2", 2), ended(folder, f"{engine} of 2", 2))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", RESUMED)
 def test_every_engine_resumes_bit_for_bit(runs, engine):
     _, results = runs
     job = results[2][f"resume {engine}"]

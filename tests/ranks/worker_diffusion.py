@@ -37,12 +37,17 @@ class DiffusionJob(Job):
         return trainer
 
     def go_on(self) -> dict:
-        """From the checkpoint of the job `from`, or from the start, to `steps`; the state is saved."""
+        """From the checkpoint of the job `from`, or from the start, to `steps`, where the state is saved.
+
+        A checkpoint for other jobs is saved behind step `keep`.
+        """
         source, step = self.job.get("from"), self.job.get("at", 0)
         saved = load(self.folder / source / folder_name(step * self.recipe.batch)) if source else None
         trainer, losses = self.trainer(saved, step), []
         while trainer.images < self.job["steps"] * self.recipe.batch:
             losses.append(mean_loss(trainer.step()))
+            if trainer.images == self.job.get("keep", 0) * self.recipe.batch:
+                self._save(trainer, self.job["keep"], self.job["name"])
         assert trainer.all_finite()
         self._save(trainer, self.job["steps"], f"{self.job['name']} on {self.context.world_size}")
         trainer.close()

@@ -108,14 +108,15 @@ def prepare(begun: Path, target: Path, options: SampleRun, side: int) -> None:
     """
     if target.exists() and not (target / RECORD).exists():
         raise UserError(f"to={target}: something else lies there (no {RECORD}); give another folder")
-    begun.mkdir(parents=True)
     size = options.samples * 3 * side * side
-    needed, left = int(size * (1 + PNG_BYTES * options.files)), shutil.disk_usage(begun).free
+    there = next(folder for folder in begun.absolute().parents if folder.exists())
+    needed, left = int(size * (1 + PNG_BYTES * options.files)), shutil.disk_usage(there).free
     if needed > left:
         raise UserError(
-            f"samples={options.samples}: they take {readable(needed)}, and {begun.parent} has "
+            f"samples={options.samples}: they take {readable(needed)}, and {there} has "
             f"{readable(left)} left; draw fewer, or give another folder with to="
         )
+    begun.mkdir(parents=True)
     np.lib.format.open_memmap(begun / ARRAY, "w+", np.uint8, (options.samples, 3, side, side)).flush()
     with open(begun / ARRAY, "r+b") as array:  # a mapped file has no room yet: a full disk would be a signal
         os.posix_fallocate(array.fileno(), 0, os.fstat(array.fileno()).st_size)
