@@ -174,8 +174,8 @@ def _with_default(child: Expected, node: Tree | None, at: str) -> Tree:
     default = child.default
     if child.sections and default is not None:
         default = default.model_dump(by_alias=True)
-    elif child.item:
-        default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default or []]
+    elif child.item and default is not None:
+        default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default]
     return defaults(default) if node is None else merge(defaults(default), node, at)
 
 
