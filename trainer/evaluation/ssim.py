@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5  # side of the Gaussian window, and its standard deviation, in pixels
+NUMBERS = 2**18  # of images at a time: their moments are float64, and five
 K1, K2 = 0.01, 0.03  # of the constants C1 = (K1 L)² and C2 = (K2 L)², for a range L of 1
 
 
@@ -21,7 +22,13 @@ def structural_similarity(outputs: Tensor, pixels: Tensor) -> Tensor:
         raise ValueError(
             f"size={min(pixels.shape[2:])}: SSIM needs images of at least {WINDOW} pixels a side"
         )
-    x, y = (images.double().flatten(0, 1)[:, None] for images in (outputs.clamp(0, 1), pixels))
+    count = max(1, NUMBERS // pixels[0].numel())
+    parts = zip(outputs.clamp(0, 1).split(count), pixels.split(count), strict=True)
+    return torch.cat([_similarities(one, other) for one, other in parts]).cpu()
+
+
+def _similarities(outputs: Tensor, pixels: Tensor) -> Tensor:
+    x, y = (images.double().flatten(0, 1)[:, None] for images in (outputs, pixels))
     moments = torch.cat([x, y, x * x, y * y, x * y])
     mean_x, mean_y, square_x, square_y, product = _windowed(moments).chunk(5)
     variances = square_x - mean_x.square() + square_y - mean_y.square()
@@ -31,7 +38,7 @@ def structural_similarity(outputs: Tensor, pixels: Tensor) -> Tensor:
         * (2 * covariance + K2**2)
         / ((mean_x.square() + mean_y.square() + K1**2) * (variances + K2**2))
     )
-    return similarity.unflatten(0, pixels.shape[:2]).mean((1, 2, 3, 4)).cpu()
+    return similarity.unflatten(0, pixels.shape[:2]).mean((1, 2, 3, 4))
 
 
 def _windowed(maps: Tensor) -> Tensor:

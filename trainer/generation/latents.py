@@ -10,7 +10,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import cannot_write, file_digest, replace_text
+from data_pipelines.common.locks import close_locked, open_locked
 from data_pipelines.rows import Stacked, Table
 from trainer.distributed import collectives
 
 FOLDER, RECORD = "latents", "latents.json"
+PLACE = "from="  # the key that names another folder
 NAMED = 16  # digits of the digest that name the folder
 CHUNK = 4096  # rows whose moments are in memory at a time
 PARTS = ("y", "w", "mirrored y", "mirrored w")  # in the order of their files
@@ -76,7 +80,9 @@ def open_latents(
     digest = digest_of(key)
     folder = run / FOLDER / digest[:NAMED]
     if not collectives.run_on_main(lambda: _is_whole(folder, key)):
-        _encode(folder, key, write)
+        with _one_run_at_a_time(folder):
+            if not collectives.run_on_main(lambda: _is_whole(folder, key)):  # another has encoded meanwhile
+                _encode(folder, key, write, 2 * images * sum(math.prod(shape) for shape in shapes.values()))
     files = [np.memmap(folder / str(number), np.float32, "r") for number in range(len(PARTS))]
     rows = [file.reshape(images, *shapes[name[-1]]) for file, name in zip(files, PARTS, strict=True)]
     collectives.barrier()  # everybody has mapped the files
@@ -94,18 +100,49 @@ def _is_whole(folder: Path, key: Mapping[str, str | int]) -> bool:
         return False
 
 
-def _encode(folder: Path, key: Mapping[str, str | int], write: Callable[[Path], object]) -> None:
-    """Encodes on all ranks and puts the whole folder into its place.
+@contextmanager
+def _one_run_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits while another run encodes the same latents; collective. Raises SharedError."""
+    locks: list[int | None] = []
 
-    Two runs that begin at once each write a folder of their own, and the later one's stays.
-    """
-    begun = folder.with_name(f"{folder.name}.{collectives.broadcast_object(os.getpid())}.writing")
+    def wait() -> None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            locks.append(open_locked(folder.with_name(f"{folder.name}.lock"), wait=math.inf))
+        except OSError as error:
+            raise cannot_write(folder, error, PLACE) from None
+
+    collectives.run_on_main(wait)
+    try:
+        yield
+    finally:
+        for lock in locks:
+            assert lock is not None  # it waited
+            close_locked(lock)
+
+
+def _encode(
+    folder: Path, key: Mapping[str, str | int], write: Callable[[Path], object], numbers: int
+) -> None:
+    """Encodes so many numbers on all ranks, and puts the whole folder into its place."""
+    begun = folder.with_name(f"{folder.name}.writing")
+    collectives.run_on_main(lambda: _prepare(begun, 4 * numbers))
     try:
         collectives.run_on_all(lambda: write(begun))
         collectives.run_on_main(lambda: _finish(begun, folder, key))
     finally:
         if collectives.rank() == 0:
             shutil.rmtree(begun, ignore_errors=True)
+
+
+def _prepare(begun: Path, needed: int) -> None:
+    """Removes what a killed run has left. Raises UserError: there is no room for so many bytes."""
+    shutil.rmtree(begun, ignore_errors=True)
+    if needed > (left := shutil.disk_usage(begun.parent).free):
+        raise UserError(
+            f"the latents of all training images take {needed / 1e9:.3g} GB, and {begun.parent} has "
+            f"{left / 1e9:.3g} GB left; make room there"
+        )
 
 
 def _finish(begun: Path, folder: Path, key: Mapping[str, str | int]) -> None:
@@ -115,7 +152,7 @@ def _finish(begun: Path, folder: Path, key: Mapping[str, str | int]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(begun, folder)
     except OSError as error:
-        raise cannot_write(folder, error, "the run of from=") from None
+        raise cannot_write(folder, error, PLACE) from None
 
 
 # ---- statistics ------------------------------------------------------------------------------------

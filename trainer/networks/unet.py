@@ -4,7 +4,6 @@ Its levels halve the side. A level has residual blocks that hear the time, and a
 listed; the way up reads what every block on the way down wrote.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from trainer.networks.denoising import TimeEmbedding
 from trainer.networks.dropout import GroupDropout
+
+GROUPS, LEAST = 32, 4  # of a norm, channels of a group
 
 
 class ResidualBlock(nn.Module):
@@ -99,13 +100,14 @@ class DownLevel(Level):
         super().__init__(blocks, channels, attends)
         self.downsample = None if last else Downsample(channels)
 
-    def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
-        """Map and embedded times -> the next level's map; appends to `written` what the way up reads."""
+    def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        """Map and embedded times -> all that the way up reads of this level; the last is the next's map."""
+        written = []
         for number in range(len(self.block)):
             written.append(x := self.step(number, x, time))
         if self.downsample is not None:
-            written.append(x := self.downsample(x))
-        return x
+            written.append(self.downsample(x))
+        return written
 
 
 class UpLevel(Level):
@@ -116,9 +118,12 @@ class UpLevel(Level):
         self.upsample = None if last else Upsample(channels)
 
     def forward(self, x: Tensor, time: Tensor, written: list[Tensor]) -> Tensor:
-        """As `DownLevel.forward`, but takes away from `written` what it reads."""
-        for number in range(len(self.block)):
-            x = self.step(number, torch.cat([x, written.pop()], 1), time)
+        """Map, embedded times and a map of the way down for each block -> the next level's map.
+
+        A block reads the last map that none before it has read.
+        """
+        for number, earlier in enumerate(reversed(written)):
+            x = self.step(number, torch.cat([x, earlier], 1), time)
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -174,6 +179,7 @@ class UNet(nn.Module):
         self.temb = TimeEmbedding(width, embedding, condition)
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.reads = blocks + 1  # maps of the way down that a level of the way up reads
         written = [before := widths[0]]  # channels of what the way up reads
         for number, after in enumerate(widths):
             inputs = [before, *[after] * (blocks - 1)]
@@ -203,12 +209,13 @@ class UNet(nn.Module):
             conditioned: bool [n], which samples read theirs; None: all.
         """
         embedded = self.temb(time, condition, conditioned)
-        written = [x := self.conv_in(noisy)]
+        written = [self.conv_in(noisy)]
         for level in self.down:
-            x = level(x, embedded, written)
-        x = self.mid(x, embedded)
-        for level in reversed(self.up):
-            x = level(x, embedded, written)
+            written += level(written[-1], embedded)
+        x = self.mid(written[-1], embedded)
+        for level in reversed(self.up):  # ZeRO-3 hands a module copies of lists: what it took would stay
+            unread = len(written) - self.reads
+            x, written = level(x, embedded, written[unread:]), written[:unread]
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def places(self) -> dict[str, nn.Module]:
@@ -260,5 +267,10 @@ def _ends(way: str, levels: nn.ModuleList) -> list[dict[str, nn.Module]]:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as published, or the most below that which divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """32 groups, as published, or fewer of at least 4 channels each, as EDM has (arXiv 2206.00364).
+
+    A time adds a number to each channel of a map: a group of one channel would take it away again.
+    """
+    most = max(1, min(GROUPS, channels // LEAST))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)

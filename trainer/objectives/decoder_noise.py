@@ -1,6 +1,7 @@
 """Noise on what a decoder reads in training, so that it decodes latents well that no image was encoded to."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class DecoderNoise:
 
     def _noisy_group(self, y: Tensor, w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(y.dtype, torch.float32)
-        drawn = {"generator": generator, "device": y.device, "dtype": dtype}
+        drawn: dict[str, Any] = {"generator": generator, "device": y.device, "dtype": dtype}
         sigma = self.tau * torch.rand(len(y), 1, **drawn)
         first, second = (
             rows + sigma * spread(rows, channels).to(dtype) * torch.randn(rows.shape, **drawn)

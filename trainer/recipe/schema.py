@@ -88,7 +88,10 @@ WARMUP = "length of the linear warm-up of the learning rate"
 
 
 class Constant(Section):
-    """The learning rate stays, after a linear warm-up. `images` may be raised later, and the run goes on."""
+    """The learning rate stays, after a linear warm-up.
+
+    `images` may be raised later, and the run goes on, unless an objective's `final_momentum` depends on them.
+    """
 
     kind: Literal["constant"]
     warmup: Count = key(0, WARMUP, "images")

@@ -23,7 +23,9 @@ MEASURES = {  # how the name of a measure begins -> its title, its decimals, the
     "psnr": ("PSNR, dB", 1, 1.0),
     "ssim": ("SSIM", 3, 1.0),
     "images": ("images", 0, 1.0),
+    "steps": ("steps", 0, 1.0),
 }
+COUNTS = ("images", "steps")  # which are settings, equal for all seeds
 ROWS = {
     "test": "test images",
     "reconstruction": "reconstructions of test images",
@@ -98,9 +100,9 @@ def generation_table(group: Group) -> Table | None:
             column, factor = measure(name)
             columns.setdefault(column.title, column)
             figure = group.figure(f"generation/{row}/{name}", factor)
-            cells[column.title] = figure.without_spread() if figure and name == "images" else figure
+            cells[column.title] = figure.without_spread() if figure and name in COUNTS else figure
         rows.append(Row(row_title(row), "ours", cells))
-    ordered = sorted(columns.values(), key=lambda column: column.title == "images")
+    ordered = sorted(columns.values(), key=lambda column: column.title in COUNTS)
     notes = [f"seeds: {group.seeds()}"] if len(group.records) > 1 else []
     if group.family == PIXEL_DIFFUSION:
         for one in published.DDIM_SAMPLES.get(group.data.partition(",")[0], ()):

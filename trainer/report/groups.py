@@ -99,7 +99,7 @@ def _place(group: Group) -> tuple[str, int, str]:
 
 
 def _new_group(record: RunRecord, source: Group | None) -> Group:
-    meaning = fingerprint(record.recipe) | {"images": record.images}
+    meaning = fingerprint(record.recipe) | {"images": record.images, "from": record.recipe.get("from")}
     data = methods.data_name(record.recipe, record.dataset) or (source.data if source else "data unknown")
     return Group([record], meaning, data, source)
 

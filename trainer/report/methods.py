@@ -113,13 +113,14 @@ def latent(recipe: dict[str, Any]) -> Latent | None:
     if family(recipe) == PIXEL_DIFFUSION:
         return Latent(3 * recipe["data"]["size"] ** 2, None) if recipe.get("data") else None
     encoder, data = recipe.get("encoder") or {}, recipe.get("data") or {}
-    kind, y = encoder.get("kind"), encoder.get("y")
+    kind, y, w, size = encoder.get("kind"), encoder.get("y"), encoder.get("w"), data.get("size", 32)
     if kind == "nvae":
-        side = data.get("size", 32) // encoder["patch"] // 2 ** encoder["halvings"]
-        half = encoder["latent"] // 2 * side**2
-        return Latent(y or half, half)
-    if kind == "resnet" and y is None:
-        return Latent(8 * encoder["width"] * (1 if encoder["depth"] < 50 else 4), None)
+        half = encoder["latent"] // 2 * (size // encoder["patch"] // 2 ** encoder["halvings"]) ** 2
+        return Latent(y if y and encoder["layout"] == "pooled" else half, half)
+    if kind == "resnet":
+        y = y or 8 * encoder["width"] * (1 if encoder["depth"] < 50 else 4)
+        square = (1 if encoder["stem"] == "cifar" else 4) * 2 ** w["halvings"] if w else size
+        return Latent(y, w["channels"] * (size // square) ** 2 if w else None)
     return None if y is None else Latent(y, None)
 
 

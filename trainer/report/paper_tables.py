@@ -11,10 +11,12 @@ from trainer.report.generation import distance_columns, distances
 from trainer.report.groups import Group
 from trainer.report.methods import AUTOENCODER, CONTRASTIVE, HYBRID, PIXEL_DIFFUSION
 from trainer.report.published import DIM_PAPER, HYBRID_PAPER, Published
-from trainer.report.rows import ERROR, INVERSION, SEEDS
+from trainer.report.rows import ERROR, INVERSION, INVERTED, SEEDS
 from trainer.report.tables import Cell, Column, Row, Table
 
-ACCURACY = Column("linear y, %")
+ACCURACY = Column(
+    "accuracy, %", note="accuracy: of a linear probe on y; of a diffusion on pixels on the inverted noise"
+)
 PUBLISHED = {  # measure of TABLE_1 -> its column
     "error": Column("error, published", published=HYBRID_PAPER),
     "fid": Column("FID, published", published=HYBRID_PAPER),
@@ -37,7 +39,7 @@ def table_1(groups: list[Group]) -> list[Table]:
             rows += _codec_rows(group, [other for other in groups if other.source is group])
         elif not any(other is group.source for other in groups):  # the others are on their encoder's row
             error = group.figure(INVERSION[ERROR])
-            cells: dict[str, Cell] = {ERROR.title: error, ACCURACY.title: group.figure("probe/linear/y", 100)}
+            cells: dict[str, Cell] = {ERROR.title: error, ACCURACY.title: group.figure(INVERTED, 100)}
             rows.append((group, Row(group.label, "ours", cells | distances(group, "samples"))))
     together = _beside(rows, published.TABLE_1.get(_paper_data(groups[0].data), []), PUBLISHED)
     theirs = PUBLISHED["error"], PUBLISHED["fid"], PUBLISHED["accuracy"]

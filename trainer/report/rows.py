@@ -30,18 +30,20 @@ FIGURES = {  # column -> its name in results.json behind a prefix, and the facto
     SSIM: ("reconstruction/ssim", 1.0),
     SWAP: ("reconstruction/swap_ratio", 1.0),
 }
-INVERSION = {
+INVERSION = {  # of a diffusion on pixels, whose latent is the noise that images are inverted to
     ERROR: "generation/inversion/sse",
     PSNR: "generation/inversion/psnr",
     SSIM: "generation/inversion/ssim",
 }
+INVERTED = "probe/linear/inverted_noise"
 
 
 def run_row(group: Group) -> Row:
     """A group's row."""
     cells: dict[str, Cell] = {column.title: group.figure(*name) for column, name in FIGURES.items()}
-    if group.family == PIXEL_DIFFUSION:  # its reconstruction is inversion and sampling
+    if group.family == PIXEL_DIFFUSION:
         cells |= {column.title: group.figure(name) for column, name in INVERSION.items()}
+        cells[LINEAR["z"].title] = group.figure(INVERTED, 100)
     cells |= distances(group, "samples")
     cells |= {column.title: group.parameters(part) for part, column in PARTS.items()}
     cells[D.title] = Figure(size) if (size := trained_numbers(group)) else None
@@ -54,5 +56,6 @@ def trained_numbers(group: Group) -> int | None:
     """D = |y| + |w|; of a contrastive run |y| alone, since nothing teaches its w. None: not known."""
     latent = group.latent
     if latent is None:
-        return None
+        measured = (group.source or group).figure("reconstruction/latent_size")
+        return int(measured.mean) if measured else None
     return latent.y if group.family == CONTRASTIVE else latent.size

@@ -86,13 +86,17 @@ def check_keys(recipe: Diffuse, shapes: dict[str, tuple[int, ...]]) -> None:
             f"objective.components={components} are those of a pooled y, and {next(iter(shapes))} is a map; "
             "leave that key out"
         )
-    check_guidance(recipe.draw, shapes)
+    check_drawing(recipe.draw, recipe.objective.process, shapes)
     if components and components > (width := shapes["y"][0]):
         raise UserError(f"objective.components={components}, but y has {width} numbers; give fewer")
 
 
-def check_guidance(options: Drawing, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises UserError: guidance is asked for where nothing is a condition."""
+def check_drawing(options: Drawing, process: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: the process has no such sampler, or guidance is asked for without a condition."""
+    try:
+        options.check(process)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if options.guidance != 1 and "y" not in shapes:
         raise UserError(
             f"draw.guidance={options.guidance:g} needs a condition, and nothing but a pooled y is one; leave "

@@ -167,9 +167,7 @@ def _compared(what: Measurement, train: Reader, test: Reader) -> dict[str, float
         what.say("  nothing is compared: evaluate.extractor names no network to compare images by")
         return {}
     extractor = shared_extractor(options, what.images.device)
-    identity: dict[str, str | int] = {"data": what.dataset.fingerprint, "split": train.split}
-    identity |= {"size": what.images.size, "seed": seed}
-    reference = Reference(_split(what, "train", train), identity, what.cache)
+    reference = Reference.of_split(_split(what, "train", train), what.cache)
     comparison = Comparison.against(reference, extractor, options, seed, what.say)
     rows = measured_rows(sources(what, _split(what, "test", test)), comparison)
     if collectives.rank() == 0:

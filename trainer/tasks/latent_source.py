@@ -82,10 +82,10 @@ class LatentSource:
             "size": self.recipe.data.size,
         }
 
-    def codec(self, device: torch.device) -> Codec:
-        """Images to latents and back, in evaluation mode."""
+    def codec(self, device: torch.device, dtype: torch.dtype | None = None) -> Codec:
+        """Images to latents and back, in evaluation mode; `dtype` None: as its run computes."""
         objective = load_weights(build_objective(self.recipe), self.checkpoint)
-        codec = objective.to(device).eval().requires_grad_(False).codec
+        codec = objective.to(device, dtype).eval().requires_grad_(False).codec
         assert codec is not None  # `open_source` has looked
         return codec
 
@@ -104,7 +104,7 @@ class LatentSource:
             ids = np.arange(reader.images)
             return open_latents(
                 *(self.folder.path, self._key(), self.shapes, reader.images, self.mirrored),
-                write=lambda to: write_features(to, encode, reader, ids, images, BATCH),
+                write=lambda to: write_features(to, encode, reader, ids, images, BATCH, whole_batches=True),
             )
 
 
@@ -208,7 +208,8 @@ def artist_of(
     """Draws samples of a diffusion run; `source` is that of its latents, None where samples are images."""
     assert isinstance(objective, Diffusion | PooledDiffusion)  # `build_diffusion` builds no other
     if source is not None:
-        decode = decoding(source.codec(device), shapes, source.shapes)
+        dtype = next(objective.parameters()).dtype
+        decode = decoding(source.codec(device, dtype), shapes, source.shapes)
     else:
         assert recipe.data is not None  # either of the two is there
         decode = denormalised(recipe.data.normalize)

@@ -19,7 +19,7 @@ from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import generation_pages, generation_run, report
 from trainer.tasks.data_making import open_data
-from trainer.tasks.diffusion_checks import check_guidance, network
+from trainer.tasks.diffusion_checks import check_drawing, network
 from trainer.tasks.evaluate import deliver
 from trainer.tasks.latent_source import LatentSource, artist_of, open_source
 from trainer.tasks.sample import name_of
@@ -95,13 +95,9 @@ def settings(loaded: ResolvedRecipe[MeasureRun], recipe: Diffuse) -> Settings:
     """How the run of `recipe` is measured.
 
     Raises:
-        UserError: its process has no such sampler, or nothing is there to compare images by.
+        UserError: nothing is there to compare images by, or keys of another kind of run are set.
     """
     draw = with_values_of_run(loaded, "draw", recipe.draw)
-    try:
-        draw.check(recipe.objective.process)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     evaluate = with_values_of_run(loaded, "evaluate", recipe.evaluate)
     if loaded.origin["evaluate.extractor"] != DEFAULT and loaded.origin["evaluate.sha256"] == DEFAULT:
         evaluate = evaluate.model_copy(update={"sha256": None})  # the run's is of another file
@@ -148,7 +144,7 @@ def opened_artist(
 ) -> Artist:
     """Draws with a checkpoint, in the precision of the run."""
     shapes = sample_shapes(recipe, source.shapes if source else {})
-    check_guidance(chosen.draw, shapes)
+    check_drawing(chosen.draw, recipe.objective.process, shapes)
     objective = load_weights(build_diffusion(recipe, shapes), checkpoint).to(context.device)
     artist = artist_of(recipe, objective, shapes, source, context.device)
     return replace(artist, options=chosen.draw, seed=chosen.seed)

@@ -50,7 +50,7 @@ def run(loaded: ResolvedRecipe[SampleRun], context: DistributedContext) -> int:
     if recipe.data is None:
         source = open_source(recipe, loaded.commands, checkpoint.manifest["data"])
     shapes = sample_shapes(recipe, source.shapes if source else {})
-    diffusion_checks.check_guidance(options.draw, shapes)
+    diffusion_checks.check_drawing(options.draw, recipe.objective.process, shapes)
     artist = opened_artist(recipe, options, checkpoint, source, context)
     target = Path(options.to or folder.path / "samples" / name_of(artist, checkpoint))
     side = size_of(recipe, source)
@@ -117,6 +117,8 @@ def prepare(begun: Path, target: Path, options: SampleRun, side: int) -> None:
             f"{readable(left)} left; draw fewer, or give another folder with to="
         )
     np.lib.format.open_memmap(begun / ARRAY, "w+", np.uint8, (options.samples, 3, side, side)).flush()
+    with open(begun / ARRAY, "r+b") as array:  # a mapped file has no room yet: a full disk would be a signal
+        os.posix_fallocate(array.fileno(), 0, os.fstat(array.fileno()).st_size)
     if options.files:
         (begun / FILES).mkdir()
 

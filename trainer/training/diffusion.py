@@ -20,6 +20,7 @@ from trainer.recipe.diffusion import Diffuse
 from trainer.training.build import named
 from trainer.training.data import DTYPES
 
+ROUNDING = 1e-6  # of latents, which are float32: numbers that differ by less than this share are equal
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -99,16 +100,25 @@ def _fitted(options: DiffusionObjective, table: Table) -> Scaling:
     if table[np.arange(1)].ndim == 2:
         mean, covariance = vector_moments(table)
         if options.components:
+            check_variation(covariance.trace(), mean.square().sum())
             with named({}, "objective."):
                 return principal_components(mean, covariance, options.components)
-        return Scaling(mean, standard_deviations(covariance.diagonal(), "numbers of y"))
+        return Scaling(mean, standard_deviations(covariance.diagonal(), mean, "numbers of y"))
     mean, variance = map_moments(table, options.scale)
-    return Scaling(mean, standard_deviations(variance, f"{options.scale}s of the latent"))
+    return Scaling(mean, standard_deviations(variance, mean, f"{options.scale}s of the latent"))
 
 
-def standard_deviations(variance: Tensor, what: str) -> Tensor:
-    """Raises UserError: one is zero."""
-    if still := int((variance <= 0).sum()):
+def check_variation(variance: Tensor, squared_mean: Tensor) -> None:
+    """Raises UserError: y is the same for all training images."""
+    if variance <= ROUNDING**2 * squared_mean:
+        raise UserError(
+            "y is the same for all training images, for the encoder of `from` has collapsed; give another run"
+        )
+
+
+def standard_deviations(variance: Tensor, mean: Tensor, what: str) -> Tensor:
+    """Raises UserError: one is zero, as far as float32 tells."""
+    if still := int((variance <= (ROUNDING * mean).square()).sum()):
         raise UserError(
             f"{what}: {still} of {variance.numel()} do not vary over the training images, for the encoder of "
             "`from` has collapsed there; objective.components draws those directions of y that vary, "

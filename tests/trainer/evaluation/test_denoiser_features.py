@@ -73,10 +73,10 @@ def test_features_are_activations_of_the_average_on_noisy_images(tmp_path, reade
     ((views, _),) = in_order(context.test, context.images, ids, 3)
     with torch.no_grad():
         ours = denoiser_features._features(context, context.test, [layer], 0.25, views, ids)[layer]
-    t = {"flow": 0.25, "edm": 1 / 3, "ddim": time_of(context.objective.process, 0.25).item()}[process]
+    t = time_of(context.objective.process, 0.25).item()
     slow, _ = slow_features(context, context.test, ids, layer, t)
     assert ours.shape == (3, {"down.0.0": 8, "mid": 16, "up.0.1": 8}[layer])
-    assert torch.allclose(ours, slow, atol=2e-3 if process == "edm" else 1e-5)  # EDM's grid is coarse there
+    assert torch.allclose(ours, slow, atol=1e-5)
 
 
 def test_the_choice_is_made_on_a_tenth_of_training_images_that_no_fit_sees(tmp_path, readers):

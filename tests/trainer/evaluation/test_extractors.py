@@ -8,10 +8,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from data_pipelines.common.errors import UserError
+from tests.helpers import ROOT
 from tests.helpers.tiny_dataset import pictures
 from tests.helpers.tiny_extractors import CPU
 from trainer.evaluation import extractors
 from trainer.evaluation.extractors import PUBLISHED, EfficientNetLite
+from trainer.recipe.generation import EXTRACTORS
 
 installed = pytest.mark.skipif(
     not all(
@@ -65,3 +67,12 @@ def test_a_package_whose_weights_are_gone(monkeypatch, tmp_path):
     monkeypatch.setitem(PUBLISHED, "efficientnet_lite2", other)
     with pytest.raises(UserError, match=r"lite2-9656183e.pth: the extractor's file cannot be read \(No such"):
         EfficientNetLite("efficientnet_lite2", 64, CPU)
+
+
+def test_the_extra_installs_every_package_in_a_tested_version():
+    setup, constraints = ((ROOT / name).read_text() for name in ("setup.py", "constraints.txt"))
+    for package in (extractors.ARCHITECTURES, *(one.package for one in PUBLISHED.values())):
+        distribution = package.replace("_", "-")
+        assert f'"{distribution}"' in setup
+        assert f"\n{distribution}==" in constraints
+    assert PUBLISHED.keys() == set(EXTRACTORS)

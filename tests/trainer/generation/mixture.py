@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.generation.processes import Prediction, Process
+from trainer.generation.processes import Prediction, Process, normal_quantile
 from trainer.generation.samplers import Denoiser
 
 CENTRES = torch.tensor([[-1.2, -0.8], [1.3, -0.4], [0.1, 1.4]], dtype=torch.float64)
@@ -16,6 +16,13 @@ def samples(n: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     modes = torch.multinomial(SHARES, n, replacement=True, generator=generator)
     return CENTRES[modes] + SPREAD * torch.randn(n, 2, dtype=torch.float64, generator=generator)
+
+
+def even_noise(n: int) -> torch.Tensor:
+    """n draws [n, 2] of a standard normal, spread evenly: what is counted of them hardly varies."""
+    return normal_quantile(
+        torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(n, dtype=torch.float64)
+    )
 
 
 def best(process: Process, predict: Prediction, grid: torch.Tensor) -> Denoiser:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.trainer.generation.mixture import CENTRES, SHARES, SPREAD, best, samples
+from tests.trainer.generation.mixture import CENTRES, SHARES, SPREAD, best, even_noise, samples
 from trainer.generation.processes import PROCESSES, Ddim, Edm, Flow, normal_quantile
 from trainer.generation.samplers import ancestral, euler, guided, heun, inverted
 
@@ -17,13 +17,6 @@ PREDICTIONS = ["eps", "x", "v"]
 
 def noise(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def even_noise(n: int) -> torch.Tensor:
-    """As `noise`, but spread evenly: what is counted of it hardly varies."""
-    return normal_quantile(
-        torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(n, dtype=torch.float64)
-    )
 
 
 def middle(process, n: int) -> torch.Tensor:
@@ -293,6 +286,14 @@ def test_inversion_goes_to_the_same_noise_by_every_prediction(process, predict):
 
 
 @pytest.mark.parametrize("process", EVERY)
+def test_a_wrong_x_of_a_clean_sample_does_not_move_it(process):
+    """Its noise is x_t less x over a noise of nothing: an error of a hundredth would be ten deviations."""
+    x, grid = samples(50, 1), process.grid(20)[-2:]
+    moved = inverted(process, "x", lambda noisy, t: noisy + 0.01, x, grid) * process.prior
+    assert torch.allclose(moved, x, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", EVERY)
 def test_inversion_returns_and_the_error_falls_with_the_steps(process):
     x, errors = samples(200, 1), []
     for steps in (10, 50, 250, 1000):
@@ -353,7 +354,13 @@ def test_diffusers_takes_the_same_steps(spacing, predict):
     grid = torch.cat([scheduler.timesteps.double(), torch.tensor([-1.0], dtype=torch.float64)])
     ours_predicts = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}[predict]
     denoiser = best(process, ours_predicts, grid)
-    x = noise(50)
-    for t in scheduler.timesteps:
-        x = scheduler.step(denoiser(x, t.double().expand(50)), t, x).prev_sample
-    assert torch.allclose(euler(process, ours_predicts, denoiser, noise(50), grid), x, atol=1e-9)
+    for eta in (0.0, 1.0):
+        x = noise(50)
+        for step, t in enumerate(scheduler.timesteps):
+            output = denoiser(x, t.double().expand(50))
+            x = scheduler.step(output, t, x, eta=eta, variance_noise=noise(50, 10 + step)).prev_sample
+        fresh = [noise(50, 10 + step) for step in range(20)]
+        ours = ancestral(process, ours_predicts, denoiser, noise(50), grid, eta, fresh.__getitem__)
+        assert torch.allclose(ours, x, atol=1e-9)
+        if eta == 0:
+            assert torch.allclose(euler(process, ours_predicts, denoiser, noise(50), grid), x, atol=1e-9)

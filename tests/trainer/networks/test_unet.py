@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.networks.denoising_mlp import DenoisingMlp
-from trainer.networks.unet import UNet
+from trainer.networks.unet import UNet, group_norm
 from trainer.objectives.objective import size
 
 
@@ -140,10 +140,10 @@ def renamed(name: str, levels: int) -> str:
 @pytest.mark.slow
 def test_diffusers_predicts_the_same_of_the_same_weights():
     diffusers = pytest.importorskip("diffusers", reason="needs diffusers, which nothing else here needs")
-    ours = small()
+    ours = small(width=128)  # whose groups are as many
     theirs = diffusers.UNet2DModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=(128, 256),
         layers_per_block=2,
         down_block_types=("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D"),
@@ -160,3 +160,20 @@ def test_diffusers_predicts_the_same_of_the_same_weights():
     x, t = torch.randn(4, 3, 8, 8).double(), torch.tensor([0.0, 17.0, 500.0, 999.0])
     with torch.no_grad():
         assert torch.allclose(ours(x, t), theirs(x, t).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(128, 32), (256, 32), (96, 24), (32, 8), (24, 6), (8, 2), (3, 1)]
+)
+def test_groups_are_those_published_and_have_four_channels(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_a_narrow_block_hears_the_time_at_its_own_side(width):
+    """A level by itself: what others hear does not help it."""
+    network = small(width=width, multipliers=(1,), attention=(), condition=3)
+    x, y = torch.randn(2, 3, 8, 8).double(), torch.randn(2, 3).double()
+    said = network(x, torch.tensor([1.0, 1.0]))
+    assert not torch.allclose(network(x, torch.tensor([900.0, 900.0])), said, rtol=1e-2)
+    assert not torch.allclose(network(x, torch.tensor([1.0, 1.0]), y), said, rtol=1e-2)

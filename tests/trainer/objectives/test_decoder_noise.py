@@ -179,3 +179,4 @@ def test_the_recipe_s_number_reaches_the_decoder(kind):
         without = build_objective(load([*words, f"objective={{kind: {kind}}}"]).recipe)
     assert objective.noise == DecoderNoise(0.2, 64, (64, 2))  # a group of the recipe; y is a vector of 64
     assert without.noise is None
+    assert without.sizes()["latent size"] == 64 + 2 * 16**2

@@ -154,6 +154,7 @@ def test_gaussians_and_inner_features_of_diffusion_runs(tmp_path):
     }
     write_diffusion(tmp_path / "flow", source, distances, process="flow")
     pixels = {"probe/linear/denoiser_features": 0.904, "generation/inversion/sse": 2.5}
+    pixels |= {"probe/linear/inverted_noise": 0.25, "generation/inversion/steps": 50.0}
     write_diffusion(tmp_path / "pixels", None, pixels)
     latents = "diffusion on latents, flow (eps), of hybrid, MoCo-v2, ω 0.1 (nvae pooled)"
     rows = controls(tmp_path)
@@ -165,4 +166,8 @@ def test_gaussians_and_inner_features_of_diffusion_runs(tmp_path):
     ours = {row.label: row.cells for row in run_table(tmp_path).rows if row.origin == "ours"}
     assert ours["diffusion on pixels, ddim (eps)"]["error an image"] == Figure(2.5)
     assert not ours["diffusion on pixels, ddim (eps)"]["linear y, %"]
+    assert ours["diffusion on pixels, ddim (eps)"]["linear z, %"] == Figure(25.0)
+    (table,) = [t for t in make_report([tmp_path]).tables if t.title.startswith("As Table 1")]
+    (accuracy,) = [row.cells["accuracy, %"] for row in table.rows if row.label.startswith("diffusion on p")]
+    assert accuracy == Figure(25.0)
     assert ours["diffusion on pixels, ddim (eps)"]["D = |y| + |w|"] == Figure(3 * 32 * 32)

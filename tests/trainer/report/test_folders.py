@@ -183,6 +183,16 @@ def test_a_run_of_another_version_is_read_as_it_stands(outputs):
     assert "hybrid, MoCo-v2, ω 0.1 (nvae pooled)" in labels
 
 
+def test_the_size_of_an_unknown_encoders_latent_is_the_measured_one(outputs):
+    run = write_run(outputs / "run", WORDS["hybrid"], {"knn/y": 0.3, "reconstruction/latent_size": 900.0})
+    text = (run / "recipe.yaml").read_text().replace("kind: nvae", "kind: of_tomorrow")
+    (run / "recipe.yaml").write_text(text)
+    (table,) = [table for table in make_report([run]).tables if table.title == "Runs"]
+    (row,) = table.rows
+    assert row.label == "hybrid, MoCo-v2, ω 0.1 (of_tomorrow pooled)"
+    assert row.cells["D = |y| + |w|"] == Figure(900)
+
+
 def test_a_run_without_its_recipe_is_a_line(outputs):
     run = write_run(outputs / "run", WORDS["hybrid"], {"knn/y": 0.3})
     (run / "recipe.yaml").unlink()

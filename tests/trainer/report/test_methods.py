@@ -6,6 +6,8 @@ from trainer.networks.build import build_encoder
 from trainer.recipe.loading import listing, load
 from trainer.report import methods
 
+RESNET = {"kind": "resnet", "depth": 18, "stem": "cifar", "width": 16, "y": None}
+RESNET50 = {"kind": "resnet", "depth": 50, "stem": "imagenet", "width": 64, "y": None}
 TRAINED = [recipe.name for recipe in listing() if recipe.task == "pretrain"]
 
 
@@ -14,6 +16,27 @@ def test_the_numbers_of_a_latent_are_the_networks(name):
     recipe = load([f"recipe={name}"])
     widths = build_encoder(recipe.recipe.encoder_options()).widths
     assert methods.latent(recipe.resolved()) == (widths["y"], widths.get("w"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "latent"),
+    [
+        (
+            {"kind": "nvae", "patch": 2, "halvings": 0, "latent": 6, "layout": "pooled", "y": 256},
+            32,
+            (256, 768),
+        ),
+        ({"kind": "nvae", "patch": 2, "halvings": 0, "latent": 6, "layout": "map", "y": 256}, 32, (768, 768)),
+        (RESNET, 32, (128, None)),
+        (RESNET | {"w": {"channels": 3, "halvings": 1}}, 32, (128, 768)),
+        (RESNET50 | {"w": {"channels": 4, "halvings": 2}}, 224, (2048, 4 * 14**2)),
+        ({"kind": "of tomorrow"}, 32, None),
+    ],
+    ids=range(6),
+)
+def test_the_numbers_of_other_latents(encoder, size, latent):
+    recipe = {"objective": {"kind": "hybrid"}, "encoder": encoder, "data": {"size": size}}
+    assert methods.latent(recipe) == latent
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def noise_curve(
         panel.tick_params(axis="y", colors=colour)
         panel.yaxis.set_major_locator(MaxNLocator(6))
         bare(panel, ("top",) if distances is not None else ("top", "right"))
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.03 * max(*scales, 0.1))  # no scale is below 0
     axes.set_xlabel("scale s of the noise on z, in standard deviations of each channel", color=INK)
     axes.set_title("What noise on latents does to decoded images", loc="left", fontsize=11, fontweight="bold")
     axes.grid(color=GRID, linewidth=0.8)
