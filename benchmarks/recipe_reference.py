@@ -71,10 +71,10 @@ def recipe_of(listed: Listed) -> AnyTask:
 
 def group_of(listed: Listed) -> str:
     recipe = recipe_of(listed)
+    if listed.name.startswith("quickstart"):
+        return "Quickstart"
     if not recipe.trains or recipe.task == "diffuse":
         return "Diffusion" if recipe.trains else "Evaluation and samples"
-    if recipe.data.source == "digits":
-        return "Quickstart"
     if recipe.encoder.decodes or listed.name.startswith("contrastive_"):
         return "The hybrid and its controls"
     return "Deep InfoMax" if recipe.objective.kind == "dim" else "MoCo-v2 and SimCLR"

@@ -71,7 +71,8 @@ class Diffuse(Section):
             raise ValueError(f"data.views describes {len(self.data.views)} views; a denoiser reads 1")
         if self.data is None and (self.evaluate.denoiser_features or self.evaluate.inversion):
             raise ValueError(
-                "evaluate.denoiser_features and evaluate.inversion are of images, not latents; leave them out"
+                "evaluate.denoiser_features and evaluate.inversion are of images, not of latents; leave "
+                "them out"
             )
         self.draw.check(self.objective.process)
         return self

@@ -95,13 +95,9 @@ def settings(loaded: ResolvedRecipe[MeasureRun], recipe: Diffuse) -> Settings:
     """How the run of `recipe` is measured.
 
     Raises:
-        UserError: its process has no such sampler, or nothing is there to compare images by.
+        UserError: nothing is there to compare images by, or keys of another kind of run are set.
     """
     draw = with_values_of_run(loaded, "draw", recipe.draw)
-    try:
-        draw.check(recipe.objective.process)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     evaluate = with_values_of_run(loaded, "evaluate", recipe.evaluate)
     if loaded.origin["evaluate.extractor"] != DEFAULT and loaded.origin["evaluate.sha256"] == DEFAULT:
         evaluate = evaluate.model_copy(update={"sha256": None})  # the run's is of another file

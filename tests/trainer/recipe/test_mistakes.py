@@ -244,7 +244,16 @@ def test_mistakes_in_a_recipe_of_diffusion(arguments, message):
     assert line.startswith("command line: ")
 
 
+def test_a_list_may_be_null_or_empty():
+    words = ["evaluate.denoiser_features={}", "objective.map.attention=[]", "evaluate.rows=[]"]
+    loaded = load(["recipe=ddim_cifar10", *words])
+    assert loaded.recipe.evaluate.denoiser_features.layers is None
+    assert (loaded.recipe.objective.map.attention, loaded.recipe.evaluate.rows) == ([], [])
+    assert "\n    attention: []" in loaded.text()
+
+
 def test_samples_may_go_from_latents_to_images_and_back():
     pixels = load(["recipe=diffuse_cifar10", PIXELS, "from=null"]).recipe
     assert (pixels.from_, pixels.data.views[0].flip) == (None, 0.5)
-    assert load(["recipe=ddim_cifar10", "data=null", "from=y"]).recipe.data is None
+    latents = ["data=null", "from=y", "evaluate.denoiser_features=null", "evaluate.inversion=null"]
+    assert load(["recipe=ddim_cifar10", *latents]).recipe.data is None
