@@ -188,6 +188,7 @@ class UNet(nn.Module):
             written += [after] * (blocks + (not last))
             before = after
         self.mid = Middle(before, embedding, dropout)
+        self.reads = blocks + 1  # of what was written, each level of the way up
         for number, after in reversed(list(enumerate(widths))):
             parts = []
             for _ in range(blocks + 1):
@@ -213,7 +214,7 @@ class UNet(nn.Module):
             written += level(written[-1], embedded)
         x = self.mid(written[-1], embedded)
         for level in reversed(self.up):  # ZeRO-3 hands a module copies of lists: what it took would stay
-            unread = len(written) - len(level.block)
+            unread = len(written) - self.reads
             x, written = level(x, embedded, written[unread:]), written[:unread]
         return self.conv_out(F.silu(self.norm_out(x)))
 
