@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 STEPS, AT = 4, 2  # AT: steps behind which other ranks and engines go on
 CASES = [  # what is drawn, ranks, an engine that computes in float64
     *(("latents", 2, "ddp"), ("latents", 4, "ddp"), ("latents", 2, "fsdp2")),
-    *(("images", 2, "ddp"), ("images", 4, "fsdp2")),
+    *(("images", 2, "fsdp2"), ("images", 4, "ddp")),
 ]
-RESUMED = [engine for engine in ENGINES if engine not in ("ddp", "zero1")]  # whose state zero2 has, too
+RESUMED = ("zero3",)  # whose parts of weights and averages are padded; others: test_engines.py
 TRAVELS = [  # an engine, its ranks; the engine and the ranks that go on from its checkpoint
     *(("ddp", 4, "zero2", 2), ("ddp", 4, "fsdp2", 2), ("fsdp2", 4, "zero1", 2), ("fsdp2", 4, "zero3", 2)),
     *((engine, 2, "single process", 1) for engine in ENGINES),

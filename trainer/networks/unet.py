@@ -189,6 +189,7 @@ class UNet(nn.Module):
             written += [after] * (blocks + (not last))
             before = after
         self.mid = Middle(before, embedding, dropout)
+        self.reads = blocks + 1  # of what was written, each level of the way up
         for number, after in reversed(list(enumerate(widths))):
             parts = []
             for _ in range(blocks + 1):
