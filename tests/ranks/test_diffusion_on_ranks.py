@@ -3,6 +3,9 @@
 The networks drop numbers at random, and the average moves at every step.
 """
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -11,6 +14,8 @@ from tests.ranks.jobs import fork
 from tests.ranks.test_engines import ENGINES, EXACT
 from trainer.checkpoints.format import folder_name, read_manifest
 from trainer.checkpoints.load import Checkpoint, load
+from trainer.recipe import loading
+from trainer.tasks.latent_source import open_source
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +73,17 @@ def ended(folder, name: str, world: int) -> dict[str, torch.Tensor]:
     path = folder / f"{name} on {world}" / folder_name(STEPS * BATCH)
     manifest = read_manifest(path)
     return load(Checkpoint(path, manifest["images"], manifest))
+
+
+def test_latents_are_equal_to_the_bit_on_any_ranks(runs):
+    """Ranks share batches: what one process encodes again is what four have encoded."""
+    folder, _ = runs
+    (record,) = (folder / "encoder").glob("latents/*/latents.json")
+    before = json.loads(record.read_text())["files"]
+    shutil.rmtree(record.parent)
+    recipe = loading.load(diffuse(folder / "again", f"from={folder / 'encoder'}")).recipe
+    open_source(recipe, False, None).latents(torch.device("cpu"))
+    assert json.loads(record.read_text())["files"] == before
 
 
 def averages(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
