@@ -18,7 +18,7 @@ from data_pipelines.common.home import expand_home
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
-from trainer.recipe.messages import either, shown
+from trainer.recipe.messages import shown
 from trainer.recipe.recipes import AnyTask, AnyTraining
 from trainer.recipe.trees import merge, nested, rename, source_of, strip_origins
 from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, Tree, parse, to_yaml_line
@@ -202,7 +202,8 @@ def _find(name: str, folder: Path, where: str) -> Path:
         return RECIPES / f"{name}.yaml"
     what = f"no file '{folder / name}'" if is_path else f"unknown recipe '{name}'"
     hint = did_you_mean(closest(Path(name).stem, _names()))
-    raise UserError(f"{where}: {what}{hint or f'; expected {either(_names())}, or a path to a .yaml file'}")
+    expected = f"; expected one of the {len(_names())} that --list prints, or a path to a .yaml file"
+    raise UserError(f"{where}: {what}{hint or expected}")
 
 
 def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> dict[str, Tree]:

@@ -134,7 +134,7 @@ def test_every_misspelt_key_of_the_recipes_is_recognised(name, tmp_path):
         assert f": {wrong}: unknown key; did you mean '" in message
         assert meant(message, wrong.rpartition(".")[2], right)
         count += 1
-    assert count >= 2 * len(paths)
+    assert count >= 2 * sum(len(path[-1]) > 1 for path in paths)  # of `y` there is no misspelling
 
 
 @pytest.mark.parametrize("arguments", [["recipe=dim_local", *EVERY_SECTION], ["recipe=evaluate"]], ids=len)

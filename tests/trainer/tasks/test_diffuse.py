@@ -228,7 +228,7 @@ def test_latents_that_cannot_be_written(capsys, tmp_path, digits):
     encoder = encoder_run(tmp_path / "encoder", digits.root)
     (encoder / "latents").write_text("a file")
     line = mistake(script(capsys, *diffuse(tmp_path / "run", f"from={encoder}")))
-    assert line.startswith(f"cannot write {encoder}/latents/")
+    assert f"{encoder}: its latents cannot be written there: {encoder}/latents is no folder" in line
 
 
 def test_a_run_that_goes_on_with_latents_of_another(capsys, tmp_path, encoder, digits):
