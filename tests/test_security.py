@@ -91,6 +91,10 @@ def test_no_module_runs_what_it_reads(path):
     calls = unsafe_calls(text)
     if path.name == "collectives.py":  # ranks of one run, which trust each other, hand each other objects
         calls = [call for call in calls if "_object(" not in call and "_object_list(" not in call]
+    if (
+        path.name == "torchscript.py"
+    ):  # a program by its nature: run where its digest is known, and only there
+        calls = [call for call in calls if not call.startswith("torch.jit.load(")]
     assert calls == []
     assert "/tmp" not in text, "a name that others could make first"
     unpickles = re.findall(

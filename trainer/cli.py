@@ -103,6 +103,12 @@ def tracking(words: list[str]) -> int:
     return main(words)
 
 
+def report(words: list[str]) -> int:
+    from trainer.report.__main__ import main
+
+    return main(words)
+
+
 def import_weights(words: list[str]) -> int:
     from trainer.exports.torchvision_resnet import main
 
@@ -123,6 +129,7 @@ DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "shards": (shards, "make or verify data: source=SOURCE to=DIR | verify DIR"),
     "checkpoints": (checkpoints, "look at them, make room: list|verify|prune DIR"),
     "tracking": (tracking, "deliver later what MLflow does not have yet: sync DIR"),
+    "report": (report, "runs gathered into the papers' tables: DIR, as text, Markdown, CSV or HTML"),
     "import": (import_weights, "others' ResNet as an encoder: from=CHECKPOINT to=FILE"),
     "env": (environment, "versions, machine and engines, for a question or a bug report"),
 }

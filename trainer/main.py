@@ -22,8 +22,8 @@ from trainer.tracking import mlflow_store
 ALLOWED = "--allow-commands"
 QUESTIONS = ("--list", "--print", "--plan", "--folder")
 HELP = help_page(
-    "Trains or evaluates what a recipe describes. The same command continues a run that was stopped or "
-    "killed.",
+    "Trains, evaluates or draws what a recipe describes. The same command continues a run that was stopped "
+    "or killed.",
     [
         "accelerate launch trainer/main.py recipe=NAME [KEY=VALUE ...] [OPTION ...]",
         "accelerate launch --config_file recipes/launch/ENGINE.yaml --num_processes N trainer/main.py ...",
@@ -101,10 +101,11 @@ def train(loaded: loading.ResolvedRecipe) -> int:
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
         setting = f"{context.engine}, {context.device.type}, {precision}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
-    from trainer.tasks import evaluate, pretrain
+    from trainer.tasks import diffuse, evaluate, measure, pretrain, sample
 
-    task = {"pretrain": pretrain, "evaluate": evaluate}[loaded.recipe.task]
-    return task.run(loaded, context)
+    task = {"pretrain": pretrain, "evaluate": evaluate}
+    task |= {"diffuse": diffuse, "sample": sample, "measure": measure}
+    return task[loaded.recipe.task].run(loaded, context)
 
 
 def exit_status(command: Callable[[], int]) -> int:

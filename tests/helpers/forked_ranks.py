@@ -182,7 +182,7 @@ def import_all() -> None:
     import torch._dynamo  # noqa: F401 - what an optimizer imports when it is made
 
     from trainer.engines import fsdp  # noqa: F401
-    from trainer.tasks import evaluate, pretrain  # noqa: F401
+    from trainer.tasks import diffuse, evaluate, pretrain, sample  # noqa: F401
 
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads after the imports: a fork would lose the others"

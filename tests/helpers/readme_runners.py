@@ -7,7 +7,7 @@ from tests.helpers import ROOT
 from tests.helpers.readmes import Command
 
 LIGHT = {"touch", "tail", "head", "cat", "ls", "mkdir", "echo"}
-MODULES = {"trainer.checkpoints", "data_pipelines.shards"}
+MODULES = {"trainer.checkpoints", "trainer.report", "data_pipelines.shards"}
 QUESTIONS = {"--list", "--print", "--plan", "--folder", "--help"}
 FAST = "not slow"
 SUITES = {FAST: {FAST}, "slow": {"slow"}, "slow or not slow": {FAST, "slow"}}  # words of `-m` -> what CI runs

@@ -12,7 +12,7 @@ def test_reconstruction_is_equal_on_any_ranks(tmp_path, digits, forker):
     jobs = [{"data": str(digits.root)}]
     results = {world: fork(forker, tmp_path, world, jobs, "worker_reconstruction.py") for world in WORLDS}
     figures, errors, refused = results[1][0]
-    assert len(figures) == 9
+    assert len(figures) == 10
     assert len(errors) == 2
     assert "a reconstruction is not a number" in refused
     for world in WORLDS[1:]:

@@ -32,14 +32,15 @@ from trainer.training.build import build_trainer
 from trainer.training.trainer import Trainer
 
 
-def main(file: Path) -> None:
+def main(file: Path, kind: "type[Job] | None" = None) -> None:
+    """Runs all jobs, each as a `kind` (None: `Job`)."""
     jobs = json.loads(file.read_text())
     context = launch.start("float32")
     torch.set_num_threads(1)
     results = {}
     for job in jobs:
         here = replace(context, engine=EngineKind(job.get("engine", context.engine)))
-        results[job["name"]] = Job(job, here, file.parent).run() | {"engine": here.engine}
+        results[job["name"]] = (kind or Job)(job, here, file.parent).run() | {"engine": here.engine}
     if context.is_main:
         file.with_name(file.name.replace("jobs-", "results-")).write_text(json.dumps(results))
     launch.leave(0)

@@ -14,7 +14,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.views import Normalize
 from trainer.distributed import collectives, launch
 from trainer.evaluation.features import Sample
-from trainer.evaluation.reconstruction import measure, reconstruction_errors
+from trainer.evaluation.reconstruction import measure, reconstruction_scores
 from trainer.networks.nvae import NvaeEncoder
 from trainer.objectives.autoencoder import Autoencoder
 from trainer.recipe.encoders import Nvae
@@ -34,10 +34,10 @@ def main(file: Path) -> None:
     images = ImageOptions(8, Normalize(), 1, context.device, torch.float64)
     figures, linear = measure(codec, *readers, images, Evaluate(batch=100), 0, lambda line: None)
     few = Sample(readers[1], np.arange(2), images, 100)  # fewer images than ranks
-    errors = reconstruction_errors(lambda view: linear(codec.pixels(view)), codec, few).tolist()
+    (errors,) = reconstruction_scores(lambda view: linear(codec.pixels(view)), codec, few).tolist()
     try:
         diverged = torch.nan if context.is_main else 1.0
-        reconstruction_errors(lambda view: codec.pixels(view) * diverged, codec, few)
+        reconstruction_scores(lambda view: codec.pixels(view) * diverged, codec, few)
     except SharedError as error:
         refused = str(error)
     ranks = collectives.run_on_all(lambda: [figures, errors, refused])

@@ -15,6 +15,7 @@ MODULES = {
     "data_pipelines.shards": ("verify",),
     "trainer.checkpoints": ("list", "verify", "prune"),
     "trainer.tracking": ("sync",),
+    "trainer.report": (),
     "trainer.exports.torchvision_resnet": (),
     "trainer.main": (),
 }

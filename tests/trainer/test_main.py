@@ -82,6 +82,22 @@ def test_plan_tells_what_a_recipe_costs_before_anything_is_there(capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "latent"),
+    [
+        ("hybrid_cifar10_resnet_small", "D = 896 numbers: y 128, w 3 x 16 x 16"),
+        ("hybrid_cifar10_small", "D = 1,536 numbers: y 3 x 16 x 16, w 3 x 16 x 16"),
+        ("contrastive_cifar10_resnet_small", None),
+    ],
+)
+def test_plan_tells_the_size_of_the_latent(capsys, tmp_path, recipe, latent):
+    done = script(capsys, f"recipe={recipe}", "--plan", f"data.root={tmp_path}/nothing")
+    assert done.status == 0
+    assert [line for line in done.out.splitlines() if line.startswith("latent")] == (
+        [f"latent     z of {latent}"] if latent else []
+    )
+
+
 def test_plan_counts_epochs_where_the_data_is(capsys, root, tmp_path):
     images = json.loads((root / "dataset.json").read_text())["splits"]["train"]["images"]
     done = script(capsys, *tiny(tmp_path, root), "--plan")

@@ -8,16 +8,16 @@ from trainer.checkpoints import state
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.engine import BuildOptimizer, Ddp, Engine, SingleProcess
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import Trained
 
 
 def open_engine(
     context: DistributedContext,
-    objective: Objective,
+    objective: Trained,
     build_optimizer: BuildOptimizer,
     precision: str,
     saved: Mapping[str, Tensor] | None = None,
-) -> Engine:
+) -> Engine[Trained]:
     """The engine of the launch file around an objective on the device. Collective.
 
     Args:

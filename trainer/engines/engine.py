@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,13 @@ from trainer.checkpoints import state
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.precision import with_precision
-from trainer.objectives.objective import Objective, Values
+from trainer.objectives.objective import Trained, Values
 
 CHUNK = 2**22  # numbers that `all_finite` looks at in one call
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
-class Engine(ABC):
+class Engine(ABC, Generic[Trained]):
     """An objective with its optimizer, on all ranks.
 
     Every method is collective. The caller calls `objective.after_step()` after `step`.
@@ -38,14 +39,14 @@ class Engine(ABC):
         optimizer: its `param_groups` hold the learning rate, which the caller sets.
     """
 
-    objective: Objective
+    objective: Trained
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def __init__(
         self,
-        objective: Objective,
+        objective: Trained,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -100,7 +101,7 @@ class Engine(ABC):
         flags = [all_finite(tensor) for tensor in (*self.local_tensors(), *shards)]
         return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
 
-    def unsharded(self) -> Objective:
+    def unsharded(self) -> Trained:
         """The objective with all its parameters on every rank: for evaluation, export and pictures.
 
         Where parameters are sharded it is a copy with the weights of this moment, in the same mode.
@@ -108,12 +109,12 @@ class Engine(ABC):
         return self.objective
 
 
-class SingleProcess(Engine):
+class SingleProcess(Engine[Trained]):
     """One process."""
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trained,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -127,14 +128,14 @@ class SingleProcess(Engine):
         return state.collect(self.objective, self.optimizer)
 
 
-class Ddp(SingleProcess):
+class Ddp(SingleProcess[Trained]):
     """Every rank has all parameters; gradients are averaged."""
 
     model: DistributedDataParallel
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trained,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -167,8 +168,8 @@ def make_contiguous(objective: nn.Module) -> None:
 
 
 def copy_with_weights(
-    template: Objective, weights: Mapping[str, Tensor], training: bool, device: torch.device
-) -> Objective:
+    template: Trained, weights: Mapping[str, Tensor], training: bool, device: torch.device
+) -> Trained:
     """A copy of `template`, an objective before it was sharded, with these weights, in this mode."""
     objective = copy.deepcopy(template).to(device)
     objective.load_state_dict(weights)

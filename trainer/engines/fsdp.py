@@ -22,15 +22,15 @@ from trainer.engines.engine import (
     make_contiguous,
 )
 from trainer.engines.precision import with_precision
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import Trained
 
 
-class Fsdp(Engine):
+class Fsdp(Engine[Trained]):
     """Parameters are sharded along their first dimension and gathered while a pass needs them."""
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trained,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -79,7 +79,7 @@ class Fsdp(Engine):
         return state.gather(self.objective, value_of, slots)
 
     @torch.no_grad()
-    def unsharded(self) -> Objective:
+    def unsharded(self) -> Trained:
         weights = {
             name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             for name, tensor in self.objective.state_dict().items()

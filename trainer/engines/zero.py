@@ -27,7 +27,7 @@ from trainer.engines.engine import (
     make_contiguous,
 )
 from trainer.engines.precision import with_precision
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import Trained
 
 BUCKET = 50_000_000  # elements in one message; DeepSpeed's own 5e8 reserve 2 GB
 
@@ -49,7 +49,7 @@ class FlatSlice:
         return tensor.narrow(0, self.offset, self.count)
 
 
-class Zero(Engine):
+class Zero(Engine[Trained]):
     """ZeRO of the stage of `context.engine`."""
 
     model: Any  # DeepSpeed's engine and the optimizer within it, which have no types
@@ -57,7 +57,7 @@ class Zero(Engine):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trained,
         build_optimizer: BuildOptimizer,
         context: DistributedContext,
         precision: str,
@@ -208,7 +208,7 @@ class Zero(Engine):
         return super().finite() & (not self.skipped_step)
 
     @torch.no_grad()
-    def unsharded(self) -> Objective:
+    def unsharded(self) -> Trained:
         if self._template is None:
             return self.objective
         weights = {n: self._whole(t) for n, t in self.objective.state_dict(keep_vars=True).items()}

@@ -44,7 +44,7 @@ from trainer.evaluation.features import (
     subset,
 )
 from trainer.evaluation.readers import Readers
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import Pretrain
 
@@ -75,13 +75,13 @@ class EvaluationContext:
 
     recipe: Pretrain
     options: Evaluate
-    objective: Objective
+    objective: EncoderObjective
     dataset: Dataset
     distributed: DistributedContext
     images: ImageOptions
     folder: Path
     say: Callable[[str], None] = lambda line: None
-    untrained: Callable[[], Objective] | None = None
+    untrained: Callable[[], EncoderObjective] | None = None
     stopping: Callable[[], bool] = lambda: False
     subject: str = "encoder"
     encode: Encode | None = None

@@ -131,7 +131,7 @@ def cached(
 def _cache(
     folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
 ) -> Examples:
-    written = collectives.run_on_all(lambda: _write(folder, encode, reader, ids, images, batch))
+    written = collectives.run_on_all(lambda: write_features(folder, encode, reader, ids, images, batch))
     labels = torch.from_numpy(np.concatenate([labels for labels, _ in written]))
     features = {
         name: torch.from_file(str(folder / str(number)), size=len(ids) * width, dtype=torch.float32).view(
@@ -145,11 +145,27 @@ def _cache(
     return Examples({name: rows[kept] for name, rows in features.items()}, labels[kept], ids[kept.numpy()])
 
 
-def _write(
-    folder: Path, encode: Encode, reader: Reader, ids: np.ndarray, images: ImageOptions, batch: int
+def write_features(
+    folder: Path,
+    encode: Encode,
+    reader: Reader,
+    ids: np.ndarray,
+    images: ImageOptions,
+    batch: int,
+    whole_batches: bool = False,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Writes this rank's rows of each feature; their labels, and the width of each feature (of rank 0)."""
-    rows_of_rank = np.array_split(np.arange(len(ids)), collectives.world_size())[collectives.rank()]
+    """Writes this rank's rows of each feature, a file each, named by number in the order of the features.
+
+    Args:
+        whole_batches: ranks share batches and not images: rows are equal to the bit on any ranks.
+
+    Returns:
+        The labels of its rows, int64, and the width of each feature (none where it has no rows).
+
+    Raises:
+        UserError: the files cannot be written, or there is no room for them.
+    """
+    rows_of_rank = _rows_of_rank(len(ids), batch if whole_batches else 1)
     files: dict[str, FileIO] = {}
     widths: dict[str, int] = {}
     labels = [np.empty(0, np.int64)]
@@ -169,10 +185,14 @@ def _write(
                     _write_all(files[name], rows.contiguous().numpy().data.cast("B"))
                 labels.append(batch_labels.numpy())
     except OSError as error:
-        raise UserError(
-            f"cannot write the features to probe to {folder}: {error.strerror}; make room there"
-        ) from error
+        raise UserError(f"cannot write features to {folder}: {error.strerror}; make room there") from error
     return np.concatenate(labels), widths
+
+
+def _rows_of_rank(count: int, unit: int) -> np.ndarray:
+    """This rank's contiguous slice of `count` rows, in whole units; only the last may be a smaller one."""
+    units = np.array_split(np.arange(-(-count // unit)), collectives.world_size())[collectives.rank()]
+    return np.arange(units[0] * unit, min((units[-1] + 1) * unit, count)) if len(units) else units
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

@@ -14,7 +14,7 @@ from trainer.evaluation.reconstruction import Reconstruction
 from trainer.evaluation.requirements import PROBES, requirements
 from trainer.evaluation.suite import Probes
 from trainer.networks.batch_norm import GroupBatchNorm, recalibrate
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.schema import Pretrain
 
 FINAL = (Probes(), Neighbours(), FeatureMap(), Reconstruction())
@@ -103,12 +103,12 @@ def _untrained_recalibrated(context: EvaluationContext, prefix: str) -> dict[str
     return _of_untrained(context, prefix, untrained)
 
 
-def _untrained_objective(context: EvaluationContext) -> Objective:
+def _untrained_objective(context: EvaluationContext) -> EncoderObjective:
     assert context.untrained is not None  # where controls are wanted
     return context.untrained().to(context.device).eval()
 
 
-def _of_untrained(context: EvaluationContext, prefix: str, untrained: Objective) -> dict[str, float]:
+def _of_untrained(context: EvaluationContext, prefix: str, untrained: EncoderObjective) -> dict[str, float]:
     subject = prefix.removeprefix("control/").replace("_", ", ")
     with context.encoding(subject, untrained.features, prefix=f"{prefix}/") as control:
         figures = run_evaluators(CONTROLS, control)
@@ -144,7 +144,7 @@ def _without_y(key: str) -> str:
     return "/".join(part for part in key.split("/") if part != "y")
 
 
-def re_estimate(objective: Objective, images: Iterable[Tensor]) -> None:
+def re_estimate(objective: EncoderObjective, images: Iterable[Tensor]) -> None:
     """Re-estimates batch-norm of all that is evaluated: the encoder, and the decoder where there is one."""
     codec = objective.codec
     if codec is None:

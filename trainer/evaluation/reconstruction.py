@@ -7,7 +7,7 @@ All of it is collective: a rank decodes its slice of the images, and every rank 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from trainer.evaluation.features import Sample, subset
 from trainer.evaluation.figures import reconstructions
 from trainer.evaluation.linear_codec import LinearCodec, tile_side
 from trainer.evaluation.pictures import as_pictures
+from trainer.evaluation.ssim import WINDOW, structural_similarity
 from trainer.objectives.codec import Codec
 from trainer.recipe.evaluation import Evaluate
 
@@ -66,7 +67,8 @@ def measure(
 ) -> tuple[dict[str, float], LinearCodec | None]:
     """The figures of results.json, and the linear codec where `options.controls` asks for it.
 
-    All of the test split is reconstructed; the linear codec is fitted on training images.
+    All of the test split is reconstructed; the linear codec is fitted on training images. Beside `summarised`
+    the mean SSIM, of images that are large enough for it, and `latent_size`, the numbers of z = [y, w].
 
     Raises:
         SharedError: on every rank, where a reconstruction is not a number.
@@ -74,11 +76,14 @@ def measure(
     batch = max(1, min(options.batch, PIXELS // images.size**2))
     tested = Sample(test, np.arange(test.images), images, batch)
     elements = 3 * images.size**2
-    errors = reconstruction_errors(lambda views: codec.decode(*codec.encode(views)), codec, tested)
-    figures = summarised(errors, elements)
+    measures = [squared_errors, structural_similarity][: 1 + (images.size >= WINDOW)]
+    scores = reconstruction_scores(lambda v: codec.decode(*codec.encode(v)), codec, tested, measures)
+    figures = summarised(scores[0], elements) | _similarity(scores)
     if test.images > 1:
         chosen = permutation(test.images, seed, "swapped pairs")[:PAIRS]
         figures["swap_ratio"] = swap_ratio(codec, replace(tested, ids=chosen))
+    first = next(replace(tested, ids=tested.ids[:1]).views())
+    figures["latent_size"] = float(sum(part.numel() for part in codec.encode(first)))
     say(f"  reconstruction: {_listed(figures)}")
     results = {f"reconstruction/{name}": value for name, value in figures.items()}
     if not options.controls:
@@ -86,12 +91,18 @@ def measure(
     side = tile_side(images.size)
     ids = subset(train, max(1, TILES // (images.size // side) ** 2), seed)
     linear = LinearCodec.fit(codec, Sample(train, ids, images, batch), side)
-    control = summarised(reconstruction_errors(lambda v: linear(codec.pixels(v)), codec, tested), elements)
-    control = {name: control[name] for name in ("sse", "mse", "psnr")}
+    scores = reconstruction_scores(lambda v: linear(codec.pixels(v)), codec, tested, measures)
+    control = summarised(scores[0], elements)
+    control = {name: control[name] for name in ("sse", "mse", "psnr")} | _similarity(scores)
     cut = f" a tile of {side} x {side} pixels" if side < images.size else ""
     say(f"  linear codec, {linear.basis.shape[1]:,} components{cut}: {_listed(control)}")
     results |= {f"control/linear_codec/reconstruction/{name}": value for name, value in control.items()}
     return results, linear
+
+
+def _similarity(scores: np.ndarray) -> dict[str, float]:
+    """The mean of the second row of `reconstruction_scores`, where it has one."""
+    return {"ssim": math.fsum(scores[1]) / scores.shape[1]} if len(scores) > 1 else {}
 
 
 def _listed(figures: dict[str, float]) -> str:
@@ -114,16 +125,25 @@ def squared_errors(outputs: Tensor, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_errors(
-    reconstruct: Callable[[Tensor], Tensor], codec: Codec, sample: Sample
+def reconstruction_scores(
+    reconstruct: Callable[[Tensor], Tensor],
+    codec: Codec,
+    sample: Sample,
+    measures: Sequence[Callable[[Tensor, Tensor], Tensor]] = (squared_errors,),
 ) -> np.ndarray:
-    """Squared error of each image, float64 [N], in the order of `sample`; collective."""
+    """Each measure of each image, float64 [measures, N], in the order of `sample`; collective.
 
-    def errors_of_rank() -> np.ndarray:
-        parts = [squared_errors(reconstruct(view), codec.pixels(view)) for view in sample.of_rank().views()]
-        return torch.cat([torch.empty(0, dtype=torch.float64), *parts]).numpy()
+    A measure takes outputs and pixels, both [n, 3, H, W], and returns [n], float64 on the CPU.
+    """
 
-    return np.concatenate(collectives.run_on_all(errors_of_rank))
+    def scores_of_rank() -> np.ndarray:
+        parts = [np.empty((len(measures), 0))]
+        for view in sample.of_rank().views():
+            outputs, pixels = reconstruct(view), codec.pixels(view)
+            parts.append(np.stack([measure(outputs, pixels).numpy() for measure in measures]))
+        return np.concatenate(parts, axis=1)
+
+    return np.concatenate(collectives.run_on_all(scores_of_rank), axis=1)
 
 
 @torch.no_grad()

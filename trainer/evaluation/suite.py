@@ -175,9 +175,7 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
     if probe := options.linear:
 
         def linear() -> Outcome:
-            accuracy, fit = probes.linear_probe(*data(), probe, seed)
-            chosen = {} if isinstance(probe.l2, float) else {"l2": fit.l2}
-            return _named(f"probe/linear/{name}", accuracy, fit.ending() | chosen)
+            return linear_figures(f"probe/linear/{name}", data(), probe, seed)
 
         fits = 1 if isinstance(probe.l2, float) else 1 + len(probe.candidates)
         cost = fits * min(probe.iterations, PASSES["linear"]) * cost_of_pass
@@ -208,6 +206,15 @@ def _jobs_of(name: str, data: _Data, options: Evaluate, wanted: dict, seed: int)
         cost = 2 * test_images * data.width * data.classes * few.draws
         work.append(Job("few_shot/y", cost, few_shot, (few_shot_name(few),)))
     return [*work, _knn_job(name, data, options)]
+
+
+def linear_figures(
+    figure: str, data: tuple[Tensor, Tensor, Tensor, Tensor, int], options: LinearProbe, seed: int
+) -> Outcome:
+    """The accuracy of `probes.linear_probe` by the name of its figure, and how the fit ended."""
+    accuracy, fit = probes.linear_probe(*data, options, seed)
+    chosen = {} if isinstance(options.l2, float) else {"l2": fit.l2}
+    return _named(figure, accuracy, fit.ending() | chosen)
 
 
 def _knn_job(name: str, data: _Data, options: Evaluate) -> Job:

@@ -9,7 +9,7 @@ from trainer.networks.folded_resnet import FoldedResNet
 from trainer.networks.heads import Concat, Critic, EncodeAndDot, GlobalEncodeAndDot
 from trainer.networks.nvae import NvaeEncoder
 from trainer.networks.resnet import ResNet
-from trainer.recipe.objectives import ConcatCritic, CriticOptions, DotCritic
+from trainer.recipe.critics import ConcatCritic, CriticOptions, DotCritic
 
 ENCODERS: dict[str, type[Encoder]] = {
     "dim": DimEncoder,

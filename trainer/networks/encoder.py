@@ -1,6 +1,8 @@
 """What an encoder is: the contract between networks, objectives and evaluation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -17,11 +19,14 @@ class Encoder(nn.Module, ABC):
     Attributes:
         widths: {feature: numbers an image} of what evaluation reads, in the order of the network. `y` is the
             representation; with a decoder `w` and `z` = [y, w] stand beside it.
+        maps: {feature: (channels, height, width)} of those features that are a map, flattened channel by
+            channel.
         local_channels: C, channels of the local map.
         local_side: M, height and width of the local map.
     """
 
     widths: dict[str, int]
+    maps: Mapping[str, tuple[int, int, int]] = MappingProxyType({})
     local_channels: int
     local_side: int
 
@@ -37,6 +42,11 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: the local map is too small for these layers.
         """
+
+    @property
+    def latent_size(self) -> int | None:
+        """D, the numbers of z = [y, w]; None where there is no w."""
+        return self.widths["y"] + self.widths["w"] if "w" in self.widths else None
 
     def decoder(self) -> nn.Module | None:
         """A fresh decoder from y [n, widths["y"]] and w [n, widths["w"]] to pixels [n, 3, size, size], about

@@ -1,8 +1,8 @@
 """A deterministic autoencoder of NVAE's cells (reference: jiamings/d2c; latent as in the hybrid paper).
 
-The latent z = [y, w] has two layouts of as many numbers. `map`: z is a map of `latent` channels, y the first
-half of them and w the rest (Sinha, Song and Ermon). `pooled`: y is a vector, a linear map of features' means
-over the image, beside a map w of `latent` / 2 channels.
+The latent z = [y, w] has two layouts. `map`: z is a map of `latent` channels, y the first half of them and w
+the rest (Sinha, Song and Ermon). `pooled`: y is a vector, a linear map of features' means over the image,
+beside a map w of `latent` / 2 channels; it has as many numbers as w, or as many as one says.
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
 from trainer.networks.encoder import Encoder, Features
+from trainer.networks.layers import Norm
 from trainer.networks.nvae_cells import InvertedCell, ResidualCell
 
 PLACES = 4  # a side, that a pooled y is the mean of
@@ -37,6 +38,7 @@ class NvaeEncoder(Encoder):
         layout: "map" or "pooled".
         decoder_tower, expansion: cells at the latent's side of `decoder()`, and how much they widen; cells
             that double the side and those behind them widen half as much.
+        y: width of a pooled y; None: that of w. A map's y has half of the channels.
 
     Raises:
         ValueError: the image cannot be halved that often, the latent has no half, or the width is too small
@@ -57,6 +59,7 @@ class NvaeEncoder(Encoder):
         expansion: int,
         group: int,
         norm: str = "batch",
+        y: int | None = None,
     ):
         super().__init__()
         if size % (patch * 2**halvings):
@@ -71,8 +74,14 @@ class NvaeEncoder(Encoder):
         self.patch, self.layout, self.latent = patch, layout, latent
         self.norm = partial(normalization, norm, group=group)
         self.local_channels, self.local_side = self.widths_of_scales[-1], size // patch // 2**halvings
-        half = latent // 2 * self.local_side**2
-        self.widths = {"z": 2 * half, "w": half, "y": half}
+        half = latent // 2
+        w = half * self.local_side**2
+        vector = w if y is None or layout == "map" else y
+        self.widths = {"z": vector + w, "w": w, "y": vector}
+        places = (self.local_side, self.local_side)
+        self.maps = {"w": (half, *places)}
+        if layout == "map":
+            self.maps |= {"z": (latent, *places), "y": (half, *places)}
 
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, width, 3, 1, 1)]
         for before, after in pairwise(self.widths_of_scales):
@@ -81,9 +90,9 @@ class NvaeEncoder(Encoder):
         top = self.local_channels
         layers += [ResidualCell(top, top, self.norm) for _ in range(tower)]
         self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(top, top, 1), nn.ELU())
-        self.to_map = nn.Conv2d(top, latent if layout == "map" else latent // 2, 3, 1, 1)
+        self.to_map = nn.Conv2d(top, latent if layout == "map" else half, 3, 1, 1)
         if layout == "pooled":
-            self.to_vector = self._to_vector(half)
+            self.to_vector = self._to_vector(vector)
 
     def _to_vector(self, width: int) -> nn.Sequential:
         """Convolutions that halve the local map down to a few places, their mean, and `width` numbers of it.
@@ -130,34 +139,65 @@ class NvaeEncoder(Encoder):
         return nn.Sequential(cell, nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), width
 
     def decoder(self) -> "NvaeDecoder":
-        return NvaeDecoder(self)
+        return NvaeDecoder(
+            self.widths["y"] if self.layout == "pooled" else None,
+            self.latent if self.layout == "map" else self.latent // 2,
+            self.local_side,
+            self.widths_of_scales[::-1],
+            tower=self.decoder_tower,
+            cells=self.cells,
+            expansion=self.expansion,
+            patch=self.patch,
+            norm=self.norm,
+        )
 
 
 class NvaeDecoder(nn.Module):
-    """y [n, width] and w [n, width] -> pixels [n, 3, size, size], about [0, 1] but not clamped."""
+    """y [n, width] and w [n, width] -> pixels [n, 3, size, size], about [0, 1] but not clamped.
 
-    def __init__(self, encoder: NvaeEncoder):
+    Args:
+        y: width of a vector y, which is added at every place; None: y and w are channels of one map.
+        channels: of the map that is decoded: w's, or all of z's.
+        side: of that map.
+        widths: channels at its side, and behind each doubling of it.
+        tower, expansion: cells at the map's side, and how much they widen; the others widen half as much.
+        residual: whether those at the map's side are the encoder's, two 3x3 convolutions, which do not widen.
+        cells: behind each doubling.
+        patch: side of the square of pixels that each place is in the end.
+        norm: of the cells.
+    """
+
+    def __init__(
+        self,
+        y: int | None,
+        channels: int,
+        side: int,
+        widths: list[int],
+        *,
+        tower: int,
+        cells: int,
+        expansion: int,
+        patch: int,
+        norm: Norm,
+        residual: bool = False,
+    ):
         super().__init__()
-        norm, expansion = encoder.norm, encoder.expansion
-        self.layout, self.side = encoder.layout, encoder.local_side
-        top = encoder.local_channels
-        self.from_map = nn.Conv2d(
-            encoder.latent if self.layout == "map" else encoder.latent // 2, top, 3, 1, 1
-        )
-        if self.layout == "pooled":
-            self.from_vector = nn.Linear(encoder.widths["y"], top)
+        self.side, top = side, widths[0]
+        self.from_map = nn.Conv2d(channels, top, 3, 1, 1)
+        self.from_vector = None if y is None else nn.Linear(y, top)
         layers: list[nn.Module] = [
-            InvertedCell(top, top, expansion, norm) for _ in range(encoder.decoder_tower)
+            ResidualCell(top, top, norm) if residual else InvertedCell(top, top, expansion, norm)
+            for _ in range(tower)
         ]
-        less, scales = max(1, expansion // 2), encoder.widths_of_scales[::-1]
-        for before, after in pairwise(scales):
+        less = max(1, expansion // 2)
+        for before, after in pairwise(widths):
             layers.append(InvertedCell(before, after, less, norm, up=True))
-            layers += [InvertedCell(after, after, less, norm) for _ in range(encoder.cells)]
-        self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(scales[-1], 3 * encoder.patch**2, 3, 1, 1))
-        self.unpatch = nn.PixelShuffle(encoder.patch)
+            layers += [InvertedCell(after, after, less, norm) for _ in range(cells)]
+        self.layers = nn.Sequential(*layers, nn.ELU(), nn.Conv2d(widths[-1], 3 * patch**2, 3, 1, 1))
+        self.unpatch = nn.PixelShuffle(patch)
 
     def forward(self, y: Tensor, w: Tensor) -> Tensor:
-        if self.layout == "map":
+        if self.from_vector is None:
             x = self.from_map(torch.cat([y, w], dim=1).unflatten(1, (-1, self.side, self.side)))
         else:
             x = self.from_map(w.unflatten(1, (-1, self.side, self.side)))

@@ -1,12 +1,15 @@
 """Residual networks (He et al., arXiv 1512.03385) with torchvision's names of parameters and buffers."""
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.networks.batch_norm import normalization
 from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import Norm
+from trainer.networks.nvae import NvaeDecoder
 
 
 class BasicBlock(nn.Module):
@@ -68,7 +71,7 @@ def stage(block: Block, before: int, planes: int, blocks: int, stride: int, norm
 
 
 class ResNet(Encoder):
-    """Images [n, 3, size, size] -> local map, pooled features and y.
+    """Images [n, 3, size, size] -> local map, pooled features and y; with `w` a map w too, and z = [y, w].
 
     Weights of torchvision load but for its classifier `fc`. The 3x3 convolution of a bottleneck has the
     stride, as torchvision's has. Convolutions start as Kaiming normal (fan out).
@@ -80,10 +83,14 @@ class ResNet(Encoder):
         local: "layer1" to "layer4", the stage whose map is local.
         y: width of a linear layer on the pooled features; None: y is these themselves.
         zero_init_residual: a block's last norm starts at zero weight, so the block as its shortcut.
+        w: {channels, halvings, decoder}, w being made of layer1's map by so many 4x4 convolutions of stride 2
+            and a 3x3 one, so that contrast, which lives in the stages behind, leaves it alone; `decoder` has
+            {width, cell, tower, expansion, doublings, cells}. None: there is neither w nor a decoder.
 
     Raises:
-        ValueError: layer4 would halve a map of 1 x 1 pixel. Of its 3x3 weights one would be left, and torch
-            2.13 returns memory that it has not written as their gradients, in bf16 on a CPU that has it.
+        ValueError: the sides of w and of the image do not fit; or layer4 would halve a map of 1 x 1 pixel. Of
+            its 3x3 weights one would be left, and torch 2.13 returns memory that it has not written as their
+            gradients, in bf16 on a CPU that has it.
     """
 
     DEPTHS: dict[int, tuple[Block, tuple[int, ...]]] = {
@@ -104,6 +111,7 @@ class ResNet(Encoder):
         group: int,
         norm: str = "batch",
         zero_init_residual: bool = False,
+        w: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.block, self.blocks = self.DEPTHS[depth]
@@ -133,6 +141,43 @@ class ResNet(Encoder):
         pooled = self._channels(4)
         self.widths = {"y": pooled} if y is None else {"pooled": pooled, "y": y}
         self.y = nn.Identity() if y is None else nn.Linear(pooled, y)
+        self.to_map: nn.Sequential | None = None
+        if w is not None:  # made last: all other weights are drawn as without it
+            self.decoder_options = w["decoder"]
+            self._add_map(size, 1 if stem == "cifar" else 4, w["channels"], w["halvings"])
+
+    def _add_map(self, size: int, stride: int, channels: int, halvings: int) -> None:
+        """The layers from layer1's map, the stem's `stride` smaller than the image, to w, and w's shape.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        square = stride * 2**halvings
+        if size % square:
+            raise ValueError(
+                f"size={size}: a place of w is a square of {square} x {square} pixels (stem, w.halvings); "
+                f"a multiple of {square} is needed"
+            )
+        width, doublings = self.decoder_options["width"], self.decoder_options["doublings"]
+        if square % 2**doublings or width % 2**doublings:
+            raise ValueError(
+                f"w.decoder.doublings={doublings}: so many double a place of w beyond its {square} x "
+                f"{square} pixels, or halve w.decoder.width={width} to a fraction; give fewer"
+            )
+        self.patch = square // 2**doublings
+        layers: list[nn.Module] = []
+        before = self._channels(1)
+        for _ in range(halvings):
+            layers += [
+                nn.Conv2d(before, 2 * before, 4, 2, 1, bias=False),
+                self.norm(2 * before),
+                nn.ReLU(True),
+            ]
+            before *= 2
+        self.to_map = nn.Sequential(*layers, nn.Conv2d(before, channels, 3, 1, 1))
+        self.maps = {"w": (channels, size // square, size // square)}
+        w, y = channels * (size // square) ** 2, self.widths.pop("y")
+        self.widths |= {"z": y + w, "w": w, "y": y}
 
     def _channels(self, stages: int) -> int:
         """Channels behind so many stages."""
@@ -146,14 +191,22 @@ class ResNet(Encoder):
         return blocks
 
     def forward(self, images: Tensor) -> Features:
-        """Returns local [n, C, M, M], pooled [n, 512 or 2048 at width 64] and y [n, y]."""
+        """Returns local [n, C, M, M], pooled [n, 512 or 2048 at width 64] and y [n, y].
+
+        With `w` also w, a map flattened channel by channel, and z = [y, w].
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             maps.append(x)
         pooled = x.mean((2, 3))
-        return {"local": maps[self.local - 1], "pooled": pooled, "y": self.y(pooled)}
+        features = {"local": maps[self.local - 1], "pooled": pooled}
+        y = self.y(pooled)
+        if self.to_map is not None:
+            w = self.to_map(maps[0]).flatten(1)
+            features |= {"z": torch.cat([y, w], dim=1), "w": w}
+        return features | {"y": y}
 
     def tail(self) -> tuple[nn.Module, int]:
         """Fresh stages behind the local map [n, C, M, M], pooled to [n, width], and that width.
@@ -162,6 +215,23 @@ class ResNet(Encoder):
         """
         layers = [self._stage(number) for number in range(self.local, 4)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self._channels(4)
+
+    def decoder(self) -> NvaeDecoder | None:
+        """NVAE's cells from w's map, y added at every place; None without w."""
+        if self.to_map is None:
+            return None
+        channels, side, _ = self.maps["w"]
+        options = self.decoder_options
+        widths = [options["width"] // 2**doubling for doubling in range(options["doublings"] + 1)]
+        return NvaeDecoder(
+            *(self.widths["y"], channels, side, widths),
+            tower=options["tower"],
+            cells=options["cells"],
+            expansion=options["expansion"],
+            patch=self.patch,
+            norm=self.norm,
+            residual=options["cell"] == "residual",
+        )
 
 
 def _halved(side: int, times: int) -> int:

@@ -6,11 +6,12 @@ from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
 from trainer.networks.encoder import Encoder, Features
 from trainer.objectives.codec import Codec, squared_error
-from trainer.objectives.objective import ContrastiveObjective, Objective, Values
+from trainer.objectives.decoder_noise import DecoderNoise
+from trainer.objectives.objective import ContrastiveObjective, EncoderObjective, Values
 from trainer.recipe.objectives import HybridObjective
 
 
-class Hybrid(Objective):
+class Hybrid(EncoderObjective):
     """Minimises the contrastive loss + omega · squared error, the latter summed over an image's pixels.
 
     Where that loss is a sum of two bounds (symmetric MoCo), the squared error counts twice as well.
@@ -21,11 +22,18 @@ class Hybrid(Objective):
         contrast: any contrastive objective; its encoder has y, w and a decoder.
         options: the recipe's objective.
         normalize: of the data.
+        noise: on what the decoder reads while it learns.
     """
 
-    def __init__(self, contrast: ContrastiveObjective, options: HybridObjective, normalize: Normalize):
+    def __init__(
+        self,
+        contrast: ContrastiveObjective,
+        options: HybridObjective,
+        normalize: Normalize,
+        noise: DecoderNoise | None = None,
+    ):
         super().__init__()
-        self.contrast, self.options, self.normalize = contrast, options, normalize
+        self.contrast, self.options, self.normalize, self.noise = contrast, options, normalize, noise
         self.omega, _, _ = options.weighed()
         self.directions = contrast.directions
         decoder = contrast.encoder.decoder()
@@ -57,7 +65,10 @@ class Hybrid(Objective):
             images = batch.views[-1]
             features = self.encoder(images)
         y = features["y"].detach() if self.options.detach_y else features["y"]
-        error = squared_error(self.codec, images, y, features["w"]).mean()
+        w = features["w"]
+        if self.noise is not None and self.training:
+            y, w = self.noise(y, w, batch.noise)
+        error = squared_error(self.codec, images, y, w).mean()
         loss = values["loss"] + self.directions * self.omega * error
         return values | {"loss": loss, "sse": error.detach()}
 

@@ -30,6 +30,7 @@ class Moco(ContrastiveObjective):
         batch: global batch in images.
         dtype: of the parameters; scores are computed in it, whatever autocast says.
         seed: of the queue's first keys.
+        images: of the whole run, over which a momentum with an end of its own rises.
 
     Raises:
         ValueError: the queue does not hold whole steps.
@@ -37,9 +38,17 @@ class Moco(ContrastiveObjective):
 
     views = 2
 
-    def __init__(self, encoder: Encoder, options: MocoObjective, batch: int, dtype: torch.dtype, seed: int):
+    def __init__(
+        self,
+        encoder: Encoder,
+        options: MocoObjective,
+        batch: int,
+        dtype: torch.dtype,
+        seed: int,
+        images: int = 1,
+    ):
         super().__init__()
-        self.options, self.batch, self.dtype = options, batch, dtype
+        self.options, self.batch, self.dtype, self.images = options, batch, dtype, images
         self.directions = options.directions
         self.encoder = encoder
         self.head = projection(encoder.widths["y"], options.head.units, options.head.width)
@@ -63,7 +72,7 @@ class Moco(ContrastiveObjective):
             `loss`, to be minimised; `contrast`, the same, with `contrast/random_guess`. While training
             `mi_estimate/queue`, once the queue's random first keys are gone: no bound, for keys are old.
             In evaluation, where the other images of the batch are the negatives, `mi/contrast`, a lower bound
-            in nats, with its `ceiling`.
+            in nats, with its `ceiling`. `momentum` where that changes.
         """
         first_view, key_view = batch.views[:2]
         first = int(batch.positions[0][0] - batch.images_seen)  # this rank's first place in the global batch
@@ -80,7 +89,8 @@ class Moco(ContrastiveObjective):
             return self._of_the_batch(queries[0], keys[0])
         self.step = batch.images_seen // self.batch
         self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
-        return self._over_the_queue(torch.cat(queries), torch.cat(keys))
+        values = self._over_the_queue(torch.cat(queries), torch.cat(keys))
+        return values if self.options.final_momentum is None else values | {"momentum": self._momentum()}
 
     def features(self, images: Tensor) -> Features:
         """The encoder's, and `head`, the projection [n, width] that the contrast compares."""
@@ -93,6 +103,9 @@ class Moco(ContrastiveObjective):
     @torch.no_grad()
     def _key(self, view: Tensor) -> Tensor:
         return F.normalize(self.key_head(self.key_encoder(view)["y"]).to(self.dtype), dim=1)
+
+    def _momentum(self) -> float:
+        return self.options.momentum_at(self.step * self.batch, self.images)
 
     def _over_the_queue(self, queries: Tensor, keys: Tensor) -> Values:
         temperature, directions = self.options.temperature, self.directions
@@ -124,6 +137,6 @@ class Moco(ContrastiveObjective):
         super().after_step()
         keys = [*self.key_encoder.parameters(), *self.key_head.parameters()]
         queries = [*self.encoder.parameters(), *self.head.parameters()]
-        ema_update_(keys, queries, self.options.momentum)
+        ema_update_(keys, queries, self._momentum())
         self.queue.enqueue(torch.cat(self.pending), self.step)
         self.pending = []

@@ -1,6 +1,7 @@
 """What an objective is: the contract between objectives, the trainer and evaluation."""
 
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -21,12 +22,10 @@ class Objective(nn.Module, ABC):
     Attributes:
         views: how many views of a batch `forward` reads; the last may be a clean one.
         directions: how many bounds `loss` is the sum of; a hybrid weighs the reconstruction by it.
-        encoder: what is exported and evaluated.
     """
 
     views: int = 1
     directions: int = 1
-    encoder: Encoder
 
     @abstractmethod
     def forward(self, batch: Batch) -> Values:
@@ -50,7 +49,25 @@ class Objective(nn.Module, ABC):
 
     def sizes(self) -> dict[str, int]:
         """Numbers of parameters that a run is described by, before any engine shards them."""
-        return {"parameters": size(self), "encoder parameters": size(self.encoder)}
+        return {"parameters": size(self)}
+
+
+Trained = TypeVar("Trained", bound=Objective)
+
+
+class EncoderObjective(Objective):
+    """An objective that an encoder learns by.
+
+    Attributes:
+        encoder: what is exported and evaluated.
+    """
+
+    encoder: Encoder
+
+    def sizes(self) -> dict[str, int]:
+        latent = self.encoder.latent_size
+        sizes = super().sizes() | {"encoder parameters": size(self.encoder)}
+        return sizes if latent is None else sizes | {"latent size": latent}
 
     def features(self, images: Tensor) -> Features:
         """What evaluation reads, from images [n, 3, H, W]: each feature of `encoder.widths` as [n, width].
@@ -72,7 +89,7 @@ def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class ContrastiveObjective(Objective):
+class ContrastiveObjective(EncoderObjective):
     """An objective on y, which a hybrid may combine with reconstruction."""
 
     @abstractmethod

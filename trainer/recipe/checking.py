@@ -22,14 +22,14 @@ from trainer.recipe.messages import (
     tag,
 )
 from trainer.recipe.optimizers import MissingKey
-from trainer.recipe.schema import EvaluateRun, Pretrain, Recipe
+from trainer.recipe.recipes import AnyTask, Recipe
 from trainer.recipe.trees import defaults, first_source, merge, origins, strip_origins
 from trainer.recipe.yaml12 import COMMAND_LINE, DEFAULT, LARGEST, SourcedValue, Tree, parse, to_yaml_line
 
 RECIPE = expected(Recipe)
 
 
-def check(tree: dict, file: str) -> tuple[Pretrain | EvaluateRun, dict[str, str]]:
+def check(tree: dict, file: str) -> tuple[AnyTask, dict[str, str]]:
     """A merged tree, read from `file` and the command line -> the recipe and the origin of each dotted key.
 
     Raises UserError with the first mistake and the number of the others. Unknown keys come first, because
@@ -46,7 +46,7 @@ class _Check:
         self.meant: set[str] = set()  # keys that misspelt ones probably mean: not reported as missing too
         self.everywhere = paths(RECIPE.sections)
 
-    def run(self, tree: dict[str, Tree]) -> tuple[Pretrain | EvaluateRun, dict[str, str]]:
+    def run(self, tree: dict[str, Tree]) -> tuple[AnyTask, dict[str, str]]:
         recipe: Any = None
         complete: Tree = tree
         section = self._member(RECIPE.sections, tree, "")
@@ -174,8 +174,8 @@ def _with_default(child: Expected, node: Tree | None, at: str) -> Tree:
     default = child.default
     if child.sections and default is not None:
         default = default.model_dump(by_alias=True)
-    elif child.item:
-        default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default or []]
+    elif child.item and default is not None:
+        default = [item.model_dump(by_alias=True) if child.item.sections else item for item in default]
     return defaults(default) if node is None else merge(defaults(default), node, at)
 
 

@@ -1,8 +1,8 @@
 """The recipe's encoders: one section a kind."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipelines.common.section import Count, Positive, Section, key
 
@@ -14,7 +14,18 @@ class EncoderOptions(Section):
     """What the options of every encoder answer before anything is built."""
 
     kind: str
-    decodes: ClassVar[bool] = False  # whether the network has a decoder, so that a hybrid can use it
+    newer: ClassVar[tuple[str, ...]] = ()  # arguments left out where null: exports stay as they were
+    to_decode: ClassVar[str] = "expected encoder.kind=nvae, or resnet with encoder.w={channels: 3}"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the network has a decoder, for a hybrid to use; else `to_decode` says how to get one."""
+        return False
+
+    def arguments(self) -> dict[str, Any]:
+        """What the network is built from beside the images' size and the group, as plain values."""
+        values = self.model_dump()
+        return {key: value for key, value in values.items() if value is not None or key not in self.newer}
 
 
 class DimEncoder(EncoderOptions):
@@ -66,8 +77,36 @@ class FoldedResNet(EncoderOptions):
     norm: Norm = "batch"
 
 
+class MapDecoder(Section):
+    """The decoder of a vector y and a map w: NVAE's cells at w's side, and behind each doubling of it."""
+
+    width: Positive = key(64, "width at the side of w, half as many after each doubling", "channels")
+    cell: Literal["inverted", "residual"] = key(
+        "residual", "the cells at the side of w: those of NVAE's decoder, or of its encoder, cheap on a CPU"
+    )
+    tower: Count = key(3, "cells at the side of w", "cells")
+    expansion: Positive = key(6, "how much an inverted cell widens; behind a doubling half as much", "1")
+    doublings: Count = key(
+        0,
+        "how often cells double the side; each place then becomes a square of the pixels that are left",
+        "1",
+    )
+    cells: Count = key(1, "cells behind each doubling", "cells")
+
+
+class DetailMap(Section):
+    """A map w of details, made of the first stage's map, beside the pooled y, and a decoder of both."""
+
+    channels: Positive = key(3, "width of w", "channels")
+    halvings: Positive = key(1, "how often a convolution halves the first stage's map on the way to w", "1")
+    decoder: MapDecoder = MapDecoder()
+
+
 class ResNet(EncoderOptions):
-    """ResNet as in torchvision."""
+    """ResNet as in torchvision; with `w` also the encoder and decoder of a hybrid."""
+
+    newer: ClassVar[tuple[str, ...]] = ("w",)
+    to_decode: ClassVar[str] = "give it one with encoder.w={channels: 3}, or choose encoder.kind=nvae"
 
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50, 101] = key(
@@ -85,12 +124,17 @@ class ResNet(EncoderOptions):
     )
     norm: Norm = "batch"
     zero_init_residual: bool = key(False, "whether a block's last norm starts at zero")
+    w: DetailMap | None = key(None, "the map w beside y; null: there is no w, and no decoder")
+
+    @property
+    def decodes(self) -> bool:
+        return self.w is not None
 
 
 class Nvae(EncoderOptions):
     """The NVAE-style encoder, and with it its decoder; defaults are those of d2c with the paper's latent."""
 
-    decodes: ClassVar[bool] = True
+    newer: ClassVar[tuple[str, ...]] = ("y",)
 
     kind: Literal["nvae"]
     patch: Literal[1, 2, 4, 8] = key(
@@ -104,9 +148,23 @@ class Nvae(EncoderOptions):
     expansion: Positive = key(6, "how much a decoder's cell widens inside", "1")
     latent: Positive = key(6, "width of z = [y, w], even: half are y's", "channels")
     layout: Literal["map", "pooled"] = key(
-        "map", "y is the first half of the latent's channels, or a vector of as many numbers beside a map w"
+        "map", "y is the first half of the latent's channels, or a vector beside a map w of as many channels"
     )
     norm: Norm = "batch"
+    y: Positive | None = key(None, "width of a pooled y; null: as many numbers as w has", "numbers")
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _width_of_a_vector(self) -> "Nvae":
+        if self.y is not None and self.layout == "map":
+            raise ValueError(
+                f"y={self.y} is the width of a vector, and with layout=map y is half of the latent's "
+                "channels; leave y out, or set layout=pooled"
+            )
+        return self
 
 
 Encoder = Annotated[

@@ -16,6 +16,7 @@ from trainer.recipe.yaml12 import to_yaml_line
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
+    *("from", "checkpoint", "draw"),  # of diffusion, whose samples are known by their digest
 )
 NOT_FINGERPRINTED_DATA = tuple(
     f"data.{key}" for key in ("root", "make", "threads", "prefetch", "retry_seconds", "cache", "cache_bytes")
@@ -27,7 +28,13 @@ DEFAULTS_OF_NEW_KEYS = {
     "optimizer.scaling": None,
     "optimizer.decay_norms": True,
     "data.views.[0-9].hue": "yiq",  # a `*` would match `jitter.hue` too
+    "encoder.w": None,
+    "encoder.y": None,
+    "objective.decoder_noise": 0.0,
+    "objective*.final_momentum": None,
 }
+# New keys of one kind of section alone: for the other kinds the name is an old one.
+NEW_FOR = {"encoder.y": ("encoder.kind", "nvae")}
 ABSENT = object()
 
 
@@ -35,16 +42,23 @@ def fingerprint(resolved: dict) -> dict[str, Any]:
     """The values of a resolved recipe that must be the same when a run is resumed, by dotted key.
 
     New keys are left out where they have the value of the time before them: older runs go on. The length of
-    training is left out where the schedule does not depend on it.
+    training is left out where no schedule depends on it.
     """
     values = dict(flatten(resolved))
-    if values.get("schedule.kind") == "constant":
+    momenta = [value for key, value in values.items() if fnmatchcase(key, "objective*.final_momentum")]
+    if values.get("schedule.kind") == "constant" and not any(momentum is not None for momentum in momenta):
         values.pop("images", None)
     return {
         key: value
         for key, value in values.items()
-        if not may_change(key) and default_of_new_key(key) != value
+        if not may_change(key) and not (_is_new(key, values) and default_of_new_key(key) == value)
     }
+
+
+def _is_new(key: str, values: dict[str, Any]) -> bool:
+    """Whether a key of DEFAULTS_OF_NEW_KEYS is new for this recipe's kinds of sections."""
+    of, kind = NEW_FOR.get(key, ("", None))
+    return kind is None or values.get(of) == kind
 
 
 def may_change(key: str) -> bool:

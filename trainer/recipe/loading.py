@@ -18,8 +18,8 @@ from data_pipelines.common.home import expand_home
 from data_pipelines.common.suggest import closest, did_you_mean
 from trainer.recipe.checking import check
 from trainer.recipe.fingerprint import fingerprint
-from trainer.recipe.messages import either, shown
-from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.messages import shown
+from trainer.recipe.recipes import AnyTask, AnyTraining
 from trainer.recipe.trees import merge, nested, rename, source_of, strip_origins
 from trainer.recipe.yaml12 import COMMAND_LINE, SourcedValue, Tree, parse, to_yaml_line
 
@@ -32,7 +32,7 @@ LONGEST_CHAIN = 50  # recipes, each the base of the one before
 OLD_NAMES = {"data.patience": "data.retry_seconds"}
 
 
-Recipe = TypeVar("Recipe", bound=Pretrain | EvaluateRun, covariant=True)
+Recipe = TypeVar("Recipe", bound=AnyTask, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Listed(NamedTuple):
     description: str
 
 
-def load(arguments: list[str]) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def load(arguments: list[str]) -> ResolvedRecipe[AnyTask]:
     """`["recipe=dim_local", "optimizer.lr=3e-4", ...]` -> the recipe, validated.
 
     `recipe` is a name in `recipes/` or a path to a .yaml file; values are YAML (`schedule={kind: cosine}`).
@@ -84,7 +84,7 @@ def load(arguments: list[str]) -> ResolvedRecipe[Pretrain | EvaluateRun]:
     return _loaded(path, overrides, notices)
 
 
-def load_saved(path: str | Path) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def load_saved(path: str | Path) -> ResolvedRecipe[AnyTask]:
     """The recipe.yaml of a run's folder. Raises UserError, with its path, as `load` does."""
     try:
         return replace(_loaded(Path(path), {}, []), notices=())  # a run of an older version keeps its names
@@ -95,7 +95,7 @@ def load_saved(path: str | Path) -> ResolvedRecipe[Pretrain | EvaluateRun]:
         ) from None
 
 
-def saved_training(path: str | Path) -> Pretrain:
+def saved_training(path: str | Path) -> AnyTraining:
     """The recipe of a run's recipe.yaml, as `load_saved`; a UserError where that is of no run that trains."""
     recipe = load_saved(path).recipe
     if not recipe.trains:
@@ -120,9 +120,7 @@ def listing() -> list[Listed]:
     return recipes
 
 
-def _loaded(
-    path: Path, overrides: dict[str, Tree], notices: list[str]
-) -> ResolvedRecipe[Pretrain | EvaluateRun]:
+def _loaded(path: Path, overrides: dict[str, Tree], notices: list[str]) -> ResolvedRecipe[AnyTask]:
     recipe, origin = check(merge(_inherited(path, notices), overrides), path.name)
     return ResolvedRecipe(recipe, path.stem, origin, notices=tuple(notices))
 
@@ -136,7 +134,7 @@ def _lines(
         if isinstance(value, dict):
             yield f"{pad}{key}:", None
             yield from _lines(value, f"{dotted}.", indent + 2, origin)
-        elif isinstance(value, list) and isinstance(value[0], dict):
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield f"{pad}{key}:", None
             for index, item in enumerate(value):
                 (first, where), *rest = _lines(item, f"{dotted}.{index}.", indent + 4, origin)
@@ -204,7 +202,8 @@ def _find(name: str, folder: Path, where: str) -> Path:
         return RECIPES / f"{name}.yaml"
     what = f"no file '{folder / name}'" if is_path else f"unknown recipe '{name}'"
     hint = did_you_mean(closest(Path(name).stem, _names()))
-    raise UserError(f"{where}: {what}{hint or f'; expected {either(_names())}, or a path to a .yaml file'}")
+    expected = f"; expected one of the {len(_names())} that --list prints, or a path to a .yaml file"
+    raise UserError(f"{where}: {what}{hint or expected}")
 
 
 def _inherited(path: Path, notices: list[str], chain: tuple[Path, ...] = ()) -> dict[str, Tree]:

@@ -1,46 +1,18 @@
-"""The recipe's objectives and their critics: one section a kind, and what it answers without torch."""
+"""The recipe's objectives: one section a kind, and what it answers without torch."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipelines.common.section import Count, Positive, PositiveFloat, Section, Weight, key
+from data_pipelines.common.section import Count, Fraction, Positive, PositiveFloat, Section, Weight, key
 from data_pipelines.views import Shuffle
+from trainer.recipe.critics import ConcatCritic, CriticOptions, DotCritic
 from trainer.recipe.groups import Groups
 from trainer.recipe.objective import ObjectiveOptions, Queue
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Score = Literal["dot", "scaled", "tanh"]
-
-
-class DotCritic(Section):
-    """Both sides are encoded to as many units; a score is their dot product.
-
-    Null as `score` is `dot` for jsd and infonce, and `tanh` for dv and nwj, whose exponentials overflow on
-    plain dot products.
-    """
-
-    kind: Literal["dot"]
-    units: Positive = key(2048, "width of both encodings", "units")
-    score: Score | None = key(
-        None,
-        "`dot` as published; `scaled` by 1/sqrt(units); `tanh`: 20 tanh(scaled / 20); null: by the bound",
-    )
-
-    def score_for(self, bound: str) -> Score:
-        """The score that a critic of this bound computes."""
-        return self.score or ("tanh" if bound in ("dv", "nwj") else "dot")
-
-
-class ConcatCritic(Section):
-    """Feature and y are concatenated and go through two hidden layers (the paper's other critic)."""
-
-    kind: Literal["concat"]
-    units: Positive = key(512, "width of each hidden layer", "units")
-
-
-CriticOptions = Annotated[DotCritic | ConcatCritic, Field(discriminator="kind")]
 
 
 class Prior(Section):
@@ -114,6 +86,11 @@ class MocoObjective(ObjectiveOptions):
     kind: Literal["moco"]
     temperature: PositiveFloat = key(0.2, "what similarities are divided by", "1")
     momentum: Share = key(0.999, "share of the key encoder that each step keeps", "1")
+    final_momentum: Fraction | None = key(
+        None,
+        "that share at the end of the run, to which it rises along a half cosine; null: it stays `momentum`",
+        "1",
+    )
     symmetric: bool = key(False, "whether the loss of the views exchanged is added")
     queue: Queue = Queue()
     head: Head = Head()
@@ -122,6 +99,25 @@ class MocoObjective(ObjectiveOptions):
         "groups of a block, in which key views change places, so that batch-norm gives no positive away",
         "groups",
     )
+
+    @model_validator(mode="after")
+    def _rises(self) -> "MocoObjective":
+        if self.final_momentum is not None and self.final_momentum < self.momentum:
+            raise ValueError(
+                f"final_momentum={self.final_momentum:g} is below momentum={self.momentum:g}, from which it "
+                "rises; raise it, or leave it out"
+            )
+        return self
+
+    def momentum_at(self, images_seen: int, images: int) -> float:
+        """The momentum of the step that begins after `images_seen` of a run's `images`.
+
+        1 - (1 - m) (cos(pi k / K) + 1) / 2 of BYOL (arXiv 2006.07733, section 3.3), to any end in place of 1.
+        """
+        if self.final_momentum is None:
+            return self.momentum
+        wave = (1 + math.cos(math.pi * min(1.0, images_seen / images))) / 2
+        return self.final_momentum - (self.final_momentum - self.momentum) * wave
 
     @property
     def views(self) -> int:
@@ -181,6 +177,10 @@ class SimclrObjective(ObjectiveOptions):
         return True
 
 
+NOISE = (
+    "the most noise on what the decoder reads in training, drawn for each image from 0 to this, in units of "
+    "each channel's spread; 0: none"
+)
 Contrast = Annotated[DimObjective | MocoObjective | SimclrObjective, Field(discriminator="kind")]
 
 
@@ -188,6 +188,7 @@ class AutoencoderObjective(ObjectiveOptions):
     """Reconstruction alone, by the squared error."""
 
     kind: Literal["autoencoder"]
+    decoder_noise: Weight = key(0.0, NOISE, "standard deviations")
 
     @property
     def reconstructs(self) -> bool:
@@ -213,6 +214,7 @@ class HybridObjective(ObjectiveOptions):
         "view", "the first view, or a clean one, last of `data.views`"
     )
     detach_y: bool = key(False, "whether the decoder reads y but sends no gradient into it")
+    decoder_noise: Weight = key(0.0, NOISE, "standard deviations")
 
     @model_validator(mode="after")
     def _one_weight(self) -> "HybridObjective":

@@ -88,7 +88,10 @@ WARMUP = "length of the linear warm-up of the learning rate"
 
 
 class Constant(Section):
-    """The learning rate stays, after a linear warm-up. `images` may be raised later, and the run goes on."""
+    """The learning rate stays, after a linear warm-up.
+
+    `images` may be raised later, and the run goes on, unless an objective's `final_momentum` depends on them.
+    """
 
     kind: Literal["constant"]
     warmup: Count = key(0, WARMUP, "images")
@@ -216,6 +219,11 @@ class Pretrain(Section):
         return self.objective.key_shuffle(self.groups, self.encoder.norm)
 
     @property
+    def other_samples(self) -> tuple[str, str]:
+        """What a person reads where the samples are not those of the run so far, and what may help."""
+        return f"the data set in {self.data.root} is not the one it was trained on", ""
+
+    @property
     def labelled_split(self) -> str:
         """The split that probes learn from."""
         return self.data.labelled or self.data.train
@@ -226,7 +234,7 @@ class Pretrain(Section):
 
     def encoder_options(self) -> dict:
         """All that an encoder is built from, as plain values: exported with its weights."""
-        return self.encoder.model_dump() | {"size": self.data.size, "group": self.groups.norm}
+        return self.encoder.arguments() | {"size": self.data.size, "group": self.groups.norm}
 
 
 class EvaluateRun(Section):
@@ -253,6 +261,3 @@ class EvaluateRun(Section):
     def launch_precision(self) -> str:
         """What the ranks are prepared to compute in; the run's own recipe decides what they do."""
         return "float32"
-
-
-Recipe = Annotated[Pretrain | EvaluateRun, Field(discriminator="task")]

@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipelines.views import Shuffle
-from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.groups import Groups
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.optimizers import OptimizerOptions
 from trainer.recipe.schema import Constant, Cosine, Log, Save, Tracking
+
+
+class Intervals(Protocol):
+    """What is measured during training: after how many images each, 0 for never."""
+
+    @property
+    def every(self) -> int: ...
 
 
 class TrainingRecipe(Protocol):
@@ -58,7 +64,7 @@ class TrainingRecipe(Protocol):
     def log(self) -> Log: ...
 
     @property
-    def evaluate(self) -> Evaluate: ...
+    def evaluate(self) -> "Intervals": ...
 
     @property
     def tracking(self) -> Tracking: ...
@@ -74,6 +80,9 @@ class TrainingRecipe(Protocol):
 
     @property
     def stage_timeout(self) -> float: ...
+
+    @property
+    def other_samples(self) -> tuple[str, str]: ...
 
     def advice(self, images: int | None) -> Iterator[str]: ...
 

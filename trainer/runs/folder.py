@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,12 +108,19 @@ class RunFolder:
         """
         return self._results()[1]
 
-    def merge_results(self, results: dict[str, float], left_out: dict[str, str] | None = None) -> None:
+    def merge_results(
+        self,
+        results: dict[str, float],
+        left_out: dict[str, str] | None = None,
+        outdated: Collection[str] = (),
+    ) -> None:
         """Adds figures to results.json, and why others are missing; new values replace old ones.
 
-        A reason goes with the figure that was missing, or with the first of those whose names begin so.
+        A reason goes with the figure that was missing, or with the first of those whose names begin so. The
+        figures of the names `outdated` go where they have no new value.
         """
         figures, reasons = self._results()
+        figures = {name: value for name, value in figures.items() if name not in outdated}
         measured = {beginning for name in results for beginning in _beginnings(name)}
         reasons = {
             name: why

@@ -40,6 +40,9 @@ class Progress:
             parts.append(f"contrast {values['contrast']:.2f}/{values['contrast/random_guess']:.2f}")
         if "sse" in values:
             parts.append(f"sse {values['sse']:.2f}")
+        for name, value in values.items():  # beside the error of answering 0, which no denoiser should exceed
+            if f"{name}/zero" in values:
+                parts.append(f"{name} {value:.3f}/{values[f'{name}/zero']:.2f}")
         for name, value in values.items():
             if f"{name}/ceiling" in values:
                 parts.append(f"{name} {value:.2f}/{values[f'{name}/ceiling']:.2f} nats")

@@ -19,7 +19,7 @@ from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import StopRequest
 from trainer.recipe.fingerprint import differences, remedy
 from trainer.recipe.loading import ResolvedRecipe
-from trainer.recipe.schema import Pretrain
+from trainer.recipe.recipes import AnyTraining
 from trainer.runs.folder import RunFolder
 from trainer.runs.progress import Progress
 from trainer.tracking.address import uri_for
@@ -49,7 +49,9 @@ class Run:
         UserError: the folder cannot be written, is in use, or belongs to a run of another recipe or data set.
     """
 
-    def __init__(self, loaded: ResolvedRecipe[Pretrain], context: DistributedContext, data: str, world: dict):
+    def __init__(
+        self, loaded: ResolvedRecipe[AnyTraining], context: DistributedContext, data: str, world: dict
+    ):
         self.loaded, self.context, self.data = loaded, context, data
         self.folder = RunFolder.of(loaded)
         self.journal: Journal | None = None
@@ -88,8 +90,9 @@ class Run:
         before, now = checkpoint.manifest["fingerprint"], self.loaded.fingerprint()
         changed, way_out = differences(before, now), remedy(before, now)
         if checkpoint.manifest["data"] != self.data:
-            changed.append(f"the data set in {self.loaded.recipe.data.root} is not the one it was trained on")
-            way_out = "start another with run=NAME"  # no override leads back
+            why, help = self.loaded.recipe.other_samples
+            changed.append(why)
+            way_out = f"{help}start another with run=NAME"  # no override leads back
         if changed:
             raise UserError(f"{checkpoint.path} is of another recipe ({'; '.join(changed[:5])}); {way_out}")
         return checkpoint

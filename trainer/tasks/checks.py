@@ -18,9 +18,9 @@ from data_pipelines.shards.summary import more_test_images
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.measure import compared_pixels
 from trainer.evaluation.requirements import requirements
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.evaluation import Evaluate
-from trainer.recipe.schema import Pretrain
+from trainer.recipe.schema import Data, Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks.resources import (
@@ -49,25 +49,29 @@ class Start:
     folder: Path
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> EncoderObjective:
         """What will be trained, on the device `meta`. Raises UserError: its parts do not fit together."""
         with torch.device("meta"):
             return build_objective(self.recipe)
 
     @cached_property
     def sizes(self) -> Sizes:
-        return sizes_of(self.recipe, self.objective)
+        return sizes_of(self.recipe, self.objective, self.objective.encoder)
 
 
 def check_source(start: Start) -> Iterable[str]:
     """Refuses a data set that was made from another source than the recipe's."""
-    recipe, dataset = start.recipe, start.dataset
-    if dataset.source != recipe.data.source:
-        raise UserError(
-            f"data.root={recipe.data.root} was made from source={dataset.source}, the recipe says "
-            f"data.source={recipe.data.source}; give the folder of that one, or change data.source"
-        )
+    if start.dataset.source != start.recipe.data.source:
+        raise other_source(start.recipe.data, start.dataset)
     return ()
+
+
+def other_source(data: Data, dataset: Dataset) -> UserError:
+    """The mistake of a data set that was made from another source than the recipe's."""
+    return UserError(
+        f"data.root={data.root} was made from source={dataset.source}, the recipe says "
+        f"data.source={data.source}; give the folder of that one, or change data.source"
+    )
 
 
 def check_ranks(start: Start) -> Iterable[str]:
@@ -183,16 +187,23 @@ def check_disk(start: Start) -> Iterable[str]:
     if recipe.evaluate.at_end:
         images = sum(start.dataset.split(name).images for name in (recipe.labelled_split, recipe.data.test))
     width = max(sum(widths.values()), recipe.evaluate.controls * compared_pixels(recipe))
-    needed, left = disk_needed(recipe, sizes, 4 * images * width), disk_left(start.folder)
+    return check_disk_of(recipe, sizes, images, width, start.folder)
+
+
+def check_disk_of(
+    recipe: TrainingRecipe, sizes: Sizes, images: int, width: int, folder: Path
+) -> Iterable[str]:
+    """Refuses a disk without room for checkpoints and the features [images, width] to be probed."""
+    needed, left = disk_needed(recipe, sizes, 4 * images * width), disk_left(folder)
     if needed > left:
         raise UserError(
             f"the run needs {readable(needed)} of disk (save.keep={recipe.save.keep} checkpoints of "
             f"{readable(sizes.checkpoint)}, and one more that is written or the features of {images:,} "
-            f"images to probe), and {start.folder} has {readable(left)} left; make room there, choose "
+            f"images to probe), and {folder} has {readable(left)} left; make room there, choose "
             "another folder with outputs=, keep fewer, or probe a smaller split with data.labelled or none "
             "with evaluate.at_end=false"
         )
-    checkpoints = start.folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     if why := obstacle(checkpoints):
         raise UserError(f"{checkpoints} cannot be written: {why}; mend it, or give another outputs= or run=")
     if every := recipe.save.keep_every:
@@ -201,21 +212,26 @@ def check_disk(start: Start) -> Iterable[str]:
         if needed + size > left:
             return [
                 f"save.keep_every={every}: the {kept:,} checkpoints that it keeps take {readable(size)}, "
-                f"and {start.folder} has {readable(left)} left"
+                f"and {folder} has {readable(left)} left"
             ]
     return ()
 
 
 def check_memory(start: Start) -> Iterable[str]:
     """Refuses a machine, control group, `ulimit` or GPU whose memory cannot even hold what is trained."""
-    needed, (left, what) = memory_needed(start.sizes, start.context), memory_left(start.context)
+    check_memory_of(start.sizes, start.context)
+    return ()
+
+
+def check_memory_of(sizes: Sizes, context: DistributedContext) -> None:
+    """Raises UserError: the memory cannot even hold what is trained."""
+    needed, (left, what) = memory_needed(sizes, context), memory_left(context)
     if needed > left:
         raise UserError(
             f"weights, gradients, moments and the copy of a checkpoint take {readable(needed)} of memory a "
-            f"rank, and {what} has {readable(left)} left; train a smaller encoder, fewer ranks on a "
+            f"rank, and {what} has {readable(left)} left; train a smaller network, fewer ranks on a "
             "machine, or shard it (recipes/launch/zero2.yaml)"
         )
-    return ()
 
 
 def check_probes(start: Start) -> Iterable[str]:

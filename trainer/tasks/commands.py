@@ -30,9 +30,25 @@ def entry() -> str:
     return f"accelerate launch {shlex.quote(str(shown))}"
 
 
+def train(name: str) -> str:
+    """Trains a recipe."""
+    return f"{entry()} recipe={name}"
+
+
 def evaluate(folder: RunFolder) -> str:
     """Evaluates the run again, with every probe."""
     return f"{entry()} recipe=evaluate {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
+
+
+def sample(folder: RunFolder) -> str:
+    """Draws images of a diffusion run."""
+    return f"{entry()} recipe=sample {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
+
+
+def measure(folder: RunFolder) -> str:
+    """Measures images of a diffusion run again, of another seed."""
+    words = f"{entry()} recipe=measure {shlex.quote(f'from={to_yaml_line(str(folder.path))}')}"
+    return f"{words} seed=1"
 
 
 def load_encoder(folder: RunFolder) -> str:

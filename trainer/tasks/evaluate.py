@@ -6,27 +6,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
-from trainer.checkpoints import load as load_module
-from trainer.checkpoints.format import Damaged, folder_name, verify
-from trainer.checkpoints.load import Checkpoint, load, newest
+from trainer.checkpoints.load import Checkpoint
 from trainer.distributed import collectives, launch
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped, requests_stop
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.features import FOLDER
 from trainer.evaluation.measure import Measured, measure
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe import loading
 from trainer.recipe.evaluation import Evaluate
 from trainer.recipe.schema import EvaluateRun, Pretrain, Tracking
-from trainer.recipe.yaml12 import DEFAULT
 from trainer.runs.folder import RunFolder
 from trainer.tasks import report
 from trainer.tasks.checks import check_labels
 from trainer.tasks.data_making import make_missing
+from trainer.tasks.saved_run import choose, encoder_recipe, is_newest, load_weights, with_values_of_run
 from trainer.tracking.address import uri_for
 from trainer.tracking.follower import Follower
 from trainer.tracking.journal import Journal
@@ -53,7 +50,7 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
 
     def opened() -> tuple[Checkpoint, Dataset, RunFolder]:
         journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
-        checkpoint = choose(folder, options)
+        checkpoint = choose(folder, options.images, "images")
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         warnings = check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")
         print("".join(f"warning: {line}\n" for line in warnings), end="")
@@ -65,10 +62,10 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
     requests = [number for number in (signal.SIGTERM, signal.SIGHUP) if requests_stop(number)]
     before = {number: signal.getsignal(number) for number in requests}
     try:
-        recipe = collectives.run_on_main(lambda: recipe_of(folder))
+        recipe = collectives.run_on_main(lambda: encoder_recipe(folder))
         make_missing(recipe.data)
         checkpoint, dataset, target = collectives.run_on_main(opened)
-        objective = load_objective(recipe, checkpoint)
+        objective = load_weights(build_objective(recipe), checkpoint)
         say = print if context.is_main else lambda line: None
         say(f"evaluating {checkpoint.path}")
         for number in requests:
@@ -94,27 +91,10 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
             journal.close()
 
 
-def recipe_of(folder: RunFolder) -> Pretrain:
-    """The recipe of a run. Raises UserError: there is no run."""
-    path = folder.path / "recipe.yaml"
-    if not path.exists():
-        raise UserError(f"from={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
-    return loading.saved_training(path)
-
-
-def load_objective(recipe: Pretrain, checkpoint: Checkpoint) -> Objective:
-    """The objective with the weights of a checkpoint, on the CPU."""
-    objective = build_objective(recipe)
-    names = [name for name in checkpoint.manifest["tensors"] if name.startswith("model/")]
-    weights = load(checkpoint, names)
-    objective.load_state_dict({name.removeprefix("model/"): rows for name, rows in weights.items()})
-    return objective
-
-
 def evaluate_objective(
     recipe: Pretrain,
     options: Evaluate,
-    objective: Objective,
+    objective: EncoderObjective,
     dataset: Dataset,
     context: DistributedContext,
     folder: RunFolder,
@@ -137,30 +117,9 @@ def evaluate_objective(
         return measure(evaluation)
 
 
-def choose(folder: RunFolder, options: EvaluateRun) -> Checkpoint:
-    """The run's newest checkpoint, or that of `images`. Raises UserError for none, or a damaged one."""
-    if options.images is None:
-        if checkpoint := newest(folder.checkpoints, print):
-            return checkpoint
-        raise UserError(f"from={options.from_}: the run has no checkpoint yet")
-    path = folder.checkpoints / folder_name(options.images)
-    if not path.is_dir():
-        kept = ", ".join(str(images) for images in load_module.kept(folder.checkpoints)) or "none"
-        raise UserError(f"images={options.images}: the run has no such checkpoint; it keeps {kept}")
-    try:
-        return Checkpoint(path, options.images, verify(path))
-    except Damaged as why:
-        raise UserError(f"images={options.images}: checkpoint {path} is damaged ({why})") from None
-
-
-def is_newest(folder: RunFolder, checkpoint: Checkpoint) -> bool:
-    return checkpoint.images == load_module.kept(folder.checkpoints)[-1]
-
-
 def tracked(loaded: loading.ResolvedRecipe[EvaluateRun], recipe: Pretrain) -> Tracking:
     """Where the run is tracked: the run's `tracking`, with the keys that this evaluation's recipe sets."""
-    keys = [key for key in Tracking.model_fields if loaded.origin[f"tracking.{key}"] != DEFAULT]
-    return recipe.tracking.model_copy(update={key: getattr(loaded.recipe.tracking, key) for key in keys})
+    return with_values_of_run(loaded, "tracking", recipe.tracking)
 
 
 def deliver(folder: RunFolder, journal: Journal, results: dict, images: int, tracking: Tracking) -> None:

@@ -5,12 +5,13 @@ from contextlib import suppress
 import torch
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.dataset import Dataset, Split
-from data_pipelines.dataset_loading import load_dataset
+from trainer.networks.encoder import Encoder
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
+from trainer.recipe.training_recipe import TrainingRecipe
+from trainer.tasks import diffusion_plan
 from trainer.tasks.checks import check_evaluation, check_splits
-from trainer.tasks.data_making import describe_making, folder_to_make
+from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
 from trainer.tasks.preflight import notes
 from trainer.tasks.resources import sizes_of
 from trainer.training.build import build_objective
@@ -22,7 +23,7 @@ WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 
 def run(loaded: ResolvedRecipe) -> int:
-    """Prints the plan of a pretraining recipe; the process's exit status.
+    """Prints the plan of a recipe that trains; the process's exit status.
 
     Raises:
         UserError: the recipe is of another task, its parts do not fit together, or the data set, where it is
@@ -31,53 +32,46 @@ def run(loaded: ResolvedRecipe) -> int:
     recipe = loaded.recipe
     if not recipe.trains:
         raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only training is planned")
-    dataset: Dataset | None
-    try:
-        access = recipe.data.access(loaded.commands)
-        dataset, missing = load_dataset(recipe.data.root, recipe.data.source, access), ""
-    except UserError as error:
-        dataset, missing = None, str(error)
-        if (folder := folder_to_make(recipe.data)) is not None:
-            missing = f"not there: the run begins with {describe_making(folder, recipe.data)}"
     check_batch_division(recipe, 1)
-    warnings = []
-    if dataset:
-        check_splits(recipe, dataset)
-        if dataset.remote is None or not dataset.classes:  # else every index would be fetched
-            warnings = check_evaluation(recipe, dataset)
-    train = dataset.split(recipe.data.train) if dataset else None
-    images = train.images if train else None
+    if recipe.task == "diffuse":
+        what = diffusion_plan.planned(recipe, loaded.commands)
+    else:
+        what = planned(recipe, loaded.commands)
     total, unit = whole_batches(recipe.images, recipe.batch), recipe.groups.indivisible_images
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
-    print(f"data       {describe_data(recipe, dataset) if dataset else missing}")
-    for line in describe_model(recipe):
+    for line in (*what.samples, *what.model):
         print(line)
     print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
-    if images:
-        epoch = f"{images:,} images an epoch = {images / recipe.batch:.1f} steps"
-        print(f"           {epoch}; {total / images:.1f} epochs")
+    if what.count:
+        epoch = f"{what.count:,} {what.unit} an epoch = {what.count / recipe.batch:.1f} steps"
+        print(f"           {epoch}; {total / what.count:.1f} epochs")
     every, kept = recipe.save.every, f"{recipe.save.keep} kept"
     if recipe.save.keep_every:
         kept += f", and of each {recipe.save.keep_every:,} images the first"
     print(f"           a checkpoint every {every:,} images ({total // every:,} times, {kept})")
-    for line in (*(f"warning: {line}" for line in warnings), *notes(recipe, images, 1, torch.device("cpu"))):
+    known = notes(recipe, what.count, 1, torch.device("cpu"))
+    for line in (*(f"warning: {line}" for line in what.warnings), *known):
         print(f"           {line}")
     for world in WORLDS:
         with suppress(UserError):
             check_batch_division(recipe, world)
-            print(describe_ranks(recipe, train, world, unit))
+            print(describe_ranks(recipe, what.stored, world, unit))
     return 0
 
 
-def describe_data(recipe: Pretrain, dataset: Dataset) -> str:
-    train, test = dataset.split(recipe.data.train), dataset.split(recipe.data.test)
-    return (
-        f"{dataset.where} ({dataset.source}): "
-        f"{train.images:,} training images in {len(train.shards)} shards, "
-        f"{megabytes(sum(shard.bytes for shard in train.shards))}; {test.images:,} test images; "
-        f"{len(dataset.classes)} classes"
-    )
+def planned(recipe: Pretrain, commands: bool) -> Planned:
+    """The images and the encoder of a pretraining recipe. Raises UserError as `run`."""
+    dataset, missing = look_at(recipe.data, commands)
+    if dataset is None:
+        return Planned([f"data       {missing}"], describe_model(recipe), None)
+    warnings = []
+    check_splits(recipe, dataset)
+    if dataset.remote is None or not dataset.classes:  # else every index would be fetched
+        warnings = check_evaluation(recipe, dataset)
+    lines, train = [f"data       {describe_data(recipe.data, dataset)}"], recipe.data.train
+    images = dataset.split(train).images
+    return Planned(lines, describe_model(recipe), images, stored=stored(dataset, train), warnings=warnings)
 
 
 def describe_model(recipe: Pretrain) -> list[str]:
@@ -86,13 +80,18 @@ def describe_model(recipe: Pretrain) -> list[str]:
         objective = build_objective(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     counts = {name.replace("_", " "): size for name, size in sizes.items() if size}
-    kept, state = sum(counts.values()), sizes_of(recipe, objective)
-    size = DTYPES[recipe.precision].itemsize
+    size, encoder = DTYPES[recipe.precision].itemsize, objective.encoder
+    kept, state = sum(counts.values()), sizes_of(recipe, objective, encoder)
+    latent = []
+    if encoder.latent_size is not None:
+        parts = (f"{name} {of_features(encoder, name)}" for name in ("y", "w"))
+        latent = [f"latent     z of D = {encoder.latent_size:,} numbers: {', '.join(parts)}"]
     views = len(recipe.data.views) * recipe.batch // recipe.accumulate * 3 * recipe.data.size**2 * size
     return [
         "parameters "
         + "  ".join(f"{name} {count:,}" for name, count in counts.items())
         + f"  in all {kept:,}",
+        *latent,
         f"memory     beside activations: parameters {megabytes(state.parameters)}, "
         f"gradients {megabytes(state.gradients)}, moments {megabytes(state.moments)}, "
         f"views of a batch {megabytes(views)}"
@@ -101,19 +100,20 @@ def describe_model(recipe: Pretrain) -> list[str]:
     ]
 
 
-def describe_ranks(recipe: Pretrain, train: Split | None, world: int, unit: int) -> str:
-    """What each of `world` ranks computes and reads."""
+def of_features(encoder: Encoder, name: str) -> str:
+    """How many numbers a feature has, and of which shape, where that is a map's."""
+    width = encoder.widths[name]
+    return " x ".join(map(str, encoder.maps.get(name, (f"{width:,}",))))
+
+
+def describe_ranks(recipe: TrainingRecipe, size: int | None, world: int, unit: int) -> str:
+    """What each of `world` ranks computes and reads, of an epoch of `size` bytes at rest."""
     images = recipe.batch // world
     line = f"{f'{world} rank' + 's' * (world > 1):<10} {images} images a step = {images // unit} x {unit}"
     if recipe.accumulate > 1:
         line += f" in {recipe.accumulate} micro-batches"
-    if train:
-        size = sum(shard.bytes for shard in train.shards)
+    if size is not None:
         spans = blocks_span_ranks(recipe, world)
         line += f"; each reads {megabytes((1 + spans) * size / world)} an epoch"
         line += ", its key views apart" if spans else ""
     return line
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -27,7 +27,7 @@ def run(loaded: ResolvedRecipe[Pretrain], context: DistributedContext) -> int:
     return run_training(Pretraining(loaded, context))
 
 
-class Pretraining(TrainingTask):
+class Pretraining(TrainingTask[Pretrain]):
     """An objective on the images of a data set."""
 
     warnings: Sequence[str] = ()  # of the checks before the start, on rank 0
@@ -48,8 +48,10 @@ class Pretraining(TrainingTask):
     def check_finished(self, folder: RunFolder) -> None:
         check_finished(folder, self.recipe.data, self.loaded.commands)
 
-    def is_evaluable(self) -> bool:
-        return commands.has_labels(self.recipe.data)
+    def offers(self, folder: RunFolder) -> list[str]:
+        if not (folder.encoder.exists() and commands.has_labels(self.recipe.data)):
+            return []
+        return [f"evaluate  {commands.evaluate(folder)}"]
 
     def build(self, run: Run) -> ImageTrainer:
         return build_trainer(

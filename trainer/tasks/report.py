@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dali import ImageViews
 from data_pipelines.views import View
-from trainer.evaluation.figures import charts, endings, images, reconstructions
+from trainer.evaluation.figures import charts, endings, generation, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
 from trainer.exports.encoder import export
 from trainer.exports.tensors import not_finite
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import EncoderObjective
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
@@ -26,7 +27,7 @@ from trainer.training.build import ImageTrainer
 SHOWN = 24  # images on the page of views, together with their views
 
 
-def export_encoder(trainer: ImageTrainer, objective: Objective, folder: RunFolder) -> None:
+def export_encoder(trainer: ImageTrainer, objective: EncoderObjective, folder: RunFolder) -> None:
     """The encoder alone, as safetensors with all that is needed to build and feed it.
 
     Raises:
@@ -113,14 +114,14 @@ def information(folder: RunFolder) -> str:
     return "  ".join(f"{name} {value:.2f} nats" for name, value in last.items())
 
 
-def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) -> str:
+def summary(folder: RunFolder, recipe: TrainingRecipe, offers: Iterable[str] = ()) -> str:
     """The last lines of a run: what was learned, where it is, and commands for what may come next.
 
-    `evaluable`: the task evaluate is offered.
+    `offers`: commands for what may come next, each behind a word for it.
     """
     results, lines = folder.results(), []
-    tables = charts.table(results), reconstructions.table(results), endings.endings(results)
-    for table in tables if results else ():
+    tables = charts.table(results), reconstructions.table(results), generation.table(results)
+    for table in (*tables, endings.endings(results)) if results else ():
         lines += [table, ""] if table else []
     if estimates := information(folder):
         lines += [f"information, test images: {estimates}", ""]
@@ -138,6 +139,4 @@ def summary(folder: RunFolder, recipe: TrainingRecipe, evaluable: bool = False) 
         lines.append(f"MLflow    {open_command(uri)}")
     if folder.encoder.exists():
         lines.append(f"load      {commands.load_encoder(folder)}")
-        if evaluable:
-            lines.append(f"evaluate  {commands.evaluate(folder)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *offers])

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.variables import local_world_size
 from trainer.objectives.objective import Objective
-from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.tasks.environment.machine import cgroup_limits
 from trainer.training.data import DTYPES
@@ -34,15 +34,15 @@ class Sizes:
     gradients: int
     moments: int
     queue: int
-    encoder: int
+    exported: int
 
     @property
     def checkpoint(self) -> int:
         return self.parameters + self.moments + self.queue
 
 
-def sizes_of(recipe: Pretrain, objective: Objective) -> Sizes:
-    """The sizes of an objective, which may be on the device `meta`."""
+def sizes_of(recipe: TrainingRecipe, objective: Objective, exported: nn.Module | None = None) -> Sizes:
+    """The sizes of an objective, which may be on the device `meta`; `exported`: its part that is."""
     size = DTYPES[recipe.precision].itemsize
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     return Sizes(
@@ -50,7 +50,7 @@ def sizes_of(recipe: Pretrain, objective: Objective) -> Sizes:
         gradients=size * trained,
         moments=size * recipe.optimizer.slots * trained,
         queue=queue_bytes(recipe),
-        encoder=size * sum(p.numel() for p in objective.encoder.parameters()),
+        exported=size * sum(p.numel() for p in exported.parameters()) if exported else 0,
     )
 
 
@@ -66,14 +66,14 @@ def queue_bytes(recipe: TrainingRecipe) -> int:
 # ---- disk ------------------------------------------------------------------------------------------
 
 
-def disk_needed(recipe: Pretrain, sizes: Sizes, features: int) -> int:
+def disk_needed(recipe: TrainingRecipe, sizes: Sizes, features: int) -> int:
     """The most bytes of a run's folder: checkpoints while one more is written, or export and `features`.
 
     What `save.keep_every` keeps comes on top: it grows with the run.
     """
     saves = max(1, whole_batches(recipe.images, recipe.batch) // recipe.save.every)
     training = min(recipe.save.keep + 1, saves) * sizes.checkpoint
-    end = min(recipe.save.keep, saves) * sizes.checkpoint + sizes.encoder + features
+    end = min(recipe.save.keep, saves) * sizes.checkpoint + sizes.exported + features
     return max(training, end) + SMALL_FILES
 
 

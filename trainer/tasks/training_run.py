@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar
 
 import torch
 
@@ -20,18 +21,20 @@ from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
-from trainer.recipe.schema import Pretrain
+from trainer.recipe.recipes import AnyTraining
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, data_making, report
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
+Recipe = TypeVar("Recipe", bound=AnyTraining)
 
-class TrainingTask(ABC):
+
+class TrainingTask(ABC, Generic[Recipe]):
     """What a task that trains does in its own way. Every method but `check` is called on every rank."""
 
-    def __init__(self, loaded: ResolvedRecipe[Pretrain], context: DistributedContext):
+    def __init__(self, loaded: ResolvedRecipe[Recipe], context: DistributedContext):
         self.loaded, self.recipe, self.context = loaded, loaded.recipe, context
 
     @abstractmethod
@@ -56,8 +59,8 @@ class TrainingTask(ABC):
         """Checks on rank 0 that a finished run was trained on what the recipe names now. Raises UserError."""
 
     @abstractmethod
-    def is_evaluable(self) -> bool:
-        """Whether the task evaluate measures what was trained: images have labels, or nothing is known."""
+    def offers(self, folder: RunFolder) -> list[str]:
+        """Commands for what may come next, each behind a word for it."""
 
     @abstractmethod
     def build(self, run: Run) -> Trainer:
@@ -89,7 +92,7 @@ def run_training(task: TrainingTask) -> int:
         collectives.run_on_main(lambda: task.check_finished(folder))
         if context.is_main:
             print(f"{folder.path} is finished; run=NAME starts another")
-            print(report.summary(folder, recipe, task.is_evaluable()))
+            print(report.summary(folder, recipe, task.offers(folder)))
         return 0
     try:
         fingerprint = task.open()
@@ -116,7 +119,7 @@ def run_training(task: TrainingTask) -> int:
             trainer.close()
         run.stop_request.close()
     if context.is_main:
-        print(report.summary(folder, recipe, task.is_evaluable()))
+        print(report.summary(folder, recipe, task.offers(folder)))
     return 0
 
 
@@ -161,7 +164,7 @@ def stopped(run: Run) -> int:
     return 1
 
 
-def run_tags(loaded: ResolvedRecipe[Pretrain], trainer: Trainer) -> dict[str, object]:
+def run_tags(loaded: ResolvedRecipe[AnyTraining], trainer: Trainer) -> dict[str, object]:
     """Tags of the MLflow run."""
     return {
         "recipe": loaded.name,

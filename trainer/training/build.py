@@ -15,10 +15,11 @@ from trainer.distributed.launch import DistributedContext
 from trainer.networks.build import build_encoder
 from trainer.networks.encoder import Encoder
 from trainer.objectives.autoencoder import Autoencoder
+from trainer.objectives.decoder_noise import DecoderNoise
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
 from trainer.objectives.moco import Moco
-from trainer.objectives.objective import ContrastiveObjective, Objective
+from trainer.objectives.objective import ContrastiveObjective, EncoderObjective
 from trainer.objectives.simclr import Simclr
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.objectives import (
@@ -33,7 +34,7 @@ from trainer.recipe.yaml12 import to_yaml_line
 from trainer.training.data import DTYPES, ImageData
 from trainer.training.trainer import Trainer
 
-ImageTrainer = Trainer[Pretrain, ImageData]  # of encoders, on images
+ImageTrainer = Trainer[Pretrain, ImageData, EncoderObjective]  # of encoders, on images
 
 CLEAN = ": with reconstruct=clean the last is the clean one, an empty section {}"
 
@@ -53,7 +54,7 @@ def build_trainer(
     return Trainer(recipe, context, objective, data, saved, images)
 
 
-def build_objective(recipe: Pretrain) -> Objective:
+def build_objective(recipe: Pretrain) -> EncoderObjective:
     """The objective with its encoder, equal on every rank and in every run of this seed.
 
     Raises:
@@ -81,7 +82,7 @@ def named(sections: dict[str, str], default: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not (argument := re.match(r"(\w+)(?=[=:])", str(error))):
+        if not (argument := re.match(r"([\w.]+)(?=[=:])", str(error))):
             raise
         raise UserError(f"{sections.get(argument[0], default)}{error}") from None
 
@@ -94,7 +95,7 @@ def _dim(recipe: Pretrain, options: DimObjective, encoder: Encoder) -> Dim:
 
 
 def _moco(recipe: Pretrain, options: MocoObjective, encoder: Encoder) -> Moco:
-    return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed)
+    return Moco(encoder, options, recipe.batch, DTYPES[recipe.precision], recipe.seed, recipe.images)
 
 
 def _simclr(recipe: Pretrain, options: SimclrObjective, encoder: Encoder) -> Simclr:
@@ -103,16 +104,18 @@ def _simclr(recipe: Pretrain, options: SimclrObjective, encoder: Encoder) -> Sim
 
 
 def _autoencoder(recipe: Pretrain, options: AutoencoderObjective, encoder: Encoder) -> Autoencoder:
-    return Autoencoder(encoder, recipe.data.normalize)
+    noise = DecoderNoise.of(options.decoder_noise, recipe.groups.norm, encoder)
+    return Autoencoder(encoder, recipe.data.normalize, noise)
 
 
 def _hybrid(recipe: Pretrain, options: HybridObjective, encoder: Encoder) -> Hybrid:
     contrast = build_part(recipe, options.contrast, encoder)
     assert isinstance(contrast, ContrastiveObjective)
-    return Hybrid(contrast, options, recipe.data.normalize)
+    noise = DecoderNoise.of(options.decoder_noise, recipe.groups.norm, encoder)
+    return Hybrid(contrast, options, recipe.data.normalize, noise)
 
 
-BUILDERS: dict[str, Callable[..., Objective]] = {
+BUILDERS: dict[str, Callable[..., EncoderObjective]] = {
     "dim": _dim,
     "moco": _moco,
     "simclr": _simclr,
@@ -121,7 +124,7 @@ BUILDERS: dict[str, Callable[..., Objective]] = {
 }
 
 
-def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> Objective:
+def build_part(recipe: Pretrain, options: ObjectiveOptions, encoder: Encoder) -> EncoderObjective:
     """An objective, or the contrastive part of one, on an encoder.
 
     Raises:
@@ -159,8 +162,8 @@ def check_parts(recipe: Pretrain) -> None:
         )
     if options.reconstructs and not recipe.encoder.decodes:
         raise UserError(
-            f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no "
-            "decoder; expected encoder.kind=nvae"
+            f"objective.kind={options.kind} with encoder.kind={recipe.encoder.kind}, which has no decoder; "
+            f"{recipe.encoder.to_decode}"
         )
     if len(recipe.data.views) != options.views:
         raise UserError(

@@ -1,7 +1,8 @@
 """What a trainer reads: the training split of a recipe, as batches of a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 
@@ -12,7 +13,9 @@ from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Loader
 from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
-from trainer.recipe.schema import Pretrain
+from data_pipelines.rows import Rows, Table
+from trainer.recipe.schema import Data
+from trainer.recipe.training_recipe import TrainingRecipe
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
@@ -37,6 +40,19 @@ class TrainingData(ABC):
         """Closes what was opened for reading; the loaders are closed before."""
 
 
+class ImageRecipe(Protocol):
+    """What of a recipe says how its images are read."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def data(self) -> Data: ...
+
+
 class ImageData(TrainingData):
     """Images of a data set's training split, decoded and augmented by DALI.
 
@@ -48,7 +64,7 @@ class ImageData(TrainingData):
 
     def __init__(
         self,
-        recipe: Pretrain,
+        recipe: ImageRecipe,
         dataset: Dataset,
         device: torch.device,
         warn: Callable[[str], None] = to_stderr,
@@ -72,7 +88,28 @@ class ImageData(TrainingData):
         self.reader.close()
 
 
-def image_options(recipe: Pretrain, device: torch.device) -> ImageOptions:
+class RowData(TrainingData):
+    """Rows of tables in memory or in mapped files: an epoch is all of them in random order.
+
+    Args:
+        tables: [rows, ...] by name, in the order in which an objective reads them.
+        device: of the views.
+    """
+
+    def __init__(self, name: str, tables: Mapping[str, Table], recipe: TrainingRecipe, device: torch.device):
+        self.name, self.tables, self.recipe, self.device = name, tables, recipe, device
+        self.samples = len(next(iter(tables.values())))
+        self.plan = Plan(recipe.seed, [self.samples], 1)
+
+    def loader(self, share: BatchShare, start: int, stop: int) -> Loader:
+        maker = Rows(list(self.tables.values()), device=self.device, dtype=DTYPES[self.recipe.precision])
+        return Loader(maker, self.plan, share, start=start, stop=stop)
+
+    def close(self) -> None:
+        return
+
+
+def image_options(recipe: ImageRecipe, device: torch.device) -> ImageOptions:
     """How the recipe's images are decoded in training, onto this device."""
     data = recipe.data
     return ImageOptions(

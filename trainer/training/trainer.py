@@ -15,7 +15,7 @@ from trainer.checkpoints.state import StateValue
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.engines.build import open_engine
-from trainer.objectives.objective import Objective, Values
+from trainer.objectives.objective import Trained, Values
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.training.data import TrainingData
 from trainer.training.optimizers import build_optimizer
@@ -25,7 +25,7 @@ Recipe = TypeVar("Recipe", bound=TrainingRecipe)
 Data = TypeVar("Data", bound=TrainingData)
 
 
-class Trainer(Generic[Recipe, Data]):
+class Trainer(Generic[Recipe, Data, Trained]):
     """An objective on an engine, its data, and the number of images seen.
 
     Args:
@@ -47,7 +47,7 @@ class Trainer(Generic[Recipe, Data]):
         self,
         recipe: Recipe,
         context: DistributedContext,
-        objective: Objective,
+        objective: Trained,
         data: Data,
         saved: Mapping[str, Tensor] | None = None,
         images: int = 0,
@@ -128,7 +128,7 @@ class Trainer(Generic[Recipe, Data]):
         """What a checkpoint holds; collective."""
         return self.engine.state()
 
-    def unsharded(self) -> Objective:
+    def unsharded(self) -> Trained:
         """The objective as it stands, with all parameters on every rank, for evaluation; collective."""
         return self.engine.unsharded()
 

@@ -211,7 +211,8 @@ def record_ids(path: Path) -> None:
 
     def recording(loader):
         batch = inner(loader)
-        if loader.view_maker.reader.split == "train":  # evaluation has loaders of its own
+        reader = getattr(loader.view_maker, "reader", None)  # rows of tables have none
+        if reader is None or reader.split == "train":  # evaluation has loaders of its own
             with open(path, "a") as file:
                 line = [batch.images_seen, batch.positions.tolist(), batch.ids.tolist()]
                 file.write(json.dumps(line) + "\n")

@@ -109,11 +109,11 @@ def test_features_that_cannot_be_cached_are_encoded_once(context, monkeypatch):
     def full(*_):
         raise UserError("no room")
 
-    monkeypatch.setattr(features, "_write", full)
+    monkeypatch.setattr(features, "write_features", full)
     for _ in range(2):
         with pytest.raises(UserError, match="no room"):
             context.examples()
-        monkeypatch.setattr(features, "_write", lambda *_: pytest.fail("encoded again"))
+        monkeypatch.setattr(features, "write_features", lambda *_: pytest.fail("encoded again"))
 
 
 # ---- the final evaluation ----------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_an_evaluation_without_any_figure_is_an_error(context, monkeypatch):
         raise UserError("no room")
 
     context.options = context.options.model_copy(update=CHEAP | {"controls": False})
-    monkeypatch.setattr(features, "_write", full)
+    monkeypatch.setattr(features, "write_features", full)
     with pytest.raises(SharedError, match="nothing could be measured: no room"):
         measure.measure(context)
 

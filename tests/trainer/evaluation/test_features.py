@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_named(digits, tmp_path):
     (tmp_path / "run").write_text("a file where the folder should be")
     reader = Reader(digits, "test")
     with (
-        pytest.raises(UserError, match=r"cannot write the features to probe to .*run"),
+        pytest.raises(UserError, match=r"cannot write features to .*run"),
         cached(tmp_path / "run" / "features", encode, [(reader, np.arange(4))], IMAGES, batch=2),
     ):
         pass

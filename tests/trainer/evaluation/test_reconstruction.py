@@ -1,6 +1,7 @@
 """Reconstruction: every figure against its definition on images that are all in memory at once."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from trainer.evaluation import reconstruction
 from trainer.evaluation.features import Sample
 from trainer.evaluation.linear_codec import LinearCodec, tile_side
 from trainer.evaluation.reconstruction import interpolated, measure, summarised
+from trainer.evaluation.ssim import structural_similarity
 from trainer.recipe.evaluation import Evaluate
 
 NORMALIZE = Normalize(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
@@ -72,7 +74,22 @@ def test_the_figures_are_those_of_their_definitions(readers):
     bits = -Normal(0 * sigma, 256 * sigma).log_prob(256 * difference).mean().item() / math.log(2)
     expected = {"sse": sse, "mse": mse, "psnr": 10 * math.log10(1 / mse), "log_q": log_q[1]}
     expected |= {"bits_per_dimension": bits, "swap_ratio": results["reconstruction/swap_ratio"]}
+    expected["latent_size"] = 100  # and no SSIM of images of 8 pixels
     assert results == {f"reconstruction/{k}": pytest.approx(v, rel=1e-9) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("size", [11, 16])
+def test_the_similarity_is_that_of_codec_and_control(readers, size):
+    images = replace(IMAGES, size=size)
+    codec, lines = Projection(size, 10, 14, NORMALIZE), []
+    results, linear = measure(codec, *readers, images, Evaluate(batch=100), 3, lines.append)
+    pixels = pixels_of(readers[1], images)
+    made = {"": projected(codec, pixels), "control/linear_codec/": linear(pixels)}
+    for prefix, outputs in made.items():
+        expected = structural_similarity(outputs, pixels).mean().item()
+        assert results[f"{prefix}reconstruction/ssim"] == pytest.approx(expected, abs=1e-9)
+        assert 0 < expected < 1
+    assert all(" ssim " in line for line in lines)
 
 
 def test_the_swap_ratio_is_that_of_its_pairs(readers, monkeypatch):

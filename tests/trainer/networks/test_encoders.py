@@ -29,16 +29,23 @@ TINY = {
     "folded_alexnet": ["data.size=32", *SIX],
     "folded_resnet": ["data.size=16", "encoder.depth=19", "encoder.width=2", "encoder.fc=10", "encoder.y=5"],
     "resnet": ["data.size=16", "encoder.depth=18", "encoder.stem=cifar", "encoder.width=2", "encoder.y=5"],
+    "resnet_w": [
+        *("data.size=16", "encoder.depth=18", "encoder.stem=cifar", "encoder.width=2", "encoder.y=5"),
+        "encoder.w={channels: 2, decoder: {width: 8, tower: 1, expansion: 2}}",
+    ],
     "nvae": ["data.size=16", *NVAE, "encoder.layout=map"],
     "nvae_pooled": ["data.size=16", *NVAE, "encoder.layout=pooled"],
+    "nvae_pooled_y": ["data.size=16", *NVAE, "encoder.layout=pooled", "encoder.y=5"],
 }
+DECODING = [kind for kind in TINY if kind.startswith("nvae") or kind.endswith("_w")]
+KINDS = ("dim", "dim_alexnet", "folded_alexnet", "folded_resnet", "resnet", "nvae")
 ALL = pytest.mark.parametrize("kind", TINY)
 
 
 def recipe(kind: str, *overrides: str):
     arguments = [
         "recipe=quickstart",
-        f"encoder.kind={kind.removesuffix('_pooled')}",
+        f"encoder.kind={kind if kind in KINDS else kind.partition('_')[0]}",
         *TINY[kind],
         "groups.norm=3",
         *overrides,
@@ -76,7 +83,30 @@ def test_it_gives_the_shapes_that_it_tells(kind):
     }
     assert list(features) == list(encoder.widths)
     assert list(encoder.widths)[-1] == "y"
-    assert encoder.widths["y"] == (64 if kind.startswith("nvae") else 5)
+    assert encoder.widths["y"] == (64 if kind in ("nvae", "nvae_pooled") else 5)
+    for name, (channels, *places) in encoder.maps.items():
+        assert encoder.widths[name] == channels * places[0] * places[1]
+
+
+@pytest.mark.parametrize("kind", DECODING)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_decoder_makes_images_of_y_and_w_and_is_fresh(kind, norm):
+    encoder = build(kind, f"encoder.norm={norm}").double()
+    assert recipe(kind).encoder.decodes
+    features, decoder = encoder(images(kind)), encoder.decoder().double()
+    made = decoder(features["y"], features["w"])
+    assert made.shape == images(kind).shape
+    assert torch.equal(features["z"], torch.cat([features["y"], features["w"]], 1))
+    made.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    assert not torch.equal(next(decoder.parameters()), next(encoder.decoder().double().parameters()))
+
+
+@pytest.mark.parametrize("kind", sorted(set(TINY) - set(DECODING)))
+def test_the_others_have_no_decoder(kind):
+    assert build(kind).decoder() is None
+    assert not recipe(kind).encoder.decodes
+    assert not build(kind).maps
 
 
 @ALL
@@ -211,12 +241,63 @@ def test_an_image_of_the_wrong_size_is_refused_in_a_line(kind, size, message):
         (["encoder.kind=dim_alexnet", "encoder.channels=[4]"], "expected a list of 5 whole numbers above 0"),
         (["encoder.kind=alexnet"], "did you mean 'dim_alexnet'?"),
         (["encoder.norm=layer"], "encoder.norm: expected 'batch' or 'group', got 'layer'"),
+        (
+            ["encoder.kind=nvae", "encoder.y=256"],
+            "encoder: y=256 is the width of a vector, and with layout=map y is half of the latent's channels",
+        ),
     ],
 )
 def test_a_recipe_says_what_an_encoder_takes(overrides, message):
     with pytest.raises(UserError) as caught:
         load(["recipe=quickstart", *overrides])
     assert message in str(caught.value)
+
+
+AUTOENCODER = ["recipe=quickstart", "objective={kind: autoencoder}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [],
+            "objective.kind=autoencoder with encoder.kind=dim, which has no decoder; expected "
+            "encoder.kind=nvae, or resnet with encoder.w={channels: 3}",
+        ),
+        (
+            ["encoder={kind: resnet}"],
+            "objective.kind=autoencoder with encoder.kind=resnet, which has no decoder; give it one with "
+            "encoder.w={channels: 3}, or choose encoder.kind=nvae",
+        ),
+        (
+            ["encoder={kind: resnet, stem: cifar, w: {decoder: {doublings: 2}}}"],
+            "encoder.w.decoder.doublings=2: so many double a place of w beyond its 2 x 2 pixels, or halve "
+            "w.decoder.width=64 to a fraction; give fewer",
+        ),
+        (
+            ["encoder={kind: nvae, norm: group}", "objective.decoder_noise=0.2", "groups.norm=1"],
+            "groups.norm=1: decoder_noise=0.2 has the spread of a group of images for its unit, and that "
+            "needs at least 2; 32 or 64 is usual, or set decoder_noise=0",
+        ),
+    ],
+)
+def test_an_objective_that_decodes_says_what_it_requires(overrides, message):
+    with torch.device("meta"), pytest.raises(UserError) as refused:
+        build_objective(load([*AUTOENCODER, *overrides]).recipe)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "new"), [("resnet", "w"), ("nvae", "y"), ("nvae_pooled", "y"), ("resnet_w", ""), ("dim", "")]
+)
+def test_an_export_names_no_argument_that_older_versions_lack(kind, new):
+    """Where it has the old meaning; what was null before there was the key stays."""
+    options, section = recipe(kind).encoder_options(), recipe(kind).encoder.model_dump()
+    assert options == {key: value for key, value in section.items() if key != new} | {
+        "size": recipe(kind).data.size,
+        "group": 3,
+    }
+    assert "y" in load(["recipe=moco_cifar10"]).recipe.encoder_options()
 
 
 def test_a_kind_change_drops_what_belonged_to_the_other():
@@ -230,6 +311,7 @@ def test_a_kind_change_drops_what_belonged_to_the_other():
         "y": 64,
         "norm": "batch",
         "zero_init_residual": False,
+        "w": None,
     }
 
 

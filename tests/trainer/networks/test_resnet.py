@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.torchvision_shapes import BLOCKS, torchvision_shapes
+from trainer.networks.nvae_cells import InvertedCell, ResidualCell
 from trainer.networks.resnet import ResNet
 
 SMALL = {"size": 32, "stem": "cifar", "width": 4, "local": "layer3", "y": 5, "group": 2}
@@ -121,3 +122,102 @@ def test_zero_init_makes_every_block_its_shortcut(depth, last):
     x = network.layer1[0](x).detach()
     assert torch.equal(block(x), x.relu())
     assert (ResNet(depth=depth, **SMALL).layer1[1].get_submodule(last).weight == 1).all()
+
+
+# ---- a map of details beside y ----------------------------------------------------------------------
+
+DECODER = {"width": 64, "cell": "residual", "tower": 3, "expansion": 4, "doublings": 0, "cells": 1}
+QUARTER = {"size": 32, "depth": 18, "stem": "cifar", "width": 16, "local": "layer3", "y": None, "group": 2}
+
+
+def with_w(halvings: int = 1, decoder: dict | None = None, **options) -> ResNet:
+    details = {"channels": 3, "halvings": halvings, "decoder": DECODER | (decoder or {})}
+    return ResNet(**QUARTER | options, w=details)
+
+
+def test_w_leaves_the_weights_of_the_trunk_and_its_y_alone():
+    torch.manual_seed(0)
+    plain = ResNet(**QUARTER)
+    torch.manual_seed(0)
+    both = with_w()
+    names = list(plain.state_dict())
+    assert [*both.state_dict()][: len(names)] == names
+    assert all(torch.equal(plain.state_dict()[name], both.state_dict()[name]) for name in names)
+    assert all(name.startswith("to_map.") for name in [*both.state_dict()][len(names) :])
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain(images)["y"], both(images)["y"])
+
+
+def test_the_small_recipe_s_latent_has_896_numbers():
+    network = with_w()
+    assert network.widths == {"z": 896, "w": 768, "y": 128}
+    assert network.maps == {"w": (3, 16, 16)}
+    assert with_w(width=64).widths == {"z": 1280, "w": 768, "y": 512}
+    assert with_w(y=64).widths == {"pooled": 128, "z": 832, "w": 768, "y": 64}
+
+
+def test_w_is_of_the_first_stage_alone():
+    network = with_w().double()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before = network(images)
+    with torch.no_grad():
+        for stage in (network.layer2, network.layer3, network.layer4):
+            for parameter in stage.parameters():
+                parameter.add_(0.1)
+    after = network(images)
+    assert torch.equal(before["w"], after["w"])
+    assert not torch.equal(before["y"], after["y"])
+    x = F.relu(network.bn1(network.conv1(images)))
+    half, norm, relu, last = network.to_map
+    assert (half.kernel_size, half.stride, last.kernel_size) == ((4, 4), (2, 2), (3, 3))
+    assert torch.equal(last(relu(norm(half(network.layer1(x))))).flatten(1), after["w"])
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "halvings", "doublings", "side"),
+    [
+        (32, "cifar", 1, 0, 16),
+        (32, "cifar", 1, 1, 16),
+        (48, "cifar", 2, 1, 12),
+        (128, "imagenet", 1, 2, 16),
+        (64, "imagenet", 1, 3, 8),
+    ],
+)
+def test_the_decoder_reaches_the_side_of_the_image(size, stem, halvings, doublings, side):
+    network = with_w(halvings, {"doublings": doublings}, size=size, stem=stem)
+    images = torch.randn(2, 3, size, size)
+    features = network(images)
+    assert network.maps["w"] == (3, side, side)
+    assert network.decoder()(features["y"], features["w"]).shape == images.shape
+
+
+def test_the_small_decoder_is_three_blocks_and_y_a_bias():
+    torch.manual_seed(0)
+    decoder = with_w().decoder().double()
+    assert [type(layer) for layer in decoder.layers][:3] == [ResidualCell] * 3
+    assert sum(p.numel() for p in decoder.parameters()) == 1_792 + 8_256 + 3 * 74_820 + 6_924
+    y, w = torch.randn(2, 128, dtype=torch.float64), torch.randn(2, 768, dtype=torch.float64)
+    x = decoder.from_map(w.unflatten(1, (3, 16, 16))) + decoder.from_vector(y)[:, :, None, None]
+    assert torch.equal(decoder(y, w), (1 + F.pixel_shuffle(decoder.layers(x), 2)) / 2)
+    inverted = with_w(decoder={"cell": "inverted"}).decoder()
+    assert [type(layer) for layer in inverted.layers][:3] == [InvertedCell] * 3
+
+
+@pytest.mark.parametrize(
+    ("halvings", "doublings", "options", "message"),
+    [
+        (
+            1,
+            0,
+            {"size": 33},
+            "size=33: a place of w is a square of 2 x 2 pixels .* a multiple of 2 is needed",
+        ),
+        (1, 0, {"size": 36, "stem": "imagenet"}, "size=36: .* of 8 x 8 pixels .* a multiple of 8 is needed"),
+        (1, 2, {}, "w.decoder.doublings=2: so many double a place of w beyond its 2 x 2 pixels"),
+        (3, 2, {"decoder": {"width": 2}}, "w.decoder.doublings=2: .* w.decoder.width=2 to a fraction"),
+    ],
+)
+def test_sizes_of_w_that_do_not_fit_are_refused(halvings, doublings, options, message):
+    decoder = options.pop("decoder", {}) | {"doublings": doublings}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        with_w(halvings, decoder, **options)

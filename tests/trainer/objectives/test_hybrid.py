@@ -12,6 +12,7 @@ from tests.helpers.tiny_moco import BATCH, batch_of, encoder, hybrid, moco, view
 from trainer.objectives.autoencoder import Autoencoder
 from trainer.objectives.dim import Dim
 from trainer.objectives.hybrid import Hybrid
+from trainer.recipe.loading import load
 from trainer.recipe.objectives import DimObjective, DotCritic, HybridObjective, MocoObjective
 
 
@@ -156,3 +157,20 @@ def test_what_evaluation_reads():
     y, w = objective.codec.encode(images)
     assert objective.codec.decode(y, w).shape == images.shape
     assert math.isfinite(objective.codec.decode(y, w).sum().item())
+
+
+def test_the_controls_of_the_small_resnet_share_all_but_the_objective():
+    names = (
+        "hybrid_cifar10_resnet_small",
+        "contrastive_cifar10_resnet_small",
+        "autoencoder_cifar10_resnet_small",
+    )
+    whole, contrastive, autoencoder = (load([f"recipe={name}"]).recipe for name in names)
+    assert contrastive.objective == whole.objective.contrast
+    assert contrastive.data == whole.data
+    assert contrastive.encoder == whole.encoder.model_copy(update={"w": None})  # which it would never train
+    assert autoencoder.encoder == whole.encoder
+    assert autoencoder.data.views == whole.data.views[:1]
+    for control in (contrastive, autoencoder):
+        for key in ("batch", "groups", "images", "precision", "optimizer", "schedule", "seed"):
+            assert getattr(control, key) == getattr(whole, key), key

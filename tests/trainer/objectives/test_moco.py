@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_pipelines.plan import shuffled
-from tests.helpers.tiny_moco import BATCH, GROUP, GROUPS, WIDTH, batch_of, moco, views
+from tests.helpers.tiny_moco import BATCH, GROUP, GROUPS, WIDTH, batch_of, encoder, moco, moco_options, views
 from trainer.networks.batch_norm import GroupBatchNorm
+from trainer.objectives.moco import Moco
 
 STEPS = 8  # the queue of three batches goes round twice
 
@@ -233,3 +234,57 @@ def test_evaluation_reads_the_projection_too():
     features = objective.features(views(0)[0])
     assert list(features)[-1] == "head"
     assert torch.equal(features["head"], objective.head(features["y"]))
+
+
+# ---- a momentum that rises --------------------------------------------------------------------------
+
+RISING = {"momentum": 0.9, "final_momentum": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("images_seen", "momentum"),
+    [
+        (0, 0.99),
+        (250, 0.999 - 0.009 * (1 + math.sqrt(0.5)) / 2),
+        (500, 0.9945),
+        (1000, 0.999),
+        (1100, 0.999),  # whole batches may be more images than the run has
+    ],
+)
+def test_the_momentum_follows_a_half_cosine(images_seen, momentum):
+    rising = moco_options(momentum=0.99, final_momentum=0.999)
+    assert rising.momentum_at(images_seen, 1000) == pytest.approx(momentum, abs=1e-15)
+    to_one = moco_options(momentum=0.996, final_momentum=1.0)  # BYOL's own
+    byol = 1 - (1 - 0.996) * (math.cos(math.pi * min(1, images_seen / 1000)) + 1) / 2
+    assert to_one.momentum_at(images_seen, 1000) == pytest.approx(byol, abs=1e-15)
+    assert moco_options(momentum=0.99).momentum_at(images_seen, 1000) == 0.99
+
+
+def test_a_momentum_that_falls_is_refused():
+    with pytest.raises(ValueError, match=r"final_momentum=0\.9 is below momentum=0\.99, from which it rises"):
+        moco_options(momentum=0.99, final_momentum=0.9)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_key_encoder_moves_by_the_momentum_of_the_images_seen(symmetric):
+    images = 6 * BATCH
+    torch.manual_seed(0)
+    options = moco_options(symmetric=symmetric, queue={"keys": 6 * BATCH}, **RISING)
+    objective = Moco(encoder(), options, BATCH, torch.float64, 0, images).double()
+    for step in (0, 2, 5):  # as a run that is resumed: nothing but the images seen counts
+        values = objective(batch_of(views(step), step))
+        wave = (1 + math.cos(math.pi * step / 6)) / 2
+        m = 0.99 - 0.09 * wave
+        assert values["momentum"] == pytest.approx(m, abs=1e-15)
+        with torch.no_grad():
+            for parameter in objective.encoder.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        pairs = list(zip(objective.key_encoder.parameters(), objective.encoder.parameters(), strict=True))
+        wanted = [m * key.detach() + (1 - m) * query.detach() for key, query in pairs]
+        objective.after_step()
+        for (key, _), expected in zip(pairs, wanted, strict=True):
+            assert torch.allclose(key, expected, rtol=0, atol=1e-15)
+
+
+def test_a_momentum_that_stays_is_not_reported():
+    assert "momentum" not in moco()(batch_of(views(0), 0))

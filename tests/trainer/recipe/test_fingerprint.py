@@ -39,7 +39,11 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")
-    new = {key for key in whole.origin if default_of_new_key(key) is not ABSENT}  # all at their defaults
+    new = {  # all at their defaults
+        key
+        for key in whole.origin
+        if default_of_new_key(key) is not ABSENT and key not in rules.NEW_FOR  # which is old for this kind
+    }
     silent = {*meaningless, *new}
     expected = [key for key in whole.origin if key not in silent and not key.startswith(sections)]
     assert sorted(whole.fingerprint()) == sorted(expected)
@@ -89,6 +93,36 @@ def test_published_recipes_turn_hue_as_the_publications_do(name):
     assert all(view.hue == ("hsv" if view.jitter else "yiq") for view in views)
 
 
+def test_a_pooled_run_with_as_wide_a_y_as_w_goes_on():
+    """The recipe as it was published before y had a width by itself, and as it is."""
+    old = load(["recipe=hybrid_cifar10_pooled", "encoder.y=null"])
+    assert "encoder.y" not in old.fingerprint()
+    new = load(["recipe=hybrid_cifar10_pooled"])
+    assert new.fingerprint()["encoder.y"] == 256
+    assert remedy(old.fingerprint(), new.fingerprint()).startswith("continue it with encoder.y=null, or ")
+    small = load(["recipe=hybrid_cifar10_pooled_small"])
+    assert small.recipe.encoder.y is None
+    assert load(["recipe=moco_cifar10"]).fingerprint()["encoder.y"] is None  # an old key of a ResNet
+
+
+@pytest.mark.parametrize(
+    ("recipe", "new", "back"),
+    [
+        ("moco_cifar10", "objective.final_momentum=0.999", "objective.final_momentum=null"),
+        ("hybrid_cifar10", "objective.contrast.final_momentum=0.999", None),
+        ("hybrid_cifar10", "objective.decoder_noise=0.2", "objective.decoder_noise=0.0"),
+        ("autoencoder_cifar10", "objective.decoder_noise=0.2", "objective.decoder_noise=0.0"),
+        ("moco_cifar10", "encoder.w={channels: 3}", "encoder.w=null"),
+    ],
+)
+def test_the_keys_of_part_8_strand_no_run(recipe, new, back):
+    old, changed = load([f"recipe={recipe}"]).fingerprint(), load([f"recipe={recipe}", new]).fingerprint()
+    assert not [key for key in old if "final_momentum" in key or key.endswith(("decoder_noise", "encoder.w"))]
+    back = back or f"{new.partition('=')[0]}=null"
+    assert overrides_to_continue(old, changed) == [back]
+    assert load([f"recipe={recipe}", new, back]).fingerprint() == old
+
+
 def test_a_new_section_is_taken_out_again(monkeypatch):
     monkeypatch.setitem(rules.DEFAULTS_OF_NEW_KEYS, "objective.supervised", None)
     old = load(["recipe=dim_local"]).fingerprint()
@@ -101,6 +135,17 @@ def test_the_length_of_training_counts_where_the_schedule_depends_on_it():
     cosine = ["recipe=dim_local", "schedule.kind=cosine"]
     old, new = load(cosine).fingerprint(), load([*cosine, "images=1000000"]).fingerprint()
     assert differences(old, new) == ["images: 50000000 -> 1000000"]
+
+
+@pytest.mark.parametrize("at", ["objective", "objective.contrast"])
+def test_it_counts_too_where_the_momentum_depends_on_it(at):
+    moco = "{kind: moco}" if at == "objective" else "{kind: hybrid, omega: 1, contrast: {kind: moco}}"
+    words = ["recipe=dim_local", f"objective={moco}", "encoder={kind: nvae}"]
+    old, longer = load(words), load([*words, "images=1000000"])
+    assert old.fingerprint() == longer.fingerprint()  # the rate and the momentum stay as they are
+    rising = [*words, f"{at}.momentum=0.99", f"{at}.final_momentum=0.999"]
+    old, longer = load(rising).fingerprint(), load([*rising, "images=1000000"]).fingerprint()
+    assert differences(old, longer) == ["images: 50000000 -> 1000000"]
 
 
 def test_differences_name_key_old_and_new():

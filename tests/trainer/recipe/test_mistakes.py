@@ -8,6 +8,8 @@ from data_pipelines.common.errors import UserError
 from tests.helpers.recipes import write
 from trainer.recipe.loading import load, load_saved
 
+TASKS = "'pretrain', 'evaluate', 'diffuse', 'sample' or 'measure'"
+
 
 def mistake(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
@@ -43,10 +45,10 @@ def mistake(*arguments: str) -> str:
         ("base: bad.yaml\n", "inherit from each other in a circle: bad.yaml -> bad.yaml"),
         ("base: dim_local\nbatch: 12.5\n", "line 2: batch: expected a whole number above 0, got 12.5"),
         ("base: dim_local\nlr: 1\n", "bad.yaml, line 2: lr: unknown key; did you mean 'optimizer.lr'?"),
-        ("batch: 64\n", "bad.yaml: task: missing, expected 'pretrain' or 'evaluate'"),
+        ("batch: 64\n", f"bad.yaml: task: missing, expected {TASKS}"),
         ("task: pretrain\n", "bad.yaml: batch: missing, expected a whole number above 0 (and "),
         ("task: evaluate\n", "bad.yaml: from: missing, expected text"),
-        ("task: [1]\n", "bad.yaml, line 1: task: expected 'pretrain' or 'evaluate', got [1]"),
+        ("task: [1]\n", f"bad.yaml, line 1: task: expected {TASKS}, got [1]"),
         ("base: dim_local\ngroups: {norm: null}\n", "groups.norm: expected a whole number above 0, got null"),
         ("base: dim_local\nsave: 5\n", "save: expected a section with keys every, keep, keep_every, got 5"),
         ("base: dim_local\ndata: {views: []}\n", "data.views: expected a list of one or more sections"),
@@ -153,7 +155,7 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
         (
             "encoder=dim",
             "encoder: expected a section with keys kind, channels, fc, y, norm, depth, width, stem, local, "
-            "zero_init_residual, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, "
+            "zero_init_residual, w, patch, halvings, cells, tower, decoder_tower, expansion, latent, layout, "
             "got 'dim'",
         ),
         ("schedule=cosine", "schedule: expected a section with keys kind, warmup, final, got 'cosine'"),
@@ -198,7 +200,7 @@ def test_no_recipe_and_unknown_recipes():
     assert "did you mean 'recipe'?" in mistake("recip=dim_local")
     assert "did you mean 'recipe'?" in mistake("--recipe=dim_local")
     assert "no file 'dim_local.yaml'; did you mean 'dim_local'?" in mistake("recipe=dim_local.yaml")
-    assert "unknown recipe 'zzz'; expected autoencoder_cifar10, " in mistake("recipe=zzz")
+    assert "unknown recipe 'zzz'; expected one of the " in mistake("recipe=zzz")
     assert "unknown recipe 'launch/ddp'" in mistake("recipe=launch/ddp")
     assert "no file '/zzz/zzz.yaml'" in mistake("recipe=/zzz/zzz.yaml")
 
@@ -207,3 +209,51 @@ def test_a_key_dropped_by_another_kind_says_why_it_is_missing():
     message = mistake("recipe=dim_local", "optimizer.kind=adamw")
     assert message.startswith("command line: optimizer: no learning rate: expected lr, or lr_per_256")
     assert "optimizer.kind went from adam to adamw, which drops the keys it inherited" in message
+
+
+# ---- mistakes in recipes of diffusion --------------------------------------------------------------
+
+PIXELS = "data={root: x, source: digits, size: 16, views: [{flip: 0.5}]}"
+SAMPLES = "expected either from=RUN, whose latents are drawn, or data, whose images are"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["from=null"], f"{SAMPLES}; neither is given"),
+        ([PIXELS], f"{SAMPLES}; both are given"),
+        ([PIXELS, "data=null", "from=null"], f"{SAMPLES}; neither is given"),
+        ([PIXELS, "from=null", "checkpoint=5"], "checkpoint=5 is one of the run in `from`, and none is"),
+        (["data=5"], "data: expected a section with keys root, source, make, train, labelled, "),
+        (["data.root=x"], "data.source: missing, expected 'digits', 'cifar10', "),
+        (["data.sise=5"], "data.sise: unknown key; did you mean 'size'?"),
+        ([PIXELS, "from=null", "data.views=[{}, {}]"], "data.views describes 2 views; a denoiser reads 1"),
+        (["objective.kind=moco"], "objective.kind: expected 'diffusion', got 'moco'"),
+        (["evaluate.knn.k=3"], "evaluate.knn: unknown key; expected every, at_end, samples, rows"),
+        (["evaluate.rows=[tests]"], "got 'tests'; did you mean 'test'?"),
+        (["evaluate.extractor=efficientnet"], "evaluate.extractor: expected efficientnet_lite0, "),
+        (["evaluate.sha256=ab"], "evaluate.sha256: expected 64 hexadecimal digits"),
+        (["draw.eta=2"], "draw.eta: expected a number from 0 to 1, got 2"),
+        (["draw.eta=0.5"], "draw.eta=0.5: noise is added in steps of ddim alone, not of flow"),
+        (["task=difuse"], f"task: expected {TASKS}, got 'difuse'; did you mean 'diffuse'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_recipe_of_diffusion(arguments, message):
+    line = mistake("recipe=diffuse_cifar10", *arguments)
+    assert message in line
+    assert line.startswith("command line: ")
+
+
+def test_a_list_may_be_null_or_empty():
+    words = ["evaluate.denoiser_features={}", "objective.map.attention=[]", "evaluate.rows=[]"]
+    loaded = load(["recipe=ddim_cifar10", *words])
+    assert loaded.recipe.evaluate.denoiser_features.layers is None
+    assert (loaded.recipe.objective.map.attention, loaded.recipe.evaluate.rows) == ([], [])
+    assert "\n    attention: []" in loaded.text()
+
+
+def test_samples_may_go_from_latents_to_images_and_back():
+    pixels = load(["recipe=diffuse_cifar10", PIXELS, "from=null"]).recipe
+    assert (pixels.from_, pixels.data.views[0].flip) == (None, 0.5)
+    latents = ["data=null", "from=y", "evaluate.denoiser_features=null", "evaluate.inversion=null"]
+    assert load(["recipe=ddim_cifar10", *latents]).recipe.data is None

@@ -9,7 +9,7 @@ from tests.helpers.command_lines import process
 from tests.helpers.recipes import NAMES
 from trainer.recipe.loading import listing
 from trainer.recipe.messages import Expected, expected, paths
-from trainer.recipe.schema import EvaluateRun, Pretrain
+from trainer.recipe.recipes import TASKS
 
 CHAPTERS = reference.chapters()
 KEYS = [key for chapter in CHAPTERS for key in chapter.keys]
@@ -44,12 +44,24 @@ def test_a_difference_is_shown_and_mended(tmp_path, monkeypatch, capsys):
 
 
 def test_every_key_of_the_schema_is_in_the_reference():
-    schema = paths((Pretrain, EvaluateRun))
+    schema = paths(TASKS)
     schema = [re.sub(r"\.\d+\.", ".", path) for path in schema if not path.endswith(("kind", "task"))]
     # said once: the objectives that a hybrid contains, and the critics of both terms
     once = {path.replace(".contrast.", ".").replace("global_critic.", "critic.") for path in schema}
     assert {key.path for key in KEYS} == once
     assert len({chapter.title for chapter in CHAPTERS}) == len(CHAPTERS)
+
+
+def test_every_task_and_kind_has_a_chapter():
+    titles = [chapter.title for chapter in CHAPTERS]
+    tasks = [title.removeprefix("task: ") for title in titles if title.startswith("task: ")]
+    assert tasks == ["pretrain", "evaluate", "diffuse", "sample", "measure"]
+    assert {"objective, kind: diffusion", "draw", "evaluate", "evaluate, of a diffusion"} <= set(titles)
+    keys = {chapter.title: {key.name: key.changes for key in chapter.keys} for chapter in CHAPTERS}
+    assert {"map.width", "vector.layers", "components"} <= set(keys["objective, kind: diffusion"])
+    assert "kind" not in keys["objective, kind: diffusion"]
+    assert (keys["task: diffuse"]["from"], keys["task: diffuse"]["objective"]) == ("yes", "")
+    assert "changes" not in reference.text_of(CHAPTERS[titles.index("task: sample")])
 
 
 def test_every_key_has_a_meaning_and_every_number_a_unit():
@@ -76,6 +88,20 @@ def test_what_may_change_is_marked():
     assert {"data.root", "accumulate", "save.every", "evaluate.svm.lr", "images"} <= set(changes)
     assert not {"seed", "data.size", "groups.norm", "optimizer.lr", "encoder.y"} & set(changes)
     assert "constant" in changes["images"]
+
+
+def test_recipes_stand_in_groups_by_what_they_train():
+    groups = dict(
+        part.split("\n\n", 1) for part in reference.recipe_tables().removeprefix("### ").split("\n### ")
+    )
+    assert list(groups) == list(reference.GROUPS)
+    rows = {re.match(r"\| `(\w+)`", row)[1]: row for row in groups["Diffusion"].splitlines() if "`" in row}
+    assert {"diffuse_cifar10", "ddim_cifar10"} <= set(rows)
+    assert "latents of hybrid_cifar10_pooled |" in rows["diffuse_cifar10"]
+    assert "| cifar10 | 32 | ddim eps | 128 |" in rows["ddim_cifar10"]
+    assert {"evaluate", "sample", "measure"} <= set(
+        re.findall(r"^\| `(\w+)`", groups["Evaluation and samples"], re.M)
+    )
 
 
 def test_every_recipe_has_a_row_and_its_description():

@@ -194,7 +194,7 @@ def test_a_disk_without_room_for_what_is_probed_is_an_error_before_the_training(
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
 
     of_run = start("evaluate.controls=false")
-    needed = 2 * of_run.sizes.checkpoint + of_run.sizes.encoder + SMALL_FILES
+    needed = 2 * of_run.sizes.checkpoint + of_run.sizes.exported + SMALL_FILES
     needed += 4 * images * sum(of_run.objective.encoder.widths.values())
     left(needed - 1)
     with pytest.raises(UserError, match=f"images to probe.*{folder} has .*evaluate.at_end=false"):

@@ -132,7 +132,7 @@ def test_the_memory_that_is_left_is_that_of_the_narrowest_limit():
 
 
 def test_the_state_of_a_rank_is_shared_by_engines_that_shard():
-    sizes = resources.Sizes(parameters=400, gradients=300, moments=600, queue=80, encoder=200)
+    sizes = resources.Sizes(parameters=400, gradients=300, moments=600, queue=80, exported=200)
     assert resources.memory_needed(sizes, context()) == 400 + 300 + 600 + 80 + sizes.checkpoint
     shared = context(EngineKind.ZERO2, 4)
     assert resources.memory_needed(sizes, shared) == 1300 // 4 + 20 + sizes.checkpoint // 4
@@ -143,7 +143,7 @@ def test_the_disk_that_a_run_takes_is_no_more_than_it_writes(digits, tmp_path, m
     """As many checkpoints as there will be; those of an earlier start are there already."""
     recipe = load(tiny(tmp_path, digits.root)).recipe
     start = checks.Start(recipe, context(), digits, tmp_path / "run")
-    one, encoder = start.sizes.checkpoint, start.sizes.encoder
+    one, encoder = start.sizes.checkpoint, start.sizes.exported
     assert resources.disk_needed(recipe, start.sizes, 0) == 2 * one + encoder + resources.SMALL_FILES
     long = recipe.model_copy(update={"images": 12800})
     assert resources.disk_needed(long, start.sizes, 0) == 3 * one + resources.SMALL_FILES

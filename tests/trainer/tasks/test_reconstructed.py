@@ -11,7 +11,7 @@ from tests.helpers.command_lines import script
 from tests.helpers.tiny_dataset import pictures
 from trainer.tracking.journal import read
 
-NAMES = ("sse", "mse", "psnr", "log_q", "bits_per_dimension", "swap_ratio")
+NAMES = ("sse", "mse", "psnr", "log_q", "bits_per_dimension", "swap_ratio", "latent_size")
 KEYS = {f"reconstruction/{name}" for name in NAMES} | {
     f"control/linear_codec/reconstruction/{name}" for name in ("sse", "mse", "psnr")
 }
@@ -50,6 +50,7 @@ def test_a_run_ends_with_its_reconstruction(capsys, digits, tmp_path):
     assert {"probe/linear/y", "probe/linear/w", "probe/linear/z", "knn/y"} <= set(results)
     assert "squared error an image, pixels in [0, 1]" in done.out
     assert "linear codec, 32 components: sse" in done.out  # of 4 x 4 x 2 numbers
+    assert results["reconstruction/latent_size"] == 32
     assert {"reconstructions.png", "interpolations.png"} <= {p.name for p in (folder / "figures").iterdir()}
     logged = {record["name"] for record, _ in read(folder / "journal.jsonl")}
     assert {"figures/reconstructions.png", "figures/interpolations.png"} <= logged

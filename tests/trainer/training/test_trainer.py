@@ -246,6 +246,8 @@ def test_every_recipe_takes_two_steps(train, name):
     smaller = [*SMALLER[recipe.encoder.kind], "data.train=train", "data.labelled=null", "data.test=test"]
     if getattr(recipe.encoder, "stem", "") == "cifar":  # which halves nothing
         smaller.append("data.size=32")
+    if getattr(recipe.encoder, "w", None):
+        smaller.append("encoder.w.decoder={width: 16, doublings: 1, tower: 1, expansion: 1}")
     if recipe.precision == "bf16":  # many times slower on cores without it; test_precision has its own steps
         smaller.append("precision=float32")
     if name != "quickstart":

@@ -39,6 +39,15 @@ PANELS = {
         1,
     ),
     "Squared error of an image": ({"sse": "training views"}, {}, 1),
+    "Denoising error, a number": (
+        {"denoising": "training", "denoising/y": "y", "denoising/w": "w given y"},
+        {
+            "denoising/zero": "error of answering 0",
+            "denoising/y/zero": "error of answering 0: y",
+            "denoising/w/zero": "error of answering 0: w",
+        },
+        1,
+    ),
     "Prior matching": (
         {"prior": "encoder", "prior/discriminator": "discriminator"},
         {},

@@ -70,6 +70,21 @@ def test_the_loss_of_a_random_guess_is_a_dashed_line_above_the_curve(tmp_path):
     assert row < blue[0] + 1
 
 
+def test_the_denoising_error_of_both_parts_is_drawn_below_that_of_answering_0(tmp_path):
+    images = np.arange(1, 11) * 64
+    metrics = {"loss": (images, np.linspace(800, 400, 10))}
+    curves(tmp_path / "loss.png", metrics)
+    for part in ("y", "w"):
+        metrics[f"denoising/{part}"] = (images, np.linspace(0.9, 0.2, 10))
+        metrics[f"denoising/{part}/zero"] = (images, np.full(10, 1.0))
+    curves(tmp_path / "both.png", metrics)
+    alone, both = read(tmp_path / "loss.png"), read(tmp_path / "both.png")
+    assert both.shape == (360, 960, 3)  # a panel more
+    assert (both == rgb(PALE)).all(2).sum() > (alone == rgb(PALE)).all(
+        2
+    ).sum() + 200  # and in it a dashed line
+
+
 def test_the_loss_stands_beside_several_terms_and_not_beside_its_only_one(tmp_path):
     images, drawn = [100, 200, 300], []
     terms = {"local": (images, [5.0, 4.0, 3.0]), "global": (images, [2.0, 1.0, 1.0])}

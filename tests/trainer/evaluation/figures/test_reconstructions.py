@@ -68,4 +68,10 @@ def test_the_table_has_a_line_for_each_figure():
     both = table(results | control).splitlines()
     assert [line.split()[-1] for line in both[1:]] == ["0.500", "5.00e-01", "0.50", "-", "-", "-"]
     assert len({len(line) for line in both}) == 1
+    more = results | control | {"reconstruction/ssim": 0.91234, "reconstruction/latent_size": 1280.0}
+    lines = table(more | {"control/linear_codec/reconstruction/ssim": 0.5}).splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith(("SSIM", "D, "))] == [
+        ["0.9123", "0.5000"],
+        ["1,280", "-"],
+    ]
     assert table({"knn/y": 0.5}) == ""

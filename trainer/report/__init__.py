@@ -1,0 +1,1 @@
+"""Runs gathered into the papers' tables: python -m trainer.report DIR"""

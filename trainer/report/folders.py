@@ -1,0 +1,78 @@
+"""Which folders below those that are named hold a run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.common.errors import UserError
+from trainer.report.records import RunRecord, read_run
+
+SIGNS = ("recipe.yaml", "journal.jsonl")  # each says that a folder is a run's
+SKIPPED = {"mlartifacts", "mlruns"}  # copies of runs' files, which MLflow keeps
+DEEPEST = 6  # folders below the one that is named
+EXPECTED = "expected a folder of runs such as outputs/, or a run in it (with its recipe.yaml)"
+
+
+def read_runs(roots: list[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs below some folders, each of which may be a run itself, and lines about what is amiss.
+
+    Raises:
+        UserError: one of the folders is not there, or there is no run in any.
+    """
+    records: list[RunRecord] = []
+    lines: list[str] = []
+    folders: list[Path] = []
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: {'no folder' if root.exists() else 'does not exist'}; {EXPECTED}")
+        folders += _runs_below(root, lines)
+    if not folders:
+        raise UserError(f"{', '.join(map(str, roots))}: no run there; {EXPECTED}")
+    for folder in folders:
+        try:
+            record = read_run(folder)
+        except (UserError, OSError) as error:
+            lines.append(f"{folder}: {error}")
+            continue
+        records.append(record)
+        lines += [f"{folder}: {remark}" for remark in record.remarks]
+    return records, lines
+
+
+def _runs_below(root: Path, lines: list[str]) -> list[Path]:
+    """Folders of runs, sorted, each once; folders right below `root` that hold none get a line."""
+    seen: set[str] = set()
+    if _is_run(root):
+        return [root]
+    runs: list[Path] = []
+    for folder in _folders(root, lines):
+        inside = list(_walk(folder, 1, seen, lines))
+        if not inside:
+            lines.append(f"{folder}: no run there")
+        runs += inside
+    return runs
+
+
+def _walk(folder: Path, depth: int, seen: set[str], lines: list[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:  # links may lead in a circle, or twice to one run
+        return
+    seen.add(real)
+    if _is_run(folder):
+        yield folder
+        return
+    for inner in _folders(folder, lines) if depth < DEEPEST else ():
+        yield from _walk(inner, depth + 1, seen, lines)
+
+
+def _is_run(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in SIGNS)
+
+
+def _folders(folder: Path, lines: list[str]) -> list[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        lines.append(f"{folder}: cannot be read: {error.strerror}")
+        return []
+    return [path for path in inside if path.name not in SKIPPED and path.name[0] != "." and path.is_dir()]

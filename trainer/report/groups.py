@@ -1,0 +1,153 @@
+"""Runs that differ in their seed alone, as one group: a row of the tables."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.recipe.fingerprint import changed, fingerprint
+from trainer.report import methods
+from trainer.report.methods import Latent
+from trainer.report.records import RunRecord
+from trainer.report.tables import Figure
+
+
+@dataclass
+class Group:
+    """Runs of one recipe and as many images, which differ in their seed.
+
+    Attributes:
+        source: of a diffusion on latents the group of the encoder's run, where that is among the runs.
+        label: the row's name, unlike that of every other group.
+    """
+
+    records: list[RunRecord]
+    meaning: dict[str, Any]
+    data: str
+    source: "Group | None" = None
+    label: str = field(default="", compare=False)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.records[0].recipe
+
+    @property
+    def family(self) -> str:
+        return methods.family(self.recipe)
+
+    @property
+    def latent(self) -> Latent | None:
+        """That of the encoder, also for a diffusion on its latents."""
+        return self.source.latent if self.source else methods.latent(self.recipe)
+
+    def figure(self, name: str, factor: float = 1.0) -> Figure | None:
+        """A figure of results.json over the seeds; None where no run has it."""
+        return Figure.of([r.results[name] for r in self.records if name in r.results], factor)
+
+    def names(self) -> list[str]:
+        """The names of all figures that some run has."""
+        return sorted({name for record in self.records for name in record.results})
+
+    def parameters(self, part: str) -> Figure | None:
+        counts = [record.parameters[part] for record in self.records if part in record.parameters]
+        figure = Figure.of(counts)
+        return figure.without_spread() if figure else None
+
+    def hours(self) -> Figure | None:
+        figure = Figure.of([record.hours for record in self.records if record.hours is not None])
+        return figure.without_spread() if figure else None
+
+    def images(self) -> Figure:
+        return Figure(self.records[0].images)
+
+    def device(self) -> str:
+        return ", ".join(dict.fromkeys(record.device for record in self.records if record.device))
+
+    def seeds(self) -> str:
+        return ", ".join(str(record.seed) for record in self.records)
+
+
+def grouped(records: Iterable[RunRecord]) -> tuple[list[Group], list[str]]:
+    """The groups of runs that have figures, and a line for each run that repeats another one.
+
+    Encoders come first: diffusions on the latents of two seeds of one encoder are seeds of one group. An
+    encoder that was not evaluated is the source of its diffusions, and no group of its own.
+    """
+    groups: list[Group] = []
+    lines: list[str] = []
+    for record in sorted(records, key=lambda record: (bool(record.recipe.get("from")), not record.results)):
+        group = _new_group(record, _source(record, groups))
+        same = next((other for other in groups if _is_same(other, group)), None)
+        if same is None:
+            groups.append(group)
+            continue
+        repeated = next((other for other in same.records if other.seed == record.seed), None)
+        if not repeated:
+            same.records.append(record)
+        elif record.results:
+            lines.append(f"{record.folder}: left out, it repeats {repeated.folder} (recipe, seed and images)")
+    _name(groups)
+    shown = [group for group in groups if group.records[0].results]  # those with figures came first
+    for group in shown:
+        group.records = sorted((r for r in group.records if r.results), key=lambda record: record.seed)
+    return sorted(shown, key=_place), lines
+
+
+def _place(group: Group) -> tuple[str, int, str]:
+    return group.data, methods.FAMILIES.index(group.family), group.label
+
+
+def _new_group(record: RunRecord, source: Group | None) -> Group:
+    meaning = fingerprint(record.recipe) | {"images": record.images, "from": record.recipe.get("from")}
+    data = methods.data_name(record.recipe, record.dataset) or (source.data if source else "data unknown")
+    return Group([record], meaning, data, source)
+
+
+def _is_same(one: Group, other: Group) -> bool:
+    """Whether two groups differ in nothing but the seed."""
+    if one.source is not other.source:
+        return False
+    differing = set(changed(one.meaning, other.meaning)) - {"seed"}
+    return not (differing - {"from"} if one.source else differing)
+
+
+def _source(record: RunRecord, groups: list[Group]) -> Group | None:
+    """The group of the run that `from` names: by its path, or else by its name beside this run."""
+    if not record.recipe.get("from"):
+        return None
+    path = Path(str(record.recipe["from"]))
+    runs = [(group, other.folder) for group in groups for other in group.records]
+    places = [os.path.realpath(place) for place in (path, record.folder.parent / path.name)]
+    return next(
+        (group for place in places for group, folder in runs if os.path.realpath(folder) == place), None
+    )
+
+
+def _name(groups: list[Group]) -> None:
+    """Labels that are unlike each other: what differs between groups of one name stands behind it."""
+    for latents in (False, True):  # whose labels name the encoder's group
+        some = [group for group in groups if (group.family == methods.LATENT_DIFFUSION) == latents]
+        for group in some:
+            group.label = methods.name(group.recipe)
+            if latents:
+                run = Path(str(group.recipe["from"])).name
+                group.label += f", of {group.source.label if group.source else run}"
+        shown = [group for group in some if group.records[0].results]
+        for key in {(group.label, group.data) for group in shown}:
+            _tell_apart([group for group in shown if (group.label, group.data) == key])
+
+
+def _tell_apart(alike: list[Group]) -> None:
+    if len(alike) < 2:
+        return
+    keys = [
+        key
+        for key in dict.fromkeys(key for group in alike for key in changed(alike[0].meaning, group.meaning))
+        if key not in ("seed", "from")
+    ]
+    for group in alike:
+        parts = [methods.shown_difference(key, group.meaning.get(key)) for key in keys[:2]]
+        group.label += (
+            f", {' '.join(parts)}" if len(keys) <= 2 and parts else f", {group.records[0].folder.name}"
+        )

@@ -1,0 +1,276 @@
+"""A run's folder as a record: whatever of its files is there. Nothing here imports torch."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.common.errors import UserError
+from trainer.recipe.loading import load_saved
+from trainer.recipe.trees import strip_origins
+from trainer.recipe.yaml12 import parse
+from trainer.report import methods
+from trainer.runs.folder import RunFolder
+from trainer.tracking import journal
+
+CHECKPOINT = re.compile(r"images-([0-9]{12,})")  # trainer.checkpoints.load has it too, behind torch
+PARTS = {"encoder": "encoder", "contrast.encoder": "encoder", "decoder": "decoder"}  # a hybrid's are within
+NO_RECIPE = "recipe.yaml is no recipe of a run; put the file back, or remove the folder"
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # of batch-norm: no parameters
+
+
+@dataclass
+class RunRecord:
+    """What is known of a run.
+
+    Attributes:
+        recipe: resolved, nested as in its file.
+        results: figures by name, as in results.json.
+        images: seen when the figures were measured, else when the run was saved last.
+        hours: of training, without evaluation and saving; None where the journal does not say.
+        device: such as "2 x cpu"; '' where world.json does not say.
+        dataset: its name in the journal; ''.
+        parameters: of the encoder, decoder and denoiser, where there is one.
+        remarks: a line each: what is damaged, missing or not finished.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    results: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    hours: float | None = None
+    device: str = ""
+    dataset: str = ""
+    parameters: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.get("seed", 0)
+
+
+def read_run(path: Path) -> RunRecord:
+    """The record of a run. Raises UserError where its recipe.yaml is missing, or of no run that trains."""
+    folder = RunFolder(path)
+    recipe, remarks = saved_recipe(path / "recipe.yaml")
+    record = RunRecord(path, recipe, remarks=remarks)
+    try:
+        record.results = folder.results()
+    except UserError as error:
+        record.remarks.append(_without_path(error, path))
+    log = _journal(record, folder)
+    checkpoints = _checkpoints(folder)
+    record.hours, record.dataset = log.hours(), str(log.tags.get("dataset", ""))
+    record.device = _device(record, folder)
+    record.parameters = _parameters(record, checkpoints, log.tags)
+    ended = _ended(record, folder, log, max(checkpoints, default=0))
+    record.images = log.measured or ended
+    if record.results and record.images != ended:
+        record.remarks.append(
+            f"its figures are of {record.images:,} images, and it has seen {ended:,}; recipe=evaluate "
+            f"from={path} measures the newest"
+        )
+    elif not record.results and not record.remarks:
+        record.remarks.append(f"not evaluated; recipe=evaluate from={path} measures it")
+    return record
+
+
+def _without_path(error: Exception, path: Path) -> str:
+    return str(error).removeprefix(f"{path}/")
+
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+def saved_recipe(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The resolved recipe of a run, with a remark where it is not of this version and is read as it stands.
+
+    A run of another version may have keys that this one lacks; its figures are none the worse.
+
+    Raises:
+        UserError: no such file, no YAML, or no recipe of a run that trains.
+    """
+    if not path.exists():
+        raise UserError("recipe.yaml is missing: no run of this program, or one that never began")
+    try:
+        loaded = load_saved(path)
+        recipe, remarks = loaded.resolved(), []
+    except UserError as error:
+        recipe, remarks = _as_it_stands(path), [f"recipe.yaml is read as it stands: {_reason(error, path)}"]
+    if "objective" not in recipe:
+        raise UserError(f"recipe.yaml is of the task {recipe.get('task')}, not of a run that trains")
+    try:
+        described = methods.name(recipe), methods.latent(recipe), methods.data_name(recipe)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        described = None
+    if described is None or not _has_numbers(recipe):
+        raise UserError(NO_RECIPE)
+    return recipe, remarks
+
+
+def _has_numbers(recipe: dict[str, Any]) -> bool:
+    return all(type(recipe.get(key, 0)) is int for key in ("seed", "images"))
+
+
+def _as_it_stands(path: Path) -> dict[str, Any]:
+    """Raises UserError."""
+    try:
+        tree = strip_origins(parse(path.read_text(encoding="utf-8"), "recipe.yaml"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe.yaml cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(NO_RECIPE)
+    return tree
+
+
+def _reason(error: UserError, path: Path) -> str:
+    text = str(error).removeprefix(f"{path}: ")
+    return text.partition(" (the run wrote it otherwise")[0]
+
+
+# ---- the journal and how the run ended -----------------------------------------------------------
+
+
+@dataclass
+class _Log:
+    """What a journal says: tags, images, the images at which results were measured, speeds by images."""
+
+    tags: dict[str, Any] = field(default_factory=dict)
+    images: int = 0
+    measured: int = 0
+    speeds: dict[int, float] = field(default_factory=dict)
+
+    def hours(self) -> float | None:
+        """Each stretch between two records of the speed took images / speed; None without records."""
+        seconds, before = 0.0, 0
+        for images, speed in sorted(self.speeds.items()):
+            seconds += (images - before) / speed
+            before = images
+        return seconds / 3600 if self.speeds else None
+
+
+def _journal(record: RunRecord, folder: RunFolder) -> _Log:
+    log, entry = _Log(), None
+    try:
+        for entry, _ in journal.read(folder.journal):
+            kind, name, value = entry["kind"], entry["name"], entry["value"]
+            log.images = max(log.images, entry["images"])
+            if kind == "tag":
+                log.tags[name] = value
+            elif kind == "metric" and name.startswith("results/"):
+                log.measured = max(log.measured, entry["images"])
+            elif kind == "metric" and name == "images_per_second" and value > 0 and math.isfinite(value):
+                log.speeds[entry["images"]] = value
+        if entry is None:
+            record.remarks.append("journal.jsonl has no record that can be read: the hours are not known")
+    except FileNotFoundError:
+        pass  # a run whose figures alone were kept
+    except OSError as error:
+        record.remarks.append(f"journal.jsonl cannot be read: {error.strerror}")
+    return log
+
+
+def _ended(record: RunRecord, folder: RunFolder, log: _Log, saved: int) -> int:
+    """Images seen at the end; adds a remark where the run is not finished."""
+    for status in ("done", "failed", "stopped"):
+        content = _text(folder.path / status)
+        if content is None:
+            continue
+        first, _, rest = content.partition("\n")
+        if not re.fullmatch("[0-9]{1,18}", first):
+            record.remarks.append(f"{status} is damaged: expected the number of images seen")
+            break
+        if status != "done":
+            why = " ".join(rest.split())
+            record.remarks.append(f"{status} at {int(first):,} images{f': {why}' if why else ''}")
+        return int(first)
+    else:
+        total = record.recipe.get("images", 0)
+        record.remarks.append(f"not finished: {log.images:,} of {total:,} images in its journal")
+    return saved or log.images
+
+
+def _text(path: Path) -> str | None:
+    """A small file; None where there is none, '' for what is there and no file that can be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+
+
+def _device(record: RunRecord, folder: RunFolder) -> str:
+    """Such as "2 x cpu": how many processes there were at the last start, and on what."""
+    content = _text(folder.path / "world.json")
+    if content is None:
+        return ""
+    try:
+        world = json.loads(content)
+        device, processes = world.get("device", ""), world.get("processes", 1)
+        return f"{processes} x {device}" if device and processes != 1 else str(device)
+    except (ValueError, AttributeError, RecursionError):
+        record.remarks.append("world.json is damaged: the device is not known")
+        return ""
+
+
+# ---- parameters ----------------------------------------------------------------------------------
+
+
+def _checkpoints(folder: RunFolder) -> dict[int, Path]:
+    """Images -> the manifest of each checkpoint."""
+    try:
+        paths = list(folder.checkpoints.iterdir())
+    except OSError:
+        return {}
+    return {
+        int(match[1]): path / "manifest.json" for path in paths if (match := CHECKPOINT.fullmatch(path.name))
+    }
+
+
+def _parameters(record: RunRecord, checkpoints: dict[int, Path], tags: dict[str, Any]) -> dict[str, int]:
+    """Numbers that are learned, by part, from the newest manifest that can be read, else from the journal."""
+    diffusion = record.recipe["objective"]["kind"] == "diffusion"
+    for images in sorted(checkpoints, reverse=True):
+        try:
+            return count_parameters(json.loads(checkpoints[images].read_bytes())["tensors"], diffusion)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            name = checkpoints[images].parent.name
+            record.remarks.append(f"checkpoint {name} has no manifest that can be read")
+    part, tag = ("denoiser", "parameters") if diffusion else ("encoder", "encoder parameters")
+    return {part: tags[tag]} if isinstance(tags.get(tag), int) else {}
+
+
+def count_parameters(tensors: dict[str, dict], diffusion: bool) -> dict[str, int]:
+    """Parameters of "encoder", "decoder" and "denoiser" among the tensors of a checkpoint's manifest.
+
+    A tensor is a parameter where the optimizer keeps a state of it. An optimizer that keeps none (SGD without
+    momentum) says nothing: then all are but the statistics of batch-norm. Copies that follow by a moving
+    average (`key_encoder`, `average`) are counted in neither case.
+
+    Args:
+        diffusion: whether all that is learned is a denoiser, of one network or several.
+    """
+    states = {
+        name.split("/", 2)[2] for name in tensors if name.startswith("optimizer/") and name.count("/") > 1
+    }
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        path = name.removeprefix("model/")
+        *modules, last = path.split(".")
+        if path == name or (path not in states if states else last in STATISTICS):
+            continue
+        part = (
+            _denoiser(modules)
+            if diffusion
+            else PARTS.get(".".join(modules[:2])) or PARTS.get(path.partition(".")[0])
+        )
+        if part:
+            counts[part] = counts.get(part, 0) + math.prod(tensor["shape"])
+    return counts
+
+
+def _denoiser(modules: list[str]) -> str | None:
+    return "denoiser" if modules and "average" not in modules else None
