@@ -44,7 +44,10 @@ class Descriptor(io.RawIOBase):
 
 
 def outlive_readers() -> None:
-    """Makes standard output and error of this process outlive their readers. What replaces them stays."""
+    """Makes standard output and error of this process outlive their readers, and written line by line.
+
+    What replaces them stays.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # started with the descriptor closed
@@ -55,6 +58,6 @@ def outlive_readers() -> None:
                 io.BufferedWriter(Descriptor(stream.fileno())),
                 encoding=stream.encoding,
                 errors=stream.errors,
-                line_buffering=stream.line_buffering or name == "stderr",
+                line_buffering=True,  # also in a file, which somebody follows while hours pass
             )
             setattr(sys, name, kept)

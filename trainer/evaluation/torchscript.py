@@ -40,10 +40,8 @@ class TorchScript(Extractor):
         self.path = path
         try:
             self.module = torch.jit.load(str(path), map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{path}: is no TorchScript ({first_line(error)}); give a file of torch.jit.save"
-            ) from None
+        except (RuntimeError, ValueError):  # their text speaks of torch's own files
+            raise UserError(f"{path}: is no TorchScript; give a file of torch.jit.save") from None
 
     def features(self, images: Tensor) -> Tensor:
         try:

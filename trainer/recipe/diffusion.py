@@ -16,6 +16,7 @@ from trainer.recipe.optimizers import Optimizer
 from trainer.recipe.schema import Constant, Cosine, Data, Folder, Log, Name, Save, Tracking
 
 PAIR = 2  # images that share a generator of noise, and have antithetic times
+ENCODER = "where the run of the latents lies now, with its checkpoint; null: where the run's recipe says"
 
 
 class Diffuse(Section):
@@ -124,12 +125,14 @@ class SampleRun(Section):
     checkpoint: Positive | None = key(
         None, "which of its checkpoints, by the images seen; null: the newest", "images"
     )
+    encoder: Folder | None = key(None, ENCODER)
     samples: Positive = key(64, "how many", "images")
     seed: Count = key(0, "seed of their noise: sample i is the same on any ranks", "1")
     precision: Literal["float64", "float32", "bf16"] = key("float32", "what is computed in")
     draw: Drawing = Drawing()
     to: Folder | None = key(
-        None, "the folder that is made for them; null: samples/NAME in `from`, NAME says how they are drawn"
+        None,
+        "the folder that is made for them; null: samples/NAME in `from`, NAME says how many, and how drawn",
     )
     files: bool = key(False, "whether each is a PNG too, beside samples.npy and the page of the first ones")
 
@@ -156,6 +159,7 @@ class MeasureRun(Section):
     checkpoint: Positive | None = key(
         None, "which of its checkpoints, by the images seen; null: the newest", "images"
     )
+    encoder: Folder | None = key(None, ENCODER)
     seed: Count | None = key(
         None, "seed of the samples and of the choice of images beside them; null: the run's", "1"
     )

@@ -28,6 +28,7 @@ from trainer.training.trainer import Trainer
 
 DiffusionTrainer = Trainer[Diffuse, TrainingData, Objective]
 SHOWN = 64  # samples on a page during training
+FIGURES = ("generation/", "probe/", "denoiser_features/")  # how names of figures of a denoiser begin
 
 
 def run(loaded: ResolvedRecipe[Diffuse], context: DistributedContext) -> int:
@@ -127,6 +128,7 @@ class Diffusing(TrainingTask[Diffuse]):
     def finish(self, trainer: DiffusionTrainer, run: Run) -> None:
         """Draws a page of samples, measures them and draws the curves."""
         artist, folder = self.artist(trainer), run.folder
+        earlier, figures = collectives.run_on_main(lambda: measured_before(folder)), dict[str, float]()
         if self.recipe.evaluate.at_end:
             run.progress.say("drawing samples ...")
             if run.context.is_main:
@@ -138,11 +140,12 @@ class Diffusing(TrainingTask[Diffuse]):
                 *(folder.path, folder.path.parent, self.context.device, run.progress.say),
             )
             figures = generation_run.measure(what)
-            if run.context.is_main and figures:
-                folder.merge_results(figures)
+        if run.context.is_main:
+            if earlier or figures:
+                folder.merge_results(figures, outdated=earlier)
+            if figures:
                 run.metrics({f"results/{name}": value for name, value in figures.items()}, trainer.images)
                 run.artifact(folder.path / "results.json", trainer.images)
-        if run.context.is_main:
             report.draw_curves(folder)
             for path in sorted((folder.path / "figures").glob("*.png")):
                 run.artifact(path, trainer.images)
@@ -154,6 +157,11 @@ def trained_on(folder: RunFolder) -> str | None:
         with suppress(Damaged):
             return read_manifest(folder.checkpoints / folder_name(images))["data"]
     return None
+
+
+def measured_before(folder: RunFolder) -> list[str]:
+    """The names of the figures of earlier checkpoints in results.json, which say nothing of the last one."""
+    return [name for name in folder.results() if name.startswith(FIGURES)]
 
 
 def describe_samples(shapes: dict[str, tuple[int, ...]], components: int | None) -> str:

@@ -30,6 +30,8 @@ from trainer.tracking.journal import Journal
 from trainer.training.build import build_objective
 from trainer.training.data import image_options
 
+COPY = "make it writable, or give a copy of the run with from="
+
 
 def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext) -> int:
     """Evaluates a checkpoint of the run in `from`, the newest or that of `images`.
@@ -49,7 +51,9 @@ def run(loaded: loading.ResolvedRecipe[EvaluateRun], context: DistributedContext
         launch.leave(128 + signal.SIGTERM)
 
     def opened() -> tuple[Checkpoint, Dataset, RunFolder]:
-        journals.append(Journal(folder.journal))  # refused while the run is trained and checkpoints go
+        journals.append(
+            Journal(folder.journal, advice=COPY)
+        )  # refused while the run is trained and checkpoints go
         checkpoint = choose(folder, options.images, "images")
         dataset = load_dataset(recipe.data.root, recipe.data.source, recipe.data.access(loaded.commands))
         warnings = check_labels(recipe, options.evaluate, dataset, "so this run cannot be evaluated")

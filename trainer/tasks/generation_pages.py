@@ -10,7 +10,9 @@ from trainer.evaluation.figures import samples as figures
 from trainer.evaluation.generation import Row
 from trainer.evaluation.image_sources import ImageSource
 from trainer.evaluation.pictures import drawing
+from trainer.generation.processes import PROCESSES
 from trainer.objectives.drawing import Artist, as_bytes
+from trainer.recipe.drawing import Drawing
 
 LINES = 6  # samples whose steps are drawn
 COLUMNS = 9  # of their steps, the first and the last among them
@@ -28,11 +30,18 @@ def draw_page(artist: Artist, folder: Path, name: str, count: int) -> Path:
 
 def describe_drawing(artist: Artist) -> str:
     """How samples are drawn, in words: "flow, 25 steps of heun, seed 0"."""
-    options, process = artist.options, artist.process
-    words = [f"{process}, {options.steps_of(process)} steps of {options.sampler_of(process)}"]
+    return describe(artist.options, artist.process, artist.seed)
+
+
+def describe(options: Drawing, process: str, seed: int) -> str:
+    """As `describe_drawing`; it says so where a process takes another number of steps than are asked for."""
+    asked = options.steps_of(process)
+    words = [f"{process}, {asked} steps of {options.sampler_of(process)}"]
+    taken = len(PROCESSES[process]().grid(asked)) - 1
+    words += [f"{taken:,} evaluations"] * (taken != asked)
     words += [f"eta {options.eta:g}"] * bool(options.eta)
     words += [f"guidance {options.guidance:g}"] * (options.guidance != 1)
-    return ", ".join([*words, f"seed {artist.seed}"])
+    return ", ".join([*words, f"seed {seed}"])
 
 
 def draw_steps(artist: Artist, folder: Path) -> None:

@@ -45,6 +45,18 @@ BATCH = 256  # images that are encoded together
 
 
 @dataclass(frozen=True)
+class Place:
+    """The folder of the run whose latents are drawn, and words for a message about it.
+
+    `key`: of the recipe, which names the folder. `otherwise`: what helps beside naming another folder.
+    """
+
+    folder: RunFolder
+    key: str
+    otherwise: str
+
+
+@dataclass(frozen=True)
 class LatentSource:
     """A frozen run with a decoder, and the data set that it was trained on.
 
@@ -108,19 +120,24 @@ class LatentSource:
             )
 
 
-def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> LatentSource:
+def open_source(
+    recipe: Diffuse, commands: bool, trained_on: str | None, place: Place | None = None
+) -> LatentSource:
     """The run of `from`; collective. Its data set is made where it is missing.
 
     Args:
         trained_on: digest of the latents that the denoiser was trained on, which one of the run's checkpoints
             makes; None: of a new denoiser.
+        place: where the run lies now; None: where the recipe says.
 
     Raises:
         UserError: it is no run, has no decoder, or no such checkpoint.
         Stopped: a signal came while the data set was made.
     """
-    assert recipe.from_ is not None  # the recipe is one of latents
-    folder = RunFolder(Path(recipe.from_))
+    if place is None:
+        assert recipe.from_ is not None  # the recipe is one of latents
+        place = Place(RunFolder(Path(recipe.from_)), "from", "start another with run=NAME")
+    folder = place.folder
 
     def opened() -> LatentSource:
         access = encoder.data.access(commands)
@@ -135,28 +152,32 @@ def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> Late
                 if earlier.digest == trained_on:
                     return earlier
         raise UserError(
-            f"from={folder.path}: the denoiser was trained on the latents of another run, of other images or "
-            "of a checkpoint that is gone; give the folder of that run, or start another with run=NAME"
+            f"{place.key}={folder.path}: the denoiser was trained on the latents of another run, of other "
+            f"images or of a checkpoint that is gone; give the folder of that run, or {place.otherwise}"
         )
 
-    encoder = collectives.run_on_main(lambda: decoding_recipe(folder))
+    encoder = collectives.run_on_main(lambda: decoding_recipe(folder, place.key))
     make_missing(encoder.data)
     return collectives.run_on_main(opened)
 
 
-def decoding_recipe(folder: RunFolder) -> Pretrain:
-    """The recipe of a run with a decoder. Raises UserError: it has none, or there is no run."""
-    recipe = encoder_recipe(folder)
-    check_decodes(recipe, folder)
+def decoding_recipe(folder: RunFolder, key: str = "from") -> Pretrain:
+    """The recipe of a run with a decoder, whose folder `key` names.
+
+    Raises:
+        UserError: it has none, or there is no run.
+    """
+    recipe = encoder_recipe(folder, key)
+    check_decodes(recipe, folder, key)
     return recipe
 
 
-def check_decodes(recipe: Pretrain, folder: RunFolder) -> None:
+def check_decodes(recipe: Pretrain, folder: RunFolder, key: str = "from") -> None:
     """Raises UserError: the recipe of the run in a folder has no decoder."""
     if not recipe.objective.reconstructs:
         raise UserError(
-            f"from={folder.path}: objective.kind={recipe.objective.kind} has no decoder, so latents drawn of "
-            "it cannot become images; give a run of a hybrid or an autoencoder"
+            f"{key}={folder.path}: objective.kind={recipe.objective.kind} has no decoder, so latents drawn "
+            "of it cannot become images; give a run of a hybrid or an autoencoder"
         )
 
 

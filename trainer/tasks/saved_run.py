@@ -19,20 +19,24 @@ from trainer.runs.folder import RunFolder
 Part = TypeVar("Part", bound=Section)
 
 
-def encoder_recipe(folder: RunFolder) -> Pretrain:
-    """The recipe of a run of an encoder. Raises UserError: there is no run, or one of another task."""
-    recipe = _recipe(folder)
+def encoder_recipe(folder: RunFolder, key: str = "from") -> Pretrain:
+    """The recipe of a run of an encoder, whose folder `key` names.
+
+    Raises:
+        UserError: there is no run, or one of another task.
+    """
+    recipe = _recipe(folder, key)
     if recipe.task == "pretrain":
         return recipe
     raise UserError(
-        f"from={folder.path}: a run of task {recipe.task}, which has no encoder; give that of one of task "
+        f"{key}={folder.path}: a run of task {recipe.task}, which has no encoder; give that of one of task "
         "pretrain; recipe=measure measures this one again, recipe=sample draws of it"
     )
 
 
 def diffusion_recipe(folder: RunFolder) -> Diffuse:
     """The recipe of a run of task diffuse. Raises UserError: there is no run, or one of another task."""
-    recipe = _recipe(folder)
+    recipe = _recipe(folder, "from")
     if recipe.task == "diffuse":
         return recipe
     raise UserError(
@@ -41,10 +45,10 @@ def diffusion_recipe(folder: RunFolder) -> Diffuse:
     )
 
 
-def _recipe(folder: RunFolder) -> AnyTraining:
+def _recipe(folder: RunFolder, key: str) -> AnyTraining:
     path = folder.path / "recipe.yaml"
     if not path.exists():
-        raise UserError(f"from={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
+        raise UserError(f"{key}={folder.path}: no run there (recipe.yaml is missing); give a run's folder")
     return loading.saved_training(path)
 
 

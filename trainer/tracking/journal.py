@@ -89,10 +89,13 @@ class Journal:
     warning is kept.)
     """
 
-    def __init__(self, path: str | Path, wait: float = 3.0):
+    def __init__(
+        self, path: str | Path, wait: float = 3.0, advice: str = "choose a folder with outputs=FOLDER"
+    ):
         """Opens or makes the journal at `path` and truncates a torn last line.
 
-        Waits `wait` seconds for another writer, which may be ending.
+        Waits `wait` seconds for another writer, which may be ending. `advice`: what helps where the folder
+        cannot be written.
 
         Raises UserError where the folder cannot be written or another process writes this journal.
         """
@@ -111,9 +114,7 @@ class Journal:
         except OSError as error:
             if error.errno == errno.EISDIR:
                 raise cannot_write(self.path, error) from error
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); choose a folder with outputs=FOLDER"
-            ) from error
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); {advice}") from error
         if fd is None:
             raise UserError(
                 f"{self.path}: another process is writing this run; wait until it has ended, "

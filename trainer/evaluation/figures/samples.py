@@ -97,9 +97,7 @@ def steps(path: Path | str, lines: Mapping[str, Sequence[Sequence]], times: Sequ
         HEADER + 8 + len(first) * block - GAP + MARGIN - STEP,
     )
     write(axes, MARGIN, 28, "Steps of samples", size=15, weight="bold")
-    write(
-        axes, MARGIN, 52, "from noise at the left to the sample at the right; above: the time of the process"
-    )
+    write(axes, MARGIN, 52, "predicted where each step begins, and at the right the sample; above: the time")
     left = MARGIN + aside
     for s, time in enumerate(times):
         write(axes, left + s * step + tile / 2, HEADER - 2, f"{time:.3g}", size=9, ha="center")
