@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_what_is_read_arrives_whole(tmp_path):
     assert text.splitlines()[:2001] == ["begun", *numbers]
     assert "as a library in C" in text
     assert errors.splitlines() == numbers
+
+
+def test_a_file_has_each_line_at_once(tmp_path):
+    with open(tmp_path / "out", "w") as out:
+        command = [sys.executable, "-c", PROGRAM.replace(", flush=True", ""), str(tmp_path / "ended")]
+        program = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, text=True, stdout=out, stderr=out
+        )
+        until = time.monotonic() + 30
+        while not (tmp_path / "out").read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert (tmp_path / "out").read_text() == "begun\n"  # it waits for a line
+        assert runs_to_the_end(program, tmp_path / "ended")
 
 
 def test_streams_that_others_put_there_stay(capsys):

@@ -79,7 +79,9 @@ def test_files_that_are_missing_or_no_torchscript(tmp_path):
     weights = tmp_path / "weights.pt"
     torch.save({"w": torch.zeros(3)}, weights)
     digest = module.checked_digest(weights, None, "")
-    assert f"{weights}: is no TorchScript" in refused(str(weights), digest, 112, CPU)
+    assert refused(str(weights), digest, 112, CPU) == (
+        f"{weights}: is no TorchScript; give a file of torch.jit.save"
+    )
 
 
 def test_a_module_that_cannot_be_called_so_or_returns_no_features(tmp_path):

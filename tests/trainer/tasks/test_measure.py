@@ -1,11 +1,14 @@
 """The task `measure`: the figures of a run again, to the bit, and others, of other seeds and checkpoints."""
 
+import os
 import shutil
+import signal
 import sys
 
 import pytest
 
 from tests.helpers.command_lines import MAIN, mistake, process, script
+from tests.helpers.latent_runs import OF_IMAGES, diffuse, encoder_run
 from tests.helpers.recipes import write
 from tests.helpers.tiny_extractors import torchscript
 from trainer.runs.folder import RunFolder
@@ -159,6 +162,134 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(capsys, copied, 
         "recipe=measure measures this one again, recipe=sample draws of it"
     )
     assert sorted(copied.rglob("*")) == before
+
+
+# ---- where figures go, of a run that takes a second ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory) -> list[str]:
+    """The words that measure a few samples."""
+    path, _, digest = torchscript(tmp_path_factory.mktemp("extractor"))
+    few = ["evaluate.rows=[samples]", "evaluate.samples=8", "evaluate.measures=[frechet]", "evaluate.shown=4"]
+    return [f"evaluate.extractor={path}", f"evaluate.sha256={digest}", *few]
+
+
+@pytest.fixture
+def train(capsys, digits):
+    """Folder and words -> a finished diffusion of images there, which measures nothing by itself."""
+
+    def trained(run, *words: str):
+        quiet = ["evaluate.every=0", "evaluate.at_end=false"]
+        source = [] if any(word.startswith("from=") for word in words) else OF_IMAGES
+        source = [*source, *[f"data.root={digits.root}"] * bool(source)]
+        done = script(capsys, *diffuse(run, *source, *quiet, *words))
+        assert done.status == 0, done.err
+        return run
+
+    return trained
+
+
+@pytest.fixture
+def tiny(train, tmp_path, tmp_path_factory, cache=[]):  # noqa: B006 - one run for all tests
+    """Such a run, where a test may write."""
+    if not cache:
+        cache.append(train(tmp_path_factory.mktemp("tiny") / "run"))
+    return shutil.copytree(cache[0], tmp_path / "run")
+
+
+def test_figures_of_an_unfinished_run_do_not_become_the_runs_own(capsys, tiny, extractor):
+    words = ["recipe=measure", f"from={tiny}", *extractor]
+    done = (tiny / "done").rename(tiny / "later")
+    assert script(capsys, *words).status == 0
+    assert not (tiny / "results.json").exists()
+    (earlier,) = (tiny / "evaluations").iterdir()
+    assert RunFolder(earlier).results().keys() == {
+        "generation/samples/frechet_net",
+        "generation/samples/images",
+    }
+    done.rename(tiny / "done")
+    assert script(capsys, *words).status == 0
+    assert RunFolder(tiny).results() == RunFolder(earlier).results()
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_run_that_goes_on_drops_figures_of_its_earlier_checkpoint(
+    capsys, tiny, train, extractor, tmp_path, at_end
+):
+    RunFolder(tiny).merge_results({"probe/linear/denoiser_features": 0.5, "knn/y": 0.25})
+    assert script(capsys, "recipe=measure", f"from={tiny}", *extractor).status == 0
+    before = RunFolder(tiny).results()
+    assert "generation/samples/frechet_net" in before
+    more = [*extractor, "evaluate.samples=6", "evaluate.at_end=true"] if at_end else []
+    train(tiny, "images=128", *more)
+    after = RunFolder(tiny).results()
+    assert after.pop("knn/y") == 0.25
+    if at_end:
+        assert after.pop("generation/samples/frechet_net") != before["generation/samples/frechet_net"]
+        assert after.pop("generation/samples/images") == 6
+    assert not after
+
+
+def test_a_run_whose_encoder_has_moved_is_measured(capsys, train, extractor, digits, tmp_path):
+    encoder_run(tmp_path / "encoder", digits.root)
+    run = train(tmp_path / "run", f"from={tmp_path}/encoder", "images=32")
+    (tmp_path / "encoder").rename(tmp_path / "moved")
+    words = ["recipe=measure", f"from={run}", *extractor]
+    line = mistake(script(capsys, *words))
+    assert line == (
+        f"the recipe of {run} names from={tmp_path}/encoder, and no run lies there; give its new place with "
+        "encoder=FOLDER"
+    )
+    assert script(capsys, *words, f"encoder={tmp_path}/moved").status == 0
+    assert RunFolder(run).results()["generation/samples/images"] == 8
+
+
+def test_folders_that_cannot_be_written_are_found_before_anything_is_drawn(
+    capsys, tiny, extractor, monkeypatch
+):
+    (tiny / "evaluations").write_text("")
+    shutil.rmtree(tiny / "figures")
+    (tiny / "figures").write_text("")
+    words = ["recipe=measure", f"from={tiny}", *extractor]
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.tasks.measure.open_data", None)
+        line = mistake(script(capsys, *words, "seed=1"))
+        assert line.startswith(f"{tiny}/evaluations/images-000000000096-flow-heun-2-seed-1: its results.json")
+        assert f"{tiny}/evaluations is no folder; make it writable, or give a copy" in line
+        (tiny / "results.json").mkdir()
+        assert "results.json" in mistake(script(capsys, *words))
+        (tiny / "results.json").rmdir()
+    done = script(capsys, *words)
+    assert done.status == 0
+    warning = f"warning: figures/…: left out, {tiny}/figures is no folder"
+    assert done.out.index(warning) < done.out.index("measuring ")
+
+
+def test_a_journal_that_cannot_be_written_advises_no_key_that_the_command_lacks(
+    capsys, tiny, extractor, monkeypatch
+):
+    def closed(path, wait):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("trainer.tracking.journal.open_locked", closed)
+    line = mistake(script(capsys, "recipe=measure", f"from={tiny}", *extractor))
+    assert line == (
+        f"{tiny}/journal.jsonl: cannot be written (Permission denied); make it writable, or give a copy "
+        "of the run with from="
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_one_line(capsys, tiny, extractor, monkeypatch, number):
+    monkeypatch.setattr(
+        "trainer.tasks.generation_run.measure", lambda what: os.kill(os.getpid(), number) or {}
+    )
+    done = script(capsys, "recipe=measure", f"from={tiny}", *extractor)
+    assert done.status == (130 if number == signal.SIGINT else 143)
+    assert done.out.splitlines()[-1].startswith(f"told to stop ({number.name}): nothing was measured")
+    assert not done.err
+    assert not (tiny / "results.json").exists()
 
 
 def test_figures_of_another_number_of_images_are_outdated():

@@ -64,6 +64,7 @@ def test_steps_of_a_sample(tmp_path, written, rows, steps):
     times = np.linspace(1, 0, steps).round(2).tolist()
     path = tmp_path / "steps.png"
     samples.steps(path, {"x predicted": frames, "noisy": frames[:, ::-1]}, times)
+    assert written[1] == "predicted where each step begins, and at the right the sample; above: the time"
     assert written[2 : 2 + steps] == [f"{time:.3g}" for time in times]
     assert written[2 + steps :] == ["x predicted", "noisy"] * rows
     assert inside(path, frames[-1, -1])
