@@ -55,7 +55,7 @@ def run(loaded: ResolvedRecipe[SampleRun], context: DistributedContext) -> int:
         for path in begun:
             shutil.rmtree(path, ignore_errors=True)
 
-    def found() -> tuple[DrawnRun, Path, dict]:
+    def opened() -> tuple[DrawnRun, Path, dict]:
         drawn = DrawnRun.find(RunFolder(Path(options.from_)), options.checkpoint, options.encoder)
         drawn.check(options.draw)
         record = record_of(drawn, options)
@@ -64,7 +64,7 @@ def run(loaded: ResolvedRecipe[SampleRun], context: DistributedContext) -> int:
     with ending_on_request(
         context, "nothing was kept; the same command draws them from the beginning", clean
     ):
-        drawn, target, record = collectives.run_on_main(found)
+        drawn, target, record = collectives.run_on_main(opened)
         source = drawn.source(loaded.commands)
         artist = opened_artist(drawn, options, source, context)
         begun.append(collectives.broadcast_object(folder_to_begin(target)))
@@ -137,9 +137,18 @@ def checked_target(drawn: DrawnRun, options: SampleRun, record: dict[str, str | 
         raise UserError(f"{at}: something else lies there (no folder); give another folder with to=")
     if why := obstacle(target) or obstacle(target.parent):
         raise UserError(f"{at}: no folder can be written there: {why}; give another folder with to=")
+    check_content(target, record, at)
+    if os.path.ismount(target):
+        raise UserError(
+            f"{at}: a disk is mounted there, which no folder can replace; give a new folder in it"
+        )
+    return target
+
+
+def check_content(target: Path, record: dict[str, str | int], at: str) -> None:
+    """Raises UserError, which begins with `at`: something else lies at the target."""
     if target.exists() and (why := other_content(target, record)):
         raise UserError(f"{at}: something else lies there ({why}); give another folder with to=")
-    return target
 
 
 def other_content(target: Path, record: dict[str, str | int]) -> str | None:
@@ -233,12 +242,13 @@ def finish(begun: Path, target: Path, artist: Artist, record: dict[str, str | in
     Where the same samples lie there, each file takes the place of its like: nothing is removed.
 
     Raises:
-        UserError: the disk refuses it.
+        UserError: the disk refuses it, or something else lies there by now.
     """
     try:
         array = np.load(begun / ARRAY, mmap_mode="r", allow_pickle=False)
         figures.grid(begun / PAGE, list(array[:SHOWN]), describe_drawing(artist))
         replace_text(begun / RECORD, json.dumps(record, indent=1) + "\n")
+        check_content(target, record, str(target))  # somebody may have put something there meanwhile
         if not target.exists() or not any(target.iterdir()):
             os.rename(begun, target)  # also onto an empty folder
             return

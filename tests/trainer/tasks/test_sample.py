@@ -221,10 +221,9 @@ def test_an_encoder_of_a_run_of_images(capsys, images, encoder):
     assert line.startswith(f"encoder={encoder}: {images} draws images and no latents")
 
 
-def test_the_encoder_has_moved(capsys, tmp_path, train, digits, monkeypatch):
-    (tmp_path / "there").mkdir()
+def test_the_encoder_has_moved(capsys, tmp_path, train, encoder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    encoder_run(tmp_path / "there/encoder", digits.root)
+    shutil.copytree(encoder, tmp_path / "there/encoder")
     run = train(tmp_path / "there/run", "from=there/encoder", "images=32")
     words = ["samples=2", f"to={tmp_path}"]
     assert drawn(capsys, run, "samples=2", "to=here").status == 0
@@ -315,6 +314,23 @@ def test_a_quick_look_leaves_the_many_samples(capsys, images):
     assert names == {f"{begin}4": 4, f"{begin}2": 2, f"{begin}2-float64": 2}
 
 
+def test_what_comes_to_the_target_while_samples_are_drawn_stays(capsys, tmp_path, images, monkeypatch):
+    def draw(*values: object) -> None:
+        (tmp_path / "to").mkdir()
+        (tmp_path / "to/samples.npy").write_text("mine")
+
+    monkeypatch.setattr(sample, "draw", draw)
+    line = refused(capsys, images, f"to={tmp_path}/to", "samples=2")
+    assert line.startswith(f"{tmp_path}/to: something else lies there (no samples.json)")
+    assert (tmp_path / "to/samples.npy").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["to"]
+
+
+def test_an_empty_mount_point_is_refused_before_anything_is_drawn(capsys, tmp_path, images, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path))
+    assert "a disk is mounted there" in refused(capsys, images, f"to={tmp_path}")
+
+
 def test_a_link_leads_to_the_folder(capsys, tmp_path, images):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -386,7 +402,7 @@ def test_the_evaluations_of_ddim_are_those_that_it_takes(capsys, tmp_path, image
     calls = []
     whole = PROCESSES["ddim"].parts
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ddim, "parts", lambda *given: calls.append(1) or whole(*given))
+        patch.setattr(Ddim, "parts", lambda *values: calls.append(1) or whole(*values))
         done = script(
             capsys, "recipe=sample", f"from={images}", "samples=1", "draw.steps=50", f"to={tmp_path}/s"
         )
