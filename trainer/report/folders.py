@@ -49,14 +49,14 @@ def source_places(record: RunRecord) -> list[str]:
 
 def _sources(records: list[RunRecord]) -> list[RunRecord]:
     """Runs of encoders that diffusions name and that are not among the runs: they say what those are of."""
-    found: dict[str, RunRecord] = {}
+    sources: dict[str, RunRecord] = {}
     here = {os.path.realpath(record.folder) for record in records}
     for record in records:
         if not record.recipe.get("from"):
             continue
         places = [Path(place) for place in source_places(record)]
         place = next((place for place in places if _is_run(place)), None)
-        if place is None or not here.isdisjoint(map(str, places)) or str(place) in found:
+        if place is None or not here.isdisjoint(map(str, places)) or str(place) in sources:
             continue
         try:
             source = read_run(place)
@@ -64,8 +64,8 @@ def _sources(records: list[RunRecord]) -> list[RunRecord]:
             continue
         if not source.recipe.get("from"):
             source.aside = True
-            found[str(place)] = source
-    return list(found.values())
+            sources[str(place)] = source
+    return list(sources.values())
 
 
 def _runs_below(root: Path, lines: list[str]) -> list[Path]:

@@ -135,14 +135,14 @@ def generation_tables(group: Group) -> list[Table]:
 def _table(group: Group, images: int, drawing: str) -> Table | None:
     """The table of one checkpoint and one way to draw; None where nothing of that was measured."""
     runs = group.sampled(images, drawing)
-    found = measured(runs)
-    if not found:
+    gathered = measured(runs)
+    if not gathered:
         return None
-    counts = Counter(count for _, count in found if count is not None)
+    counts = Counter(count for _, count in gathered if count is not None)
     usual = max(counts, key=lambda count: (counts[count], count), default=None)
     columns: dict[Column, tuple[bool, tuple[int, str]]] = {}  # in the order of these
     rows = []
-    for (row, count), one in found.items():
+    for (row, count), one in gathered.items():
         cells: dict[str, Cell] = {DRAWN.title: one.seeds}
         for name in sorted(one.figures, key=place):
             column, _ = measure(name)
@@ -153,7 +153,7 @@ def _table(group: Group, images: int, drawing: str) -> Table | None:
             figure = one.figures[name]
             cells[column.title] = figure.without_spread() if name in COUNTS else figure
         rows.append(Row(row_title(row) + _other_count(count, usual), "ours", cells))
-    seeds = {one.seeds for one in found.values()}
+    seeds = {one.seeds for one in gathered.values()}
     ordered = sorted(columns, key=columns.__getitem__)
     ordered += [DRAWN] * (len(seeds) > 1)
     notes = []

@@ -91,8 +91,8 @@ def test_other_drawings_and_checkpoints_are_tables_of_their_own(flow):
     evaluate(flow, "images-000000003200-flow-heun-25-seed-0", figures(50.0))
     evaluate(flow, "images-000000003200-of_tomorrow-seed-0", figures(60.0))
     name = "Generation: diffusion on pixels, flow (eps)"
-    found = {title: cells(table)["samples"][EXT] for title, table in generation(flow).items()}
-    assert found == {
+    distances = {title: cells(table)["samples"][EXT] for title, table in generation(flow).items()}
+    assert distances == {
         name: Figure(10.0),
         f"{name}; drawn by flow euler, 25 steps, guidance 2": Figure(40.0),
         f"{name}; drawn by flow heun, 3 steps": Figure(31.0, 1.0, 2),
