@@ -158,7 +158,7 @@ class Run:
                 report("failed", self.images, why.partition("\n")[0])
 
     def withdraw(self) -> None:
-        """Removes a new folder, where a mistake came before training: a mended recipe needs it. After `end`."""
+        """Removes a new folder, which a mended recipe needs, after a mistake before training and `end`."""
         if self.new:
             self.folder.withdraw()
 

@@ -116,6 +116,7 @@ class Diffusing(TrainingTask[Diffuse]):
             for line in self.source.unfinished:
                 run.progress.say(f"warning: {line}")
             run.progress.say(f"latents of {self.source.checkpoint.path} ...")
+            self.source = self.source.kept()
             tables = tables_of(self.source.latents(device), self.shapes)
             if not run.checkpoint:  # which has them
                 scalings = collectives.run_on_main(lambda: fit_scalings(recipe, tables))

@@ -109,11 +109,7 @@ class LatentSource(CodecSource):
         return replace(image_options(self.recipe, device), decode="exact")
 
     def latents(self, device: torch.device) -> Latents:
-        """Those of all training images and their mirror images; collective, encoded where they are not.
-
-        The checkpoint is kept beside them first.
-        """
-        self._keep_checkpoint()
+        """Those of all training images and their mirror images; collective, encoded where they are not."""
         codec, images = self.codec(device), self.images(device)
 
         def encode(views: Tensor) -> dict[str, Tensor]:
@@ -126,8 +122,12 @@ class LatentSource(CodecSource):
                 write=lambda to: write_features(to, encode, reader, ids, images, BATCH, whole_batches=True),
             )
 
-    def _keep_checkpoint(self) -> None:
-        """Keeps the checkpoint, which its run may prune, for as long as the latents; collective."""
+    def kept(self) -> "LatentSource":
+        """The same with the checkpoint kept beside the latents, since its run may prune its own; collective.
+
+        Raises:
+            SharedError: on every rank, where one cannot write there.
+        """
         folder = codec_folder(self.folder.path, self.digest)
 
         def keep() -> None:
@@ -140,6 +140,8 @@ class LatentSource(CodecSource):
         if not collectives.run_on_main(lambda: is_copied(self.checkpoint, folder)):
             with one_run_at_a_time(latents_folder(self.folder.path, self.digest)):
                 collectives.run_on_main(keep)
+        path = folder / self.checkpoint.path.name
+        return replace(self, checkpoint=replace(self.checkpoint, path=path))
 
 
 def open_source(recipe: Diffuse, commands: bool, trained_on: str | None) -> LatentSource:

@@ -166,7 +166,7 @@ def test_an_encoders_run_may_go_on_and_prune_the_checkpoint_that_made_latents(ca
 def test_damaged_latents_are_encoded_anew_by_the_checkpoint_beside_them(capsys, tmp_path, digits):
     encoder = encoder_run(tmp_path / "encoder", digits.root)
     recipe = load(diffuse(tmp_path / "run", f"from={encoder}")).recipe
-    source = open_source(recipe, False, None)
+    source = open_source(recipe, False, None).kept()
     y = source.latents(torch.device("cpu")).tables["y"][FIRST]
     shutil.rmtree(RunFolder(encoder).checkpoints)
     (file,) = encoder.glob("latents/*/0")
@@ -187,11 +187,11 @@ def test_to_draw_needs_no_data_set(capsys, tmp_path, digits):
     source = open_source(recipe, False, None)
     shutil.rmtree(tmp_path / "digits")
     assert open_codec(recipe, source.digest).checkpoint.images == 64
-    source._keep_checkpoint()
+    kept = source.kept()
     shutil.rmtree(RunFolder(encoder).checkpoints)
     codec = open_codec(recipe, source.digest)
-    assert (codec.shapes, codec.checkpoint.manifest) == (source.shapes, source.checkpoint.manifest)
-    expected = source.codec(torch.device("cpu"))
+    assert (codec.shapes, codec.checkpoint) == (source.shapes, kept.checkpoint)
+    expected = kept.codec(torch.device("cpu"))
     y, w = torch.randn(2, 32), torch.randn(2, 32)
     with torch.no_grad():
         assert torch.equal(codec.codec(torch.device("cpu")).decode(y, w), expected.decode(y, w))
