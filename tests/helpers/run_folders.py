@@ -50,9 +50,14 @@ def write_diffusion(
         "task": "diffuse",
         "seed": seed,
         "from": None if source is None else str(source),
+        "batch": 64,
         "images": images,
-        "objective": {"kind": "diffusion", "process": process, "predict": "eps"},
-        **({"data": {"source": "cifar10", "size": 32}} if source is None else {}),
+        "objective": {"kind": "diffusion", "process": process, "predict": "eps", "map": {}},
+        "optimizer": {"kind": "adam", "lr": 1e-3},
+        "schedule": {"kind": "constant"},
+        "save": {"every": images},
+        "log": {"every": images},
+        **({"data": {"root": "data/cifar10", "source": "cifar10", "size": 32}} if source is None else {}),
         **more,
     }
     _write(folder, yaml.safe_dump(recipe, sort_keys=False), results, images, tensors, "cpu")

@@ -2,7 +2,8 @@
 
 They lie in the folder of the run that encodes, latents/NAME, where NAME is a digest of all that they are a
 function of: the checkpoint, the data set, the split, the size of an image. Files are float32 matrices, a row
-an image, and are mapped into memory.
+an image, and are mapped into memory. Beside them, in NAME.codec, the checkpoint is kept, which alone makes
+images of what is drawn: the run that encodes may go on, and prune its own.
 """
 
 import hashlib
@@ -50,6 +51,16 @@ def digest_of(key: Mapping[str, str | int]) -> str:
     return hashlib.sha256(json.dumps(dict(sorted(key.items()))).encode()).hexdigest()
 
 
+def latents_folder(run: Path, digest: str) -> Path:
+    """Where the latents of this digest lie, or would."""
+    return run / FOLDER / digest[:NAMED]
+
+
+def codec_folder(run: Path, digest: str) -> Path:
+    """Where the checkpoint that made them is kept; not in their folder, which goes when they are damaged."""
+    return run / FOLDER / f"{digest[:NAMED]}.codec"
+
+
 def stored_bytes(shapes: Mapping[str, tuple[int, ...]], images: int) -> int:
     """Bytes of the files of so many images, and of their mirror images."""
     row = sum(math.prod(shapes[name[-1]]) for name in PARTS)
@@ -78,9 +89,9 @@ def open_latents(
         SharedError: on every rank, where one cannot write the files, or there is no room for them.
     """
     digest = digest_of(key)
-    folder = run / FOLDER / digest[:NAMED]
+    folder = latents_folder(run, digest)
     if not collectives.run_on_main(lambda: _is_whole(folder, key)):
-        with _one_run_at_a_time(folder):
+        with one_run_at_a_time(folder):
             if not collectives.run_on_main(lambda: _is_whole(folder, key)):  # another has encoded meanwhile
                 _encode(folder, key, write, 2 * images * sum(math.prod(shape) for shape in shapes.values()))
     files = [np.memmap(folder / str(number), np.float32, "r") for number in range(len(PARTS))]
@@ -101,8 +112,8 @@ def _is_whole(folder: Path, key: Mapping[str, str | int]) -> bool:
 
 
 @contextmanager
-def _one_run_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits while another run encodes the same latents; collective. Raises SharedError."""
+def one_run_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits while another run writes the latents of this folder; collective. Raises SharedError."""
     locks: list[int | None] = []
 
     def wait() -> None:

@@ -9,6 +9,9 @@ LEAST = 1e-12  # of a variance, against the largest one: below it a number does 
 class Scaling(nn.Module):
     """Numbers less their mean, over their standard deviation.
 
+    Computed in the precision of samples and statistics, whatever autocast says: in bf16 a small component is
+    lost in the rounding of large ones.
+
     Args:
         mean: broadcast over samples [n, ...].
         std: likewise, above 0.
@@ -24,10 +27,18 @@ class Scaling(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Samples [n, ...] standardised, of the same shape."""
-        return (samples - self.mean) / self.std
+        with torch.autocast(samples.device.type, enabled=False):
+            return self._scaled(samples)
 
     def inverse(self, x: Tensor) -> Tensor:
         """The way back."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._unscaled(x)
+
+    def _scaled(self, samples: Tensor) -> Tensor:
+        return (samples - self.mean) / self.std
+
+    def _unscaled(self, x: Tensor) -> Tensor:
         return x * self.std + self.mean
 
 
@@ -46,11 +57,11 @@ class Components(Scaling):
         super().__init__(mean, std)
         self.register_buffer("basis", basis)
 
-    def forward(self, samples: Tensor) -> Tensor:
+    def _scaled(self, samples: Tensor) -> Tensor:
         """Vectors [n, d] -> components [n, c]."""
         return (samples - self.mean) @ self.basis / self.std
 
-    def inverse(self, x: Tensor) -> Tensor:
+    def _unscaled(self, x: Tensor) -> Tensor:
         """Components [n, c] -> the vectors [n, d] that have no other components."""
         return (x * self.std) @ self.basis.T + self.mean
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_pipelines.common.section import Count, Fraction, Positive, Section, Weight, key
+from data_pipelines.common.section import Count, Positive, Section, Weight, key
 from trainer.recipe.objective import ObjectiveOptions
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -48,7 +48,7 @@ class DiffusionObjective(ObjectiveOptions):
     )
     map: MapNetwork = MapNetwork()
     vector: VectorNetwork = VectorNetwork()
-    drop: Fraction = key(0.1, "share of the samples of w that learn without their y", "1")
+    drop: Share = key(0.1, "share of the samples of w that learn without their y", "1")
     half_life: Count = key(
         1_774_000, "images after which a weight's part in the average has halved", "images"
     )

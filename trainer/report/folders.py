@@ -1,6 +1,7 @@
 """Which folders below those that are named hold a run."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from trainer.report.records import RunRecord, read_run
 
 SIGNS = ("recipe.yaml", "journal.jsonl")  # each says that a folder is a run's
 SKIPPED = {"mlartifacts", "mlruns"}  # copies of runs' files, which MLflow keeps
+CACHED = re.compile(r"[0-9a-f]{32}\.safetensors")  # statistics of training images, which measuring keeps
 DEEPEST = 6  # folders below the one that is named
 EXPECTED = "expected a folder of runs such as outputs/, or a run in it (with its recipe.yaml)"
 
@@ -36,7 +38,34 @@ def read_runs(roots: list[Path]) -> tuple[list[RunRecord], list[str]]:
             continue
         records.append(record)
         lines += [f"{folder}: {remark}" for remark in record.remarks]
-    return records, lines
+    return records + _sources(records), lines
+
+
+def source_places(record: RunRecord) -> list[str]:
+    """Where the run that `from` names may be: at its path, or else by its name beside this run."""
+    path = Path(str(record.recipe["from"]))
+    return [os.path.realpath(place) for place in (path, record.folder.parent / path.name)]
+
+
+def _sources(records: list[RunRecord]) -> list[RunRecord]:
+    """Runs of encoders that diffusions name and that are not among the runs: they say what those are of."""
+    sources: dict[str, RunRecord] = {}
+    here = {os.path.realpath(record.folder) for record in records}
+    for record in records:
+        if not record.recipe.get("from"):
+            continue
+        places = [Path(place) for place in source_places(record)]
+        place = next((place for place in places if _is_run(place)), None)
+        if place is None or not here.isdisjoint(map(str, places)) or str(place) in sources:
+            continue
+        try:
+            source = read_run(place)
+        except (UserError, OSError):
+            continue
+        if not source.recipe.get("from"):
+            source.aside = True
+            sources[str(place)] = source
+    return list(sources.values())
 
 
 def _runs_below(root: Path, lines: list[str]) -> list[Path]:
@@ -47,7 +76,7 @@ def _runs_below(root: Path, lines: list[str]) -> list[Path]:
     runs: list[Path] = []
     for folder in _folders(root, lines):
         inside = list(_walk(folder, 1, seen, lines))
-        if not inside:
+        if not inside and not _is_cache(folder):
             lines.append(f"{folder}: no run there")
         runs += inside
     return runs
@@ -67,6 +96,13 @@ def _walk(folder: Path, depth: int, seen: set[str], lines: list[str]) -> Iterato
 
 def _is_run(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in SIGNS)
+
+
+def _is_cache(folder: Path) -> bool:
+    try:
+        return any(CACHED.fullmatch(name) for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _folders(folder: Path, lines: list[str]) -> list[Path]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from trainer.recipe.fingerprint import changed, fingerprint
 from trainer.report import methods
+from trainer.report.drawings import drawing_of
+from trainer.report.folders import source_places
 from trainer.report.methods import Latent
 from trainer.report.records import RunRecord
 from trainer.report.tables import Figure
@@ -45,6 +47,23 @@ class Group:
         """A figure of results.json over the seeds; None where no run has it."""
         return Figure.of([r.results[name] for r in self.records if name in r.results], factor)
 
+    def samplings(self) -> list[tuple[int, str]]:
+        """(images, drawing) of all that was sampled and measured: as the runs' recipe says first."""
+        drawn = {(one.images, one.drawing) for r in self.records for one in r.sampled() if one.results}
+        first = self.records[0].sampled()[0]
+        return sorted(drawn, key=lambda one: (one != (first.images, first.drawing), -one[0], one[1]))
+
+    def sampled(self, images: int, drawing: str) -> list[dict[int | None, dict[str, float]]]:
+        """For each run: seed -> its figures of samples of that checkpoint that were drawn so."""
+        runs = []
+        for record in self.records:
+            by_seed: dict[int | None, dict[str, float]] = {}
+            for one in record.sampled():
+                if (one.images, one.drawing) == (images, drawing) and one.results:
+                    by_seed.setdefault(one.seed, one.results)
+            runs.append(by_seed)
+        return [by_seed for by_seed in runs if by_seed]
+
     def names(self) -> list[str]:
         """The names of all figures that some run has."""
         return sorted({name for record in self.records for name in record.results})
@@ -76,7 +95,9 @@ def grouped(records: Iterable[RunRecord]) -> tuple[list[Group], list[str]]:
     """
     groups: list[Group] = []
     lines: list[str] = []
-    for record in sorted(records, key=lambda record: (bool(record.recipe.get("from")), not record.results)):
+    for record in sorted(
+        records, key=lambda record: (bool(record.recipe.get("from")), not record.has_figures)
+    ):
         group = _new_group(record, _source(record, groups))
         same = next((other for other in groups if _is_same(other, group)), None)
         if same is None:
@@ -85,12 +106,12 @@ def grouped(records: Iterable[RunRecord]) -> tuple[list[Group], list[str]]:
         repeated = next((other for other in same.records if other.seed == record.seed), None)
         if not repeated:
             same.records.append(record)
-        elif record.results:
+        elif record.has_figures:
             lines.append(f"{record.folder}: left out, it repeats {repeated.folder} (recipe, seed and images)")
     _name(groups)
-    shown = [group for group in groups if group.records[0].results]  # those with figures came first
+    shown = [group for group in groups if group.records[0].has_figures]  # those with figures came first
     for group in shown:
-        group.records = sorted((r for r in group.records if r.results), key=lambda record: record.seed)
+        group.records = sorted((r for r in group.records if r.has_figures), key=lambda record: record.seed)
     return sorted(shown, key=_place), lines
 
 
@@ -100,6 +121,8 @@ def _place(group: Group) -> tuple[str, int, str]:
 
 def _new_group(record: RunRecord, source: Group | None) -> Group:
     meaning = fingerprint(record.recipe) | {"images": record.images, "from": record.recipe.get("from")}
+    if record.is_diffusion:  # no fingerprint has it, since training does not depend on it
+        meaning["draw"] = drawing_of(record.recipe)
     data = methods.data_name(record.recipe, record.dataset) or (source.data if source else "data unknown")
     return Group([record], meaning, data, source)
 
@@ -116,9 +139,8 @@ def _source(record: RunRecord, groups: list[Group]) -> Group | None:
     """The group of the run that `from` names: by its path, or else by its name beside this run."""
     if not record.recipe.get("from"):
         return None
-    path = Path(str(record.recipe["from"]))
     runs = [(group, other.folder) for group in groups for other in group.records]
-    places = [os.path.realpath(place) for place in (path, record.folder.parent / path.name)]
+    places = source_places(record)
     return next(
         (group for place in places for group, folder in runs if os.path.realpath(folder) == place), None
     )
@@ -133,7 +155,7 @@ def _name(groups: list[Group]) -> None:
             if latents:
                 run = Path(str(group.recipe["from"])).name
                 group.label += f", of {group.source.label if group.source else run}"
-        shown = [group for group in some if group.records[0].results]
+        shown = [group for group in some if group.records[0].has_figures]
         for key in {(group.label, group.data) for group in shown}:
             _tell_apart([group for group in shown if (group.label, group.data) == key])
 

@@ -12,13 +12,14 @@ from trainer.recipe.loading import load_saved
 from trainer.recipe.trees import strip_origins
 from trainer.recipe.yaml12 import parse
 from trainer.report import methods
+from trainer.report.drawings import Evaluation, drawing_of, read_evaluations
+from trainer.report.parameters import count_parameters
 from trainer.runs.folder import RunFolder
 from trainer.tracking import journal
 
 CHECKPOINT = re.compile(r"images-([0-9]{12,})")  # trainer.checkpoints.load has it too, behind torch
-PARTS = {"encoder": "encoder", "contrast.encoder": "encoder", "decoder": "decoder"}  # a hybrid's are within
 NO_RECIPE = "recipe.yaml is no recipe of a run; put the file back, or remove the folder"
-STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # of batch-norm: no parameters
+EVALUATED = "results/images-"  # metrics of an evaluation of another drawing, seed or checkpoint
 
 
 @dataclass
@@ -33,7 +34,9 @@ class RunRecord:
         device: such as "2 x cpu"; '' where world.json does not say.
         dataset: its name in the journal; ''.
         parameters: of the encoder, decoder and denoiser, where there is one.
+        evaluations: of a diffusion, those of other seeds, drawings and checkpoints.
         remarks: a line each: what is damaged, missing or not finished.
+        aside: whether it is read for the run that names it in `from` alone, and has no row.
     """
 
     folder: Path
@@ -44,11 +47,25 @@ class RunRecord:
     device: str = ""
     dataset: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    aside: bool = False
 
     @property
     def seed(self) -> int:
         return self.recipe.get("seed", 0)
+
+    @property
+    def has_figures(self) -> bool:
+        return not self.aside and bool(self.results or self.evaluations)
+
+    @property
+    def is_diffusion(self) -> bool:
+        return self.recipe["objective"]["kind"] == "diffusion"
+
+    def sampled(self) -> list[Evaluation]:
+        """All figures of a diffusion's samples, those of its own drawing and seed first."""
+        return [Evaluation(self.images, drawing_of(self.recipe), self.seed, self.results), *self.evaluations]
 
 
 def read_run(path: Path) -> RunRecord:
@@ -60,6 +77,9 @@ def read_run(path: Path) -> RunRecord:
         record.results = folder.results()
     except UserError as error:
         record.remarks.append(_without_path(error, path))
+    if record.is_diffusion:
+        record.evaluations, damaged = read_evaluations(path)
+        record.remarks += damaged
     log = _journal(record, folder)
     checkpoints = _checkpoints(folder)
     record.hours, record.dataset = log.hours(), str(log.tags.get("dataset", ""))
@@ -69,12 +89,23 @@ def read_run(path: Path) -> RunRecord:
     record.images = log.measured or ended
     if record.results and record.images != ended:
         record.remarks.append(
-            f"its figures are of {record.images:,} images, and it has seen {ended:,}; recipe=evaluate "
-            f"from={path} measures the newest"
+            f"its figures are of {record.images:,} images, and it has seen {ended:,}; {_command(record)} "
+            "measures the newest"
         )
     elif not record.results and not record.remarks:
-        record.remarks.append(f"not evaluated; recipe=evaluate from={path} measures it")
+        what = "not evaluated with its own drawing and seed" if record.evaluations else "not evaluated"
+        record.remarks.append(f"{what}; {_command(record)} measures it")
     return record
+
+
+def _command(record: RunRecord) -> str:
+    """The words that measure a run; a diffusion's need an extractor where its recipe has none."""
+    if not record.is_diffusion:
+        return f"recipe=evaluate from={record.folder}"
+    evaluate = record.recipe.get("evaluate")
+    known = isinstance(evaluate, dict) and evaluate.get("extractor")
+    extractor = "" if known else " evaluate.extractor=efficientnet_lite0"
+    return f"recipe=measure from={record.folder}{extractor}"
 
 
 def _without_path(error: Exception, path: Path) -> str:
@@ -159,7 +190,7 @@ def _journal(record: RunRecord, folder: RunFolder) -> _Log:
             log.images = max(log.images, entry["images"])
             if kind == "tag":
                 log.tags[name] = value
-            elif kind == "metric" and name.startswith("results/"):
+            elif kind == "metric" and name.startswith("results/") and not name.startswith(EVALUATED):
                 log.measured = max(log.measured, entry["images"])
             elif kind == "metric" and name == "images_per_second" and value > 0 and math.isfinite(value):
                 log.speeds[entry["images"]] = value
@@ -232,7 +263,7 @@ def _checkpoints(folder: RunFolder) -> dict[int, Path]:
 
 def _parameters(record: RunRecord, checkpoints: dict[int, Path], tags: dict[str, Any]) -> dict[str, int]:
     """Numbers that are learned, by part, from the newest manifest that can be read, else from the journal."""
-    diffusion = record.recipe["objective"]["kind"] == "diffusion"
+    diffusion = record.is_diffusion
     for images in sorted(checkpoints, reverse=True):
         try:
             return count_parameters(json.loads(checkpoints[images].read_bytes())["tensors"], diffusion)
@@ -241,36 +272,3 @@ def _parameters(record: RunRecord, checkpoints: dict[int, Path], tags: dict[str,
             record.remarks.append(f"checkpoint {name} has no manifest that can be read")
     part, tag = ("denoiser", "parameters") if diffusion else ("encoder", "encoder parameters")
     return {part: tags[tag]} if isinstance(tags.get(tag), int) else {}
-
-
-def count_parameters(tensors: dict[str, dict], diffusion: bool) -> dict[str, int]:
-    """Parameters of "encoder", "decoder" and "denoiser" among the tensors of a checkpoint's manifest.
-
-    A tensor is a parameter where the optimizer keeps a state of it. An optimizer that keeps none (SGD without
-    momentum) says nothing: then all are but the statistics of batch-norm. Copies that follow by a moving
-    average (`key_encoder`, `average`) are counted in neither case.
-
-    Args:
-        diffusion: whether all that is learned is a denoiser, of one network or several.
-    """
-    states = {
-        name.split("/", 2)[2] for name in tensors if name.startswith("optimizer/") and name.count("/") > 1
-    }
-    counts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        path = name.removeprefix("model/")
-        *modules, last = path.split(".")
-        if path == name or (path not in states if states else last in STATISTICS):
-            continue
-        part = (
-            _denoiser(modules)
-            if diffusion
-            else PARTS.get(".".join(modules[:2])) or PARTS.get(path.partition(".")[0])
-        )
-        if part:
-            counts[part] = counts.get(part, 0) + math.prod(tensor["shape"])
-    return counts
-
-
-def _denoiser(modules: list[str]) -> str | None:
-    return "denoiser" if modules and "average" not in modules else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.report.folders import read_runs
-from trainer.report.generation import generation_table
+from trainer.report.generation import generation_tables
 from trainer.report.groups import Group, grouped
 from trainer.report.paper_tables import dim_tables, table_1
 from trainer.report.records import RunRecord
@@ -38,7 +38,7 @@ def make_report(folders: list[Path]) -> Report:
     tables: list[Table] = []
     for some in by_data.values():
         tables += [*table_1(some), run_table(some), *dim_tables(some)]
-        tables += [table for group in some if (table := generation_table(group))]
+        tables += [table for group in some for table in generation_tables(group)]
     tables += [folder_table(groups)] if groups else []
     trimmed = [table.trimmed() for table in tables]
     runs = [record for group in groups for record in group.records]

@@ -33,7 +33,6 @@ FIGURES = {  # column -> its name in results.json behind a prefix, and the facto
 INVERSION = {  # of a diffusion on pixels, whose latent is the noise that images are inverted to
     ERROR: "generation/inversion/sse",
     PSNR: "generation/inversion/psnr",
-    SSIM: "generation/inversion/ssim",
 }
 INVERTED = "probe/linear/inverted_noise"
 

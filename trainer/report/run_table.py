@@ -11,6 +11,7 @@ from trainer.report.rows import DEVICE, FIGURES, HOURS, IMAGES, LINEAR, PARTS, S
 from trainer.report.tables import Cell, Figure, Row, Table
 
 GAUSSIANS = {"gaussian_full": "full covariance", "gaussian_channel": "each channel alone"}
+SAMPLED = ("samples", *GAUSSIANS)
 CODEC = "control/linear_codec/"
 CONTROLS = {"untrained network": "control/untrained/", "linear codec": CODEC}
 
@@ -20,7 +21,7 @@ def run_table(groups: list[Group]) -> Table:
     between, notes = concatenations(groups)
     rows = [run_row(group) for group in groups]
     rows += [*between, *_denoiser_features(groups), *_controls(groups), *_gaussians(groups)]
-    columns = [*FIGURES, *distance_columns(groups), D, *PARTS.values(), IMAGES, HOURS, DEVICE, SEEDS]
+    columns = [*FIGURES, *distance_columns(groups, SAMPLED), D, *PARTS.values(), IMAGES, HOURS, DEVICE, SEEDS]
     return Table("Runs", groups[0].data, columns, rows, notes)
 
 

@@ -43,6 +43,21 @@ class RunFolder:
         replace_text(self.path / "recipe.yaml", loaded.text())
         replace_text(self.path / "world.json", json.dumps(world | {"host": platform.node()}, indent=1) + "\n")
 
+    def is_begun(self) -> bool:
+        """Whether a run has ever started here."""
+        paths = (self.path / "recipe.yaml", self.journal, self.checkpoints)
+        return any(path.exists() for path in paths)
+
+    def withdraw(self) -> None:
+        """Removes what a start has written that could not train, and the folder where nothing else is in it.
+
+        On rank 0, of a folder that had not begun.
+        """
+        for name in ("recipe.yaml", "world.json", "journal.jsonl", "failed"):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     def check(self, loaded: loading.ResolvedRecipe) -> None:
         """Compares a recipe with that of the run in this folder, if there is one, and reads its results.
 

@@ -44,6 +44,7 @@ class Run:
         checkpoint: where the run goes on from; None for a new run.
         images: images seen so far.
         saved: images of the newest checkpoint that is complete; None where there is none.
+        new: whether the folder was nobody's before; of rank 0.
 
     Raises:
         UserError: the folder cannot be written, is in use, or belongs to a run of another recipe or data set.
@@ -56,6 +57,7 @@ class Run:
         self.folder = RunFolder.of(loaded)
         self.journal: Journal | None = None
         self.follower: Follower | None = None
+        self.new = False
         self._last_save = 0  # images of the checkpoint that was begun last
         self.checkpoint = collectives.run_on_main(lambda: self._take_over(world))
         self.attempt = collectives.broadcast_object(f"{time.time_ns():x}")  # names this start's saves
@@ -71,6 +73,7 @@ class Run:
     def _take_over(self, world: dict) -> Checkpoint | None:
         """Locks the folder and makes it this run's, after all checks; the checkpoint to go on from."""
         self.folder.check(self.loaded)
+        self.new = not self.folder.is_begun()
         self.journal = Journal(self.folder.journal, DYING_WRITER)  # holds the lock on the run
         clean(self.folder.checkpoints)
         checkpoint = self._newest()
@@ -153,6 +156,11 @@ class Run:
             if not any(path.exists() for path in written):
                 report = self.folder.write_status if self.context.is_main else self.folder.write_status_once
                 report("failed", self.images, why.partition("\n")[0])
+
+    def withdraw(self) -> None:
+        """Removes a new folder, which a mended recipe needs, after a mistake before training and `end`."""
+        if self.new:
+            self.folder.withdraw()
 
     def on_hang(self, line: str) -> None:
         """Records why the watchdog ends this process."""

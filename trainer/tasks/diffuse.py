@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
@@ -20,7 +21,15 @@ from trainer.tasks import commands, diffusion_checks, generation_pages, generati
 from trainer.tasks.checks import check_training
 from trainer.tasks.data_making import open_data
 from trainer.tasks.generation_run import Pixels, measurement
-from trainer.tasks.latent_source import LatentSource, artist_of, open_source, tables_of
+from trainer.tasks.latent_makers import may_have_made
+from trainer.tasks.latent_source import (
+    LatentSource,
+    artist_of,
+    decoding_recipe,
+    open_source,
+    source_folder,
+    tables_of,
+)
 from trainer.tasks.training_run import TrainingTask, run_training
 from trainer.training.data import ImageData, RowData, TrainingData
 from trainer.training.diffusion import build_diffusion, fit_scalings, sample_shapes
@@ -74,8 +83,17 @@ class Diffusing(TrainingTask[Diffuse]):
         self.warnings = diffusion_checks.check(start)
 
     def check_finished(self, folder: RunFolder) -> None:
-        if self.recipe.data is not None:  # else the latents' digest is looked at where they are drawn
+        if self.recipe.data is not None:
             preflight.check_finished(folder, self.recipe.data, self.loaded.commands)
+            return
+        source, digest = source_folder(self.recipe), trained_on(folder)
+        if digest is None or not (source.path / "recipe.yaml").exists():
+            return  # nothing can be compared any more
+        if not may_have_made(source, decoding_recipe(source), digest):
+            raise UserError(
+                f"{folder.path} is finished, and {self.recipe.other_samples[0]}; start another with "
+                "run=NAME, or give that run"
+            )
 
     def offers(self, folder: RunFolder) -> list[str]:
         again = [f"measure   {commands.measure(folder)}"] if self.recipe.evaluate.extractor else []
@@ -96,7 +114,10 @@ class Diffusing(TrainingTask[Diffuse]):
                 stopping=lambda: alone and run.stop_request.received is not None,
             )
         else:
+            for line in self.source.unfinished:
+                run.progress.say(f"warning: {line}")
             run.progress.say(f"latents of {self.source.checkpoint.path} ...")
+            self.source = self.source.kept()
             tables = tables_of(self.source.latents(device), self.shapes)
             if not run.checkpoint:  # which has them
                 scalings = collectives.run_on_main(lambda: fit_scalings(recipe, tables))

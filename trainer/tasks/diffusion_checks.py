@@ -10,6 +10,7 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
+from trainer.checkpoints.load import kept
 from trainer.distributed.launch import DistributedContext
 from trainer.evaluation.extractors import Extractor
 from trainer.evaluation.torchscript import build_extractor
@@ -74,6 +75,8 @@ def check_data(start: Start) -> Iterable[str]:
 def check_parts(start: Start) -> Iterable[str]:
     """Refuses keys that speak of a y that is not drawn, and networks that do not fit."""
     check_keys(start.recipe, start.shapes)
+    if not kept(start.folder / "checkpoints"):  # a run that has begun goes on as it is
+        check_attention(start.recipe, start.shapes)
     assert start.sizes.parameters  # builds the networks
     return ()
 
@@ -89,6 +92,19 @@ def check_keys(recipe: Diffuse, shapes: dict[str, tuple[int, ...]]) -> None:
     check_drawing(recipe.draw, recipe.objective.process, shapes)
     if components and components > (width := shapes["y"][0]):
         raise UserError(f"objective.components={components}, but y has {width} numbers; give fewer")
+
+
+def check_attention(recipe: Diffuse, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError: attention is asked for at a side that no level of the U-Net has."""
+    options = recipe.objective.map
+    side = next(shape[1] for shape in shapes.values() if len(shape) == 3)
+    sides = [side // 2**level for level in range(len(options.multipliers))]
+    if others := [side for side in options.attention if side not in sides]:
+        raise UserError(
+            f"objective.map.attention={options.attention}: no level has side {', '.join(map(str, others))}; "
+            f"the levels' sides are {', '.join(map(str, sides))} (in the middle, at {sides[-1]}, there is "
+            "attention in any case); give some of these, or []"
+        )
 
 
 def check_drawing(options: Drawing, process: str, shapes: dict[str, tuple[int, ...]]) -> None:

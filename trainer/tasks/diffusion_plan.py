@@ -17,7 +17,7 @@ from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
 from trainer.tasks.diffuse import describe_samples
-from trainer.tasks.diffusion_checks import check_keys
+from trainer.tasks.diffusion_checks import check_attention, check_keys
 from trainer.tasks.latent_source import check_decodes, decoding_recipe, latent_shapes
 from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
 from trainer.tasks.resources import sizes_of
@@ -97,6 +97,7 @@ def describe_model(recipe: Diffuse, shapes: Shapes) -> list[str]:
         UserError: keys or networks do not fit the samples.
     """
     check_keys(recipe, shapes)
+    check_attention(recipe, shapes)
     with torch.device("meta"):
         objective = build_diffusion(recipe, shapes)
         lines = [describe_part(recipe, name, part, shapes) for name, part in parts_of(objective).items()]

@@ -11,7 +11,15 @@ from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.drawing import Drawing
 from trainer.runs.folder import RunFolder
 from trainer.tasks.diffusion_checks import check_drawing
-from trainer.tasks.latent_source import LatentSource, Place, decoding_recipe, latent_shapes, open_source
+from trainer.tasks.latent_makers import Place
+from trainer.tasks.latent_source import (
+    CodecSource,
+    LatentSource,
+    decoding_recipe,
+    latent_shapes,
+    open_codec,
+    open_source,
+)
 from trainer.tasks.saved_run import choose, diffusion_recipe
 from trainer.training.diffusion import sample_shapes
 
@@ -65,6 +73,16 @@ class DrawnRun:
         if self.place is None:
             return None
         return open_source(self.recipe, commands, self.checkpoint.manifest["data"], self.place)
+
+    def codec(self) -> CodecSource | None:
+        """The run of the latents without its data set; None where it draws images; collective.
+
+        Raises:
+            UserError: it has other latents.
+        """
+        if self.place is None:
+            return None
+        return open_codec(self.recipe, self.checkpoint.manifest["data"], self.place)
 
 
 def find_encoder(folder: RunFolder, recipe: Diffuse, encoder: str | None) -> Place | None:

@@ -1,6 +1,5 @@
 """The run whose latents are drawn: its checkpoint, its data, its latents, and its way back to pixels."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,22 +9,26 @@ import torch
 from torch import Tensor
 
 from data_pipelines.common.errors import UserError
+from data_pipelines.common.files import cannot_write
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from data_pipelines.rows import Joined, Table
 from data_pipelines.views import Normalize
-from trainer.checkpoints.load import Checkpoint, kept
+from trainer.checkpoints.copies import copy, is_copied
+from trainer.checkpoints.load import Checkpoint
 from trainer.distributed import collectives
 from trainer.evaluation.features import write_features
 from trainer.generation.latents import (
-    FOLDER,
-    NAMED,
     PARTS,
+    PLACE,
     RECORD,
     Latents,
+    codec_folder,
     digest_of,
+    latents_folder,
+    one_run_at_a_time,
     open_latents,
     stored_bytes,
 )
@@ -37,6 +40,7 @@ from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.schema import Pretrain
 from trainer.runs.folder import RunFolder
 from trainer.tasks.data_making import make_missing
+from trainer.tasks.latent_makers import Place, checkpoint_of, key_of
 from trainer.tasks.saved_run import choose, encoder_recipe, load_weights
 from trainer.training.build import build_objective
 from trainer.training.data import image_options
@@ -45,34 +49,45 @@ BATCH = 256  # images that are encoded together
 
 
 @dataclass(frozen=True)
-class Place:
-    """The folder of the run whose latents are drawn, and words for a message about it.
-
-    `key`: of the recipe, which names the folder. `otherwise`: what helps beside naming another folder.
-    """
-
-    folder: RunFolder
-    key: str
-    otherwise: str
-
-
-@dataclass(frozen=True)
-class LatentSource:
-    """A frozen run with a decoder, and the data set that it was trained on.
-
-    `mirrored`: whether the latents of mirror images are samples too.
-    """
+class CodecSource:
+    """A frozen run with a decoder: all that images are made with."""
 
     folder: RunFolder
     recipe: Pretrain
     checkpoint: Checkpoint
-    dataset: Dataset
-    mirrored: bool
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of y and w."""
         return latent_shapes(self.recipe)
+
+    def codec(self, device: torch.device, dtype: torch.dtype | None = None) -> Codec:
+        """Images to latents and back, in evaluation mode; `dtype` None: as its run computes."""
+        objective = load_weights(build_objective(self.recipe), self.checkpoint)
+        codec = objective.to(device, dtype).eval().requires_grad_(False).codec
+        assert codec is not None  # `decoding_recipe` has looked
+        return codec
+
+    @property
+    def unfinished(self) -> list[str]:
+        """A line where the run is not done: latents of a later checkpoint would be others."""
+        if (self.folder.path / "done").exists():
+            return []
+        return [
+            f"from={self.folder.path}: that run is not done; the latents are those of its checkpoint after "
+            f"{self.checkpoint.images:,} of {self.recipe.images:,} images, which is kept beside them"
+        ]
+
+
+@dataclass(frozen=True)
+class LatentSource(CodecSource):
+    """A frozen run with a decoder, and the data set that it was trained on.
+
+    `mirrored`: whether the latents of mirror images are samples too.
+    """
+
+    dataset: Dataset
+    mirrored: bool
 
     @cached_property
     def digest(self) -> str:
@@ -82,24 +97,12 @@ class LatentSource:
     @property
     def missing_bytes(self) -> int:
         """What of the latents must be written; 0 where they are there."""
-        if (self.folder.path / FOLDER / self.digest[:NAMED] / RECORD).exists():
+        if (latents_folder(self.folder.path, self.digest) / RECORD).exists():
             return 0
         return stored_bytes(self.shapes, self.dataset.split(self.recipe.data.train).images)
 
     def _key(self) -> dict[str, str | int]:
-        return {
-            "checkpoint": self.checkpoint.manifest["digest"],
-            "data": self.dataset.fingerprint,
-            "split": self.recipe.data.train,
-            "size": self.recipe.data.size,
-        }
-
-    def codec(self, device: torch.device, dtype: torch.dtype | None = None) -> Codec:
-        """Images to latents and back, in evaluation mode; `dtype` None: as its run computes."""
-        objective = load_weights(build_objective(self.recipe), self.checkpoint)
-        codec = objective.to(device, dtype).eval().requires_grad_(False).codec
-        assert codec is not None  # `open_source` has looked
-        return codec
+        return key_of(self.recipe, self.checkpoint.manifest, self.dataset.fingerprint)
 
     def images(self, device: torch.device) -> ImageOptions:
         """How its images are decoded to be encoded."""
@@ -119,6 +122,27 @@ class LatentSource:
                 write=lambda to: write_features(to, encode, reader, ids, images, BATCH, whole_batches=True),
             )
 
+    def kept(self) -> "LatentSource":
+        """The same with the checkpoint kept beside the latents, since its run may prune its own; collective.
+
+        Raises:
+            SharedError: on every rank, where one cannot write there.
+        """
+        folder = codec_folder(self.folder.path, self.digest)
+
+        def keep() -> None:
+            try:
+                if not is_copied(self.checkpoint, folder):  # another has kept it meanwhile
+                    copy(self.checkpoint, folder)
+            except OSError as error:
+                raise cannot_write(folder, error, PLACE) from None
+
+        if not collectives.run_on_main(lambda: is_copied(self.checkpoint, folder)):
+            with one_run_at_a_time(latents_folder(self.folder.path, self.digest)):
+                collectives.run_on_main(keep)
+        path = folder / self.checkpoint.path.name
+        return replace(self, checkpoint=replace(self.checkpoint, path=path))
+
 
 def open_source(
     recipe: Diffuse, commands: bool, trained_on: str | None, place: Place | None = None
@@ -127,38 +151,57 @@ def open_source(
 
     Args:
         trained_on: digest of the latents that the denoiser was trained on, which one of the run's checkpoints
-            makes; None: of a new denoiser.
+            makes, or one that is kept beside latents; None: of a new denoiser.
         place: where the run lies now; None: where the recipe says.
 
     Raises:
         UserError: it is no run, has no decoder, or no such checkpoint.
         Stopped: a signal came while the data set was made.
     """
-    if place is None:
-        assert recipe.from_ is not None  # the recipe is one of latents
-        place = Place(RunFolder(Path(recipe.from_)), "from", "start another with run=NAME")
+    place = place or place_of(recipe)
     folder = place.folder
 
     def opened() -> LatentSource:
         access = encoder.data.access(commands)
         dataset = load_dataset(encoder.data.root, encoder.data.source, access)
-        checkpoint = choose(folder, recipe.checkpoint, "checkpoint")
-        source = LatentSource(folder, encoder, checkpoint, dataset, recipe.mirrored)
-        if trained_on is None or source.digest == trained_on:
-            return source
-        for images in kept(folder.checkpoints):  # the encoder's run may have gone on
-            with suppress(UserError):
-                earlier = replace(source, checkpoint=choose(folder, images, "checkpoint"))
-                if earlier.digest == trained_on:
-                    return earlier
-        raise UserError(
-            f"{place.key}={folder.path}: the denoiser was trained on the latents of another run, of other "
-            f"images or of a checkpoint that is gone; give the folder of that run, or {place.otherwise}"
-        )
+        if trained_on is None:
+            checkpoint = choose(folder, recipe.checkpoint, "checkpoint")
+        else:
+            checkpoint = checkpoint_of(place, encoder, trained_on, dataset.fingerprint)
+        return LatentSource(folder, encoder, checkpoint, dataset, recipe.mirrored)
 
     encoder = collectives.run_on_main(lambda: decoding_recipe(folder, place.key))
     make_missing(encoder.data)
     return collectives.run_on_main(opened)
+
+
+def open_codec(recipe: Diffuse, trained_on: str, place: Place | None = None) -> CodecSource:
+    """The run of `from` without its data set, to draw with; collective.
+
+    Args:
+        trained_on, place: as of `open_source`.
+
+    Raises:
+        UserError: it is no run, has no decoder, or no such checkpoint.
+    """
+    place = place or place_of(recipe)
+
+    def opened() -> CodecSource:
+        encoder = decoding_recipe(place.folder, place.key)
+        return CodecSource(place.folder, encoder, checkpoint_of(place, encoder, trained_on))
+
+    return collectives.run_on_main(opened)
+
+
+def source_folder(recipe: Diffuse) -> RunFolder:
+    """The run of `from`, of a recipe of latents."""
+    assert recipe.from_ is not None  # the recipe is one of latents
+    return RunFolder(Path(recipe.from_))
+
+
+def place_of(recipe: Diffuse) -> Place:
+    """The run of `from`, where the recipe says."""
+    return Place(source_folder(recipe), "from", "start another with run=NAME")
 
 
 def decoding_recipe(folder: RunFolder, key: str = "from") -> Pretrain:
@@ -223,7 +266,7 @@ def artist_of(
     recipe: Diffuse,
     objective: Objective,
     shapes: dict[str, tuple[int, ...]],
-    source: LatentSource | None,
+    source: CodecSource | None,
     device: torch.device,
 ) -> Artist:
     """Draws samples of a diffusion run; `source` is that of its latents, None where samples are images."""

@@ -26,7 +26,7 @@ from trainer.tasks.checks import readable
 from trainer.tasks.drawn_run import DrawnRun
 from trainer.tasks.generation_pages import describe, describe_drawing
 from trainer.tasks.interruption import ending_on_request
-from trainer.tasks.latent_source import LatentSource, artist_of
+from trainer.tasks.latent_source import CodecSource, artist_of
 from trainer.tasks.resources import obstacle
 from trainer.tasks.saved_run import load_weights
 from trainer.training.data import DTYPES
@@ -65,7 +65,7 @@ def run(loaded: ResolvedRecipe[SampleRun], context: DistributedContext) -> int:
         context, "nothing was kept; the same command draws them from the beginning", clean
     ):
         drawn, target, record = collectives.run_on_main(opened)
-        source = drawn.source(loaded.commands)
+        source = drawn.codec()
         artist = opened_artist(drawn, options, source, context)
         begun.append(collectives.broadcast_object(folder_to_begin(target)))
         try:
@@ -81,7 +81,7 @@ def run(loaded: ResolvedRecipe[SampleRun], context: DistributedContext) -> int:
 
 
 def opened_artist(
-    drawn: DrawnRun, options: SampleRun, source: LatentSource | None, context: DistributedContext
+    drawn: DrawnRun, options: SampleRun, source: CodecSource | None, context: DistributedContext
 ) -> Artist:
     """Draws with a checkpoint, in the precision and by the seed of the options."""
     objective = load_weights(build_diffusion(drawn.recipe, drawn.shapes), drawn.checkpoint)
@@ -90,7 +90,7 @@ def opened_artist(
     return replace(artist, options=options.draw, seed=options.seed, bf16=options.precision == "bf16")
 
 
-def size_of(recipe: Diffuse, source: LatentSource | None) -> int:
+def size_of(recipe: Diffuse, source: CodecSource | None) -> int:
     """Side of the images, pixels."""
     data = source.recipe.data if source else recipe.data
     assert data is not None  # either of the two is there

@@ -112,6 +112,8 @@ def run_training(task: TrainingTask) -> int:
             return stopped(run)
         run.fail(lost or (str(error) if isinstance(error, UserError) else repr(error)))
         run.end("FAILED")
+        if trainer is None and isinstance(error, UserError):
+            run.withdraw()
         raise
     finally:
         watchdog.close()

@@ -14,7 +14,7 @@ from data_pipelines.rows import Joined, Stacked
 from trainer.generation import latents
 from trainer.generation.gaussians import channel_gaussian, full_gaussian, spreads
 from trainer.generation.latents import digest_of, map_moments, open_latents, position_moments, vector_moments
-from trainer.generation.scaling import principal_components
+from trainer.generation.scaling import Scaling, principal_components
 
 KEY = {"checkpoint": "c", "data": "d", "split": "train", "size": 8}
 SHAPES = {"y": (3,), "w": (2, 2, 2)}
@@ -214,6 +214,23 @@ def test_components_have_no_correlation_and_unit_variance_and_lead_back():
     values = np.linalg.eigvalsh(covariance.numpy())
     assert lost.item() == pytest.approx(values[:4].sum(), rel=1e-9)
     assert (some.basis.gather(0, some.basis.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("of", ["numbers", "components"])
+def test_scalings_are_not_rounded_by_autocast(of):
+    """In bf16 the last component, far smaller than the mean, would be noise."""
+    y = (10 + of_rank(6, 6) * 0.1 ** np.arange(6)).astype(np.float32)
+    mean, covariance = vector_moments(y)
+    scaling = principal_components(mean, covariance, 6).float()
+    if of == "numbers":
+        scaling = Scaling(mean.float(), covariance.diagonal().sqrt().float())
+    samples = torch.from_numpy(y)
+    x = scaling(samples)
+    back = scaling.inverse(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scaling(samples), x)
+        assert torch.equal(scaling.inverse(x), back)
+        assert (samples @ samples.T).dtype == torch.bfloat16  # else this test says nothing
 
 
 def test_more_components_than_directions_are_refused():

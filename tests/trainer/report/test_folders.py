@@ -9,7 +9,8 @@ import pytest
 from tests.helpers.command_lines import Done, mistake, process, script, tiny
 from tests.helpers.run_folders import SPEED, WORDS, write_diffusion, write_run
 from trainer.report.__main__ import main
-from trainer.report.records import count_parameters, read_run
+from trainer.report.parameters import count_parameters
+from trainer.report.records import read_run
 from trainer.report.report import make_report
 from trainer.report.tables import Figure
 

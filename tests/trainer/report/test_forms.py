@@ -165,6 +165,19 @@ def test_a_page_without_pictures_has_no_heading_for_them(outputs, tmp_path, caps
     assert "Pictures" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_short_heads_stay_on_one_line_and_a_table_of_many_columns_is_small(outputs, tmp_path, capsys):
+    figures = {"knn/y": 0.4, "reconstruction/psnr": 30.0, "reconstruction/ssim": 0.9, "probe/linear/w": 0.3}
+    write_run(outputs / "more", WORDS["autoencoder"], figures, tensors={"model/encoder.a": [9]})
+    report(capsys, outputs, "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<th class="short formula">D = |y| + |w|</th>' in text
+    assert '<th class="published short">FID, published</th>' in text
+    assert '<th class="short">error an image</th>' in text
+    many = {part.partition(", ")[0]: '<table class="many">' in part for part in text.split("<h2>")[1:]}
+    assert (many["As Table 1 of the hybrid paper"], many["Runs"]) == (False, True)
+    assert re.search(r"<td>[0-9.]+ <span>± [0-9.]+</span></td>", text)
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 

@@ -4,17 +4,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import mistake, script
 from tests.helpers.latent_runs import BATCH, OF_IMAGES, diffuse, encoder_run, newest
+from trainer.checkpoints.format import folder_name
+from trainer.checkpoints.retention import prune
 from trainer.recipe.loading import load
-from trainer.tasks.latent_source import open_source
+from trainer.runs.folder import RunFolder
+from trainer.tasks.latent_source import open_codec, open_source
 from trainer.tracking.journal import read
 
 STEPS = 6
+FIRST = np.arange(5)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,68 @@ def test_an_earlier_checkpoint_can_be_drawn_of_and_is_found_again(capsys, tmp_pa
     assert json.loads((run / "done").read_text()) == STEPS * BATCH
 
 
+def test_an_encoders_run_may_go_on_and_prune_the_checkpoint_that_made_latents(capsys, tmp_path, digits):
+    """A denoiser of an unfinished run says so, and goes on and draws when that checkpoint is pruned."""
+    encoder, run = encoder_run(tmp_path / "encoder", digits.root, steps=2), tmp_path / "run"
+    words = diffuse(run, f"from={encoder}", "checkpoint=64", "evaluate.every=0", "evaluate.at_end=false")
+    first = script(capsys, *words, f"images={2 * BATCH}")
+    assert first.status == 0, first.err
+    line = (
+        f"warning: from={encoder}: that run is not done; the latents are those of its checkpoint after 64 of"
+    )
+    assert line in first.out
+    made = RunFolder(encoder).checkpoints / folder_name(64)
+    (beside,) = encoder.glob(f"latents/*.codec/{folder_name(64)}")
+    for path in made.iterdir():
+        assert (beside / path.name).samefile(path)  # takes no room
+    prune(RunFolder(encoder).checkpoints, 128, keep=1)
+    assert not made.exists()
+    (encoder / "done").write_text("128\n")
+    goes_on = script(capsys, *words)
+    assert goes_on.status == 0, goes_on.err
+    assert f"resumed at {2 * BATCH} images" in goes_on.out
+    assert "that run is not done" not in goes_on.out
+    assert f"latents of {beside}" in goes_on.out
+    drawn = script(capsys, "recipe=sample", f"from={run}", "samples=2", "draw.steps=2")
+    assert drawn.status == 0, drawn.err
+
+
+def test_damaged_latents_are_encoded_anew_by_the_checkpoint_beside_them(capsys, tmp_path, digits):
+    encoder = encoder_run(tmp_path / "encoder", digits.root)
+    recipe = load(diffuse(tmp_path / "run", f"from={encoder}")).recipe
+    source = open_source(recipe, False, None).kept()
+    y = source.latents(torch.device("cpu")).tables["y"][FIRST]
+    shutil.rmtree(RunFolder(encoder).checkpoints)
+    (file,) = encoder.glob("latents/*/0")
+    file.write_bytes(b"damaged")
+    again = open_source(recipe, False, source.digest)
+    assert (again.latents(torch.device("cpu")).tables["y"][FIRST] == y).all()
+    assert again.checkpoint.manifest == source.checkpoint.manifest
+    (part,) = again.checkpoint.path.glob("part-*")
+    part.write_bytes(b"\0" * part.stat().st_size)
+    with pytest.raises(UserError, match=r"checkpoint .*codec/images-.* is damaged \(the digest of part-0"):
+        open_source(recipe, False, source.digest)
+
+
+def test_to_draw_needs_no_data_set(capsys, tmp_path, digits):
+    shutil.copytree(digits.root, tmp_path / "digits")
+    encoder = encoder_run(tmp_path / "encoder", tmp_path / "digits", steps=2)
+    recipe = load(diffuse(tmp_path / "run", f"from={encoder}", "checkpoint=64")).recipe
+    source = open_source(recipe, False, None)
+    shutil.rmtree(tmp_path / "digits")
+    assert open_codec(recipe, source.digest).checkpoint.images == 64
+    kept = source.kept()
+    shutil.rmtree(RunFolder(encoder).checkpoints)
+    codec = open_codec(recipe, source.digest)
+    assert (codec.shapes, codec.checkpoint) == (source.shapes, kept.checkpoint)
+    expected = kept.codec(torch.device("cpu"))
+    y, w = torch.randn(2, 32), torch.randn(2, 32)
+    with torch.no_grad():
+        assert torch.equal(codec.codec(torch.device("cpu")).decode(y, w), expected.decode(y, w))
+    with pytest.raises(UserError, match="trained on the latents of another run"):
+        open_codec(recipe, "0" * 64)
+
+
 # ---- mistakes --------------------------------------------------------------------------------------
 
 
@@ -172,6 +240,11 @@ def test_both_kinds_of_samples_or_neither(capsys, tmp_path, encoder, digits):
         (["batch=16", "accumulate=16"], r"accumulate=16"),
         (["checkpoint=7"], "checkpoint=7: the run has no such checkpoint; it keeps 64, 128"),
         (["objective.components=33"], "objective.components=33, but y has 32 numbers; give fewer"),
+        (
+            ["objective.map.attention=[4, 7]"],
+            "objective.map.attention=[4, 7]: no level has side 7; the levels'",
+        ),
+        (["objective.drop=1"], "objective.drop"),
         (["draw.eta=1.5"], "draw.eta"),
         (["draw.eta=0.5"], "draw.eta=0.5: noise is added in steps of ddim alone, not of flow"),
         (
@@ -205,8 +278,14 @@ def test_more_components_than_directions_of_y(capsys, tmp_path, digits):
         weight.copy_(weight[:1].expand_as(weight))
 
     encoder = encoder_run(tmp_path / "encoder", digits.root, change=bottleneck)
-    line = mistake(script(capsys, *diffuse(tmp_path / "run", f"from={encoder}", "objective.components=4")))
+    words = [f"from={encoder}", "evaluate.every=0", "evaluate.at_end=false"]
+    line = refused(capsys, tmp_path / "run", *words, "objective.components=4")
     assert line.startswith("objective.components=4: y varies in 1 directions only; give at most 1")
+    mended = script(capsys, *diffuse(tmp_path / "run", *words, "objective.components=1"))
+    assert mended.status == 0, mended.err
+    line = mistake(script(capsys, *diffuse(tmp_path / "run", *words, "objective.components=4")))
+    assert "is a run of another recipe" in line  # a run that has trained stays
+    assert (tmp_path / "run/done").exists()
 
 
 @pytest.mark.parametrize("components", ["null", "4"])
@@ -219,15 +298,17 @@ def test_a_collapsed_encoder(capsys, tmp_path, digits, components):
 
     encoder = encoder_run(tmp_path / "encoder", digits.root, change=collapse)
     words = [f"from={encoder}", f"objective.components={components}"]
-    line = mistake(script(capsys, *diffuse(tmp_path / "run", *words)))
-    assert "has collapsed" in line
-    assert not list((tmp_path / "run").glob("checkpoints/images-*"))
+    assert "has collapsed" in refused(capsys, tmp_path / "run", *words)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine").write_text("of a person")
+    assert "has collapsed" in mistake(script(capsys, *diffuse(tmp_path / "run", *words)))
+    assert started(tmp_path / "run") == ["mine"]
 
 
 def test_latents_that_cannot_be_written(capsys, tmp_path, digits):
     encoder = encoder_run(tmp_path / "encoder", digits.root)
     (encoder / "latents").write_text("a file")
-    line = mistake(script(capsys, *diffuse(tmp_path / "run", f"from={encoder}")))
+    line = refused(capsys, tmp_path / "run", f"from={encoder}")
     assert f"{encoder}: its latents cannot be written there: {encoder}/latents is no folder" in line
 
 
@@ -245,3 +326,20 @@ def test_a_run_that_goes_on_with_latents_of_another(capsys, tmp_path, encoder, d
     line = mistake(script(capsys, *diffuse(run, *words)))
     assert line.startswith(f"from={place}: the denoiser was trained on the latents of another run")
     assert before == {path: path.read_bytes() for path in (run / "checkpoints").glob("*/*")}
+
+
+def test_a_finished_run_with_another_encoder(capsys, tmp_path, encoder, digits):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    words = ["evaluate.every=0", "evaluate.at_end=false", f"images={BATCH}"]
+    assert script(capsys, *diffuse(run, f"from={encoder}", *words)).status == 0
+    other = encoder_run(tmp_path / "other", digits.root, "seed=1")
+    line = mistake(script(capsys, *diffuse(run, f"from={other}", *words)))
+    assert line.startswith(
+        f"{run} is finished, and the latents of {other} are not those that it was trained on"
+    )
+    shutil.copytree(encoder, moved)
+    shutil.rmtree(moved / "latents")
+    for same in (encoder, moved, tmp_path / "gone"):
+        again = script(capsys, *diffuse(run, f"from={same}", *words))
+        assert again.status == 0, again.err
+        assert f"{run} is finished" in again.out

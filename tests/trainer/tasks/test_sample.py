@@ -240,7 +240,7 @@ def test_the_encoder_has_moved(capsys, tmp_path, train, encoder, monkeypatch):
 
 
 def test_mistakes_are_found_before_the_data_set_is_opened(capsys, latents, monkeypatch):
-    monkeypatch.setattr("trainer.tasks.drawn_run.open_source", None)
+    monkeypatch.setattr("trainer.tasks.drawn_run.open_codec", None)
     for word in ("draw.eta=0.5", "to=/proc/version", "checkpoint=5"):
         assert word in refused(capsys, latents, word)
 
