@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
@@ -121,8 +120,7 @@ def test_runs_that_draw_otherwise_are_other_rows(flow, tmp_path):
     ],
 )
 def test_folders_and_recipes_say_the_same_of_a_drawing(process, draw, said):
-    artist = SimpleNamespace(options=Drawing(**draw), process=process, seed=21)
-    _, _, name = name_of(artist, SimpleNamespace(images=6400)).split("-", 2)
+    _, _, name = name_of(Drawing(**draw), process, 21, 6400).split("-", 2)
     assert parse_drawing(name) == (said, 21)
     assert drawing_of({"objective": {"process": process}, "draw": draw}) == said
 
