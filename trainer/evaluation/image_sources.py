@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.dali import in_order
 from data_pipelines.draws import stream
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.reader import Reader
 from trainer.evaluation.features import subset
 from trainer.objectives.codec import Codec
+from trainer.objectives.drawing import WHITE, as_uint8
 
 Latents = tuple[Tensor, Tensor]  # y [n, d] and w [n, ...]
-WHITE = 255
 
 
 class ImageSource(Protocol):
@@ -37,20 +36,6 @@ class ImageSource(Protocol):
 
     def images(self, start: int, n: int) -> Tensor:
         """Images start … start + n - 1, uint8 [n, 3, H, W], on any device."""
-
-
-def as_uint8(pixels: Tensor) -> Tensor:
-    """Pixels [n, 3, H, W] in [0, 1], others clamped, as uint8.
-
-    Raises:
-        UserError: one is not a number.
-    """
-    pixels = pixels.float()
-    if not pixels.isfinite().all():
-        raise UserError(
-            "a pixel of a generated image is not a number: the network diverged; lower optimizer.lr"
-        )
-    return (pixels.clamp(0, 1) * WHITE).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

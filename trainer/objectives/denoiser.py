@@ -14,8 +14,7 @@ from trainer.generation.samplers import Denoiser
 from trainer.generation.scaling import Scaling
 from trainer.networks.dropout import keyed
 from trainer.objectives.objective import Objective, Values, size
-
-PAIR = 2  # images that share a generator, and have antithetic times
+from trainer.recipe.diffusion import PAIR
 
 
 @dataclass(frozen=True)

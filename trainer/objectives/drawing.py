@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.common.errors import UserError
 from data_pipelines.draws import stream
 from trainer.generation.processes import Continuous, Ddim
 from trainer.generation.samplers import Denoiser, See, ancestral, euler, guided, heun, unseen
 from trainer.objectives.denoiser import Diffusion, PooledDiffusion
 from trainer.recipe.drawing import Drawing
 
+WHITE = 255  # of a pixel of eight bits
 Decode = Callable[[dict[str, Tensor]], Tensor]
 """Samples by name, as the denoiser was trained on them, [n, ...] -> pixels [n, 3, H, W], about [0, 1]."""
 
@@ -82,7 +84,7 @@ class Artist:
 
     def images(self, ids: np.ndarray, y: Tensor | None = None) -> Tensor:
         """The images of these samples, uint8 [n, 3, H, W] on the CPU."""
-        return as_bytes(self.pixels(self.samples(ids, y)))
+        return as_uint8(self.pixels(self.samples(ids, y))).cpu()
 
     @torch.no_grad()
     def pixels(self, samples: dict[str, Tensor]) -> Tensor:
@@ -150,6 +152,15 @@ class Artist:
         return guided(part.denoiser(condition), part.denoiser(), guidance)
 
 
-def as_bytes(pixels: Tensor) -> Tensor:
-    """Pixels [n, 3, H, W] in [0, 1] as uint8 on the CPU, rounded to the nearest."""
-    return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+def as_uint8(pixels: Tensor) -> Tensor:
+    """Pixels [n, 3, H, W] in [0, 1], others clamped, as uint8.
+
+    Raises:
+        UserError: one is not a number.
+    """
+    pixels = pixels.float()
+    if not pixels.isfinite().all():
+        raise UserError(
+            "a pixel of a generated image is not a number: the network diverged; lower optimizer.lr"
+        )
+    return (pixels.clamp(0, 1) * WHITE).round().to(torch.uint8)

@@ -157,10 +157,10 @@ def _name(groups: list[Group]) -> None:
                 group.label += f", of {group.source.label if group.source else run}"
         shown = [group for group in some if group.records[0].has_figures]
         for key in {(group.label, group.data) for group in shown}:
-            _tell_apart([group for group in shown if (group.label, group.data) == key])
+            _distinguish([group for group in shown if (group.label, group.data) == key])
 
 
-def _tell_apart(alike: list[Group]) -> None:
+def _distinguish(alike: list[Group]) -> None:
     if len(alike) < 2:
         return
     keys = [

@@ -11,7 +11,7 @@ from trainer.evaluation.generation import Row
 from trainer.evaluation.image_sources import ImageSource
 from trainer.evaluation.pictures import drawing
 from trainer.generation.processes import PROCESSES
-from trainer.objectives.drawing import Artist, as_bytes
+from trainer.objectives.drawing import Artist, as_uint8
 from trainer.recipe.drawing import Drawing
 
 LINES = 6  # samples whose steps are drawn
@@ -49,7 +49,7 @@ def draw_steps(artist: Artist, folder: Path) -> None:
     with drawing(folder, "sample_steps.png") as path:
         seen, times = artist.steps(np.arange(LINES))
         columns = np.unique(np.linspace(0, len(seen) - 1, COLUMNS).round().astype(int))
-        lines = [[as_bytes(seen[column])[line] for column in columns] for line in range(LINES)]
+        lines = [[as_uint8(seen[column])[line].cpu() for column in columns] for line in range(LINES)]
         figures.steps(path, {"": lines}, [times[column] for column in columns])
 
 

@@ -16,9 +16,9 @@ from trainer.evaluation.image_sources import (
     InMemory,
     Reconstructions,
     Split,
-    as_uint8,
     ladder,
 )
+from trainer.objectives.drawing import as_uint8
 
 COUNT, SIDE = 30, 8
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipelines.common.errors import UserError
 from tests.trainer.objectives.test_pooled_diffusion import pooled
 from trainer.generation.processes import PROCESSES
 from trainer.generation.samplers import heun
-from trainer.objectives.drawing import Artist, SampleNoise, as_bytes
+from trainer.objectives.drawing import Artist, SampleNoise, as_uint8
 from trainer.recipe.drawing import Drawing
 
 SHAPES = {"y": (4,), "w": (2, 4, 4)}
@@ -115,7 +116,7 @@ def test_w_is_drawn_for_the_y_that_is_given():
     assert torch.allclose(drawn["w"], expected_w(drawing, y, numbers, 1.0), atol=1e-10)
     free = drawing.samples(numbers)
     assert torch.equal(drawing.samples(numbers, free["y"])["w"], free["w"])
-    assert torch.equal(drawing.images(numbers, y), as_bytes(drawing.pixels(drawn)))
+    assert torch.equal(drawing.images(numbers, y), as_uint8(drawing.pixels(drawn)))
 
 
 def test_y_has_the_directions_of_its_components_alone():
@@ -140,4 +141,10 @@ def test_eta_adds_noise_of_each_sample_and_step():
 
 def test_bytes_are_rounded_to_the_nearest():
     pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0, 127.5 / 255 + 1e-4]).reshape(1, 1, 1, 5)
-    assert as_bytes(pixels).flatten().tolist() == [0, 0, 1, 255, 128]
+    assert as_uint8(pixels).flatten().tolist() == [0, 0, 1, 255, 128]
+
+
+def test_a_network_that_diverged_draws_no_picture():
+    drawing = replace(artist(), decode=lambda samples: decode(samples) * torch.nan)
+    with pytest.raises(UserError, match=r"not a number: the network diverged"):
+        drawing.images(ids(0))
