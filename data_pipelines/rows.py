@@ -6,7 +6,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data_pipelines.draws import FLIP, uniforms
 from data_pipelines.loader import Made, Maker
 
 
@@ -58,13 +57,10 @@ class Joined:
 
 
 class Rows(Maker):
-    """Each table is a view; nothing but a mirror is drawn.
+    """Each table is a view; nothing is drawn, and no row has a label.
 
     Args:
-        tables: arrays [rows, ...] of equal length, also mapped ones: only the rows of a batch are read.
-        labels: int64 [rows]; None: there are none, and all are -1.
-        seed: of the run.
-        flip: probability that a row is mirrored along its last axis, in all views alike.
+        tables: of equal length, also mapped ones: only the rows of a batch are read.
         device: of the views.
         dtype: of the views.
 
@@ -75,32 +71,19 @@ class Rows(Maker):
     def __init__(
         self,
         tables: Sequence[Table],
-        labels: np.ndarray | None = None,
         *,
-        seed: int = 0,
-        flip: float = 0.0,
         device: torch.device = torch.device("cpu"),  # noqa: B008
         dtype: torch.dtype = torch.float32,
     ):
-        if len({len(table) for table in tables} | ({len(labels)} if labels is not None else set())) != 1:
+        if len({len(table) for table in tables}) != 1:
             raise ValueError(f"tables: rows differ: {[len(table) for table in tables]}")
-        self.tables: Sequence[Table] = tables
-        self.labels = labels
-        self.seed, self.flip, self.device, self.dtype = seed, flip, device, dtype
+        self.tables, self.device, self.dtype = tables, device, dtype
         self.sources = [0] * len(tables)
 
     def __call__(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
-        """The rows `ids[0]`, int64 [n], for the places `positions[0]` of the run."""
-        rows, place = ids[0], positions[0]
-        mirrored = np.zeros(len(rows), bool)
-        if self.flip:
-            mirrored = uniforms(self.seed, place, 0)[:, FLIP] < self.flip
-        views = [self._view(table[rows], mirrored) for table in self.tables]
-        labels = np.full(len(rows), -1) if self.labels is None else self.labels[rows]
-        return Made(views, ids, torch.from_numpy(labels.astype(np.int64)))
-
-    def _view(self, rows: np.ndarray, mirrored: np.ndarray) -> torch.Tensor:
-        view = torch.from_numpy(np.ascontiguousarray(rows)).to(self.device, self.dtype)
-        if mirrored.any():
-            view[torch.from_numpy(mirrored)] = view[torch.from_numpy(mirrored)].flip(-1)
-        return view
+        """The rows `ids[0]`, int64 [n], whatever their places."""
+        views = [
+            torch.from_numpy(np.ascontiguousarray(table[ids[0]])).to(self.device, self.dtype)
+            for table in self.tables
+        ]
+        return Made(views, ids, torch.full((len(ids[0]),), -1))
