@@ -7,6 +7,7 @@ what fails alone is compared with a sound image of the same size.
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from nvidia.dali import Pipeline
@@ -16,6 +17,7 @@ from PIL import Image
 from data_pipelines.common.shortage import shortage
 
 CODECS = (b"\xff\xd8", "JPEG", 65_500), (b"RIFF", "WEBP", 16_383)  # first bytes, name, most pixels a side
+ROUNDS = 3
 DECODED = (
     "JPEG",
     "MPO",
@@ -52,7 +54,8 @@ def output_or_none(alone: Alone, image: np.ndarray, size: np.ndarray) -> TensorL
     """The output for an image, uint8 [bytes]; None where the image itself cannot be read.
 
     It is the image's fault if it fails, while a sound image of its height and width (`size`) succeeds with
-    memory to spare, and then fails again.
+    memory to spare, and fails again, `ROUNDS` times in turn: once can be chance, since what is free changes
+    with each call (a thread's arena takes 64 MB of addresses at once).
 
     Raises:
         Exception: it fails for another reason, such as lack of memory; this is what DALI raised.
@@ -63,13 +66,14 @@ def output_or_none(alone: Alone, image: np.ndarray, size: np.ndarray) -> TensorL
         # Damage can make a decoder ask for any amount of memory, but pillow then sees the damage too.
         if shortage(failure) and _pillow_decodes(image):
             raise
-    spare = np.empty(6 * int(np.prod(size)), np.uint8)  # twice what the image takes
-    alone(_sound(image, size))
-    del spare
-    try:
-        return alone(image)
-    except Exception:
-        return None
+    sound = _sound(image, size)
+    for _ in range(ROUNDS):
+        spare = np.empty(2 * (image.nbytes + 3 * int(np.prod(size))), np.uint8)  # twice what the image takes
+        alone(sound)
+        del spare
+        with suppress(Exception):
+            return alone(image)
+    return None
 
 
 def damaged(
