@@ -18,6 +18,7 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.progress import event_of
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
@@ -100,7 +101,7 @@ def run_training(task: TrainingTask) -> int:
         return data_making.stopped(folder, context, str(stop))
     collectives.run_on_main(task.check)
     run = Run(task.loaded, context, fingerprint, context.description())
-    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang), None
+    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang, event_of(context.device)), None
     try:
         with refused_paths():
             trainer = task.build(run)
