@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import variables
+from trainer.distributed import devices, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
@@ -164,14 +164,6 @@ def threads_of_rank() -> int:
     return variables.threads_of(exported) if exported else max(1, cores // variables.local_world_size())
 
 
-def lacks_bf16() -> bool:
-    """Whether this processor has no instructions for bfloat16: it is emulated then, exact but slow."""
-    try:
-        return "bf16" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False  # unknown
-
-
 def engine_of_launch_file() -> EngineKind:
     """The engine that the launch file asks for.
 
@@ -219,22 +211,23 @@ def start(precision: str) -> DistributedContext:
     """Sets up ranks and device for the engine that the launcher names.
 
     Raises:
-        UserError: the launcher names an engine that this program does not run, or started another number of
-            ranks than its options say.
+        UserError: the launcher names an engine that this program does not run, started another number of
+            ranks than its options say, or more than there are GPUs; or torch cannot use the GPUs of a job.
     """
     stop_with_launcher(launcher())
     world = check_world()
     if (ignored := variables.forget_mpi()) and world == 1:
         print(f"note: {', '.join(ignored)} in the environment is ignored: accelerate launch starts the ranks")
     if 1 < world == variables.local_world_size():
-        # gloo would listen where the machine's name leads, for other machines too
+        # gloo would listen where the machine's name leads, and NCCL on its network, for other machines too
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     engine, threads = engine_of_launch_file(), threads_of_rank()
     import torch
 
     torch.set_num_threads(threads)
 
-    gpu = torch.cuda.is_available()
+    gpu = devices.use_gpus()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -265,8 +258,8 @@ def start(precision: str) -> DistributedContext:
             f"the launch file asks for {engine}, but this is a single process; use {ENGINE_FILES}"
         )
     collectives.open_cpu_group()
-    if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
-        print("warning: this processor has no bf16 instructions: precision=float32 will be faster here")
+    if precision == "bf16" and accelerator.is_main_process and (line := devices.bf16_warning(gpu)):
+        print(line)
     return DistributedContext(
         accelerator.process_index, world, threads, engine, accelerator.device, accelerator
     )
