@@ -18,7 +18,7 @@ def use_gpus() -> bool:
     Prints a line where the CPU is used although this machine has a GPU.
 
     Raises:
-        UserError: there are more ranks than GPUs here, or a job of Slurm asked for GPUs that torch cannot use.
+        UserError: there are more ranks than GPUs here, or torch cannot use those that a job asked for.
     """
     import torch
 

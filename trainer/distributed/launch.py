@@ -125,11 +125,23 @@ def default_config_file() -> Path:
     return Path(home).expanduser() / "accelerate" / "default_config.yaml"
 
 
-def accelerate_options() -> dict[str, Any]:
-    """The options of the `accelerate launch` that started this process; empty where none did."""
+def accelerate_words() -> list[str]:
+    """The words of the `accelerate launch` that started this process; empty where none did."""
     process = launcher()
     words = process.cmdline() if process else []
-    return launch_options(words) if ACCELERATE.intersection(Path(word).name for word in words[:3]) else {}
+    return words if ACCELERATE.intersection(Path(word).name for word in words[:3]) else []
+
+
+def accelerate_options() -> dict[str, Any]:
+    """The options of the `accelerate launch` that started this process; empty where none did."""
+    words = accelerate_words()
+    return launch_options(words) if words else {}
+
+
+def ranks_were_asked_for() -> bool:
+    """Whether somebody chose the number of ranks, and not `accelerate launch`, which counts GPUs."""
+    words = accelerate_words()
+    return not words or "num_processes" in launch_options(words)
 
 
 def check_world() -> int:

@@ -112,8 +112,8 @@ def test_several_machines_choose_their_network_themselves(machine, monkeypatch):
         ({"build": None}, f"torch {torch.__version__} is built for the CPU alone; install its CUDA build"),
         (
             {"error": OLD_DRIVER},
-            "The NVIDIA driver on your system is too old (found version 12020); `nvidia-smi` shows driver and "
-            "devices; CUDA 13 needs a driver from 580 on",
+            "The NVIDIA driver on your system is too old (found version 12020); `nvidia-smi` shows driver "
+            "and devices; CUDA 13 needs a driver from 580 on",
         ),
         (
             {"error": "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES": "5"},
