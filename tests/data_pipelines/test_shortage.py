@@ -75,6 +75,10 @@ class Failing:
             "memory",
         ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "memory",
+        ),
         (RuntimeError("OpenCV: (-4:Insufficient memory) Failed to allocate 48000000 bytes"), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (OSError(errno.EMFILE, "Too many open files"), "open files"),

@@ -16,6 +16,7 @@ import torch
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
+from data_pipelines.common.shortage import shortage, shortage_named
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.progress import event_of
@@ -103,7 +104,7 @@ def run_training(task: TrainingTask) -> int:
     run = Run(task.loaded, context, fingerprint, context.description())
     watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang, event_of(context.device)), None
     try:
-        with refused_paths():
+        with refused_paths(), memory_named(recipe.accumulate):
             trainer = task.build(run)
             train_to_the_end(task, trainer, run, watchdog)
     except BaseException as error:
@@ -124,6 +125,22 @@ def run_training(task: TrainingTask) -> int:
     if context.is_main:
         print(report.summary(folder, recipe, task.offers(folder)))
     return 0
+
+
+@contextmanager
+def memory_named(accumulate: int) -> Iterator[None]:
+    """Raises UserError, in one line, where a run does not fit into the memory of the GPU or the machine."""
+    advice = (
+        f"the same command goes on with a larger `accumulate` (now {accumulate}), which takes the batch in "
+        "more parts; or start a run with a smaller `batch`, or end what else uses memory"
+    )
+    try:
+        yield
+    except Exception as error:
+        if shortage(error) != "memory":
+            raise
+        with shortage_named("training", advice):
+            raise
 
 
 def train_to_the_end(task: TrainingTask, trainer: Trainer, run: Run, watchdog: Watchdog) -> None:
