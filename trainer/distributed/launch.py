@@ -1,37 +1,25 @@
 """Environment, ranks, threads, device and engine: what is set up before the first step."""
 
-import ctypes
 import importlib.util
 import os
 import platform
-import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
-import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import devices, variables
+from trainer.distributed import devices, launcher, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
     import accelerate
     import torch
 
-ACCELERATE = {
-    "accelerate",
-    "accelerate-launch",
-    "accelerate.commands.accelerate_cli",
-    "accelerate.commands.launch",
-}
-LAUNCHERS = ACCELERATE | {"torchrun"}
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
 
@@ -80,70 +68,6 @@ def set_environment() -> None:
     variables.forget_ranks_of_others()
 
 
-def launcher() -> psutil.Process | None:
-    """The `accelerate launch` (or torchrun) that started this process, if one did."""
-    for process in psutil.Process().parents()[:3]:
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if LAUNCHERS.intersection(Path(word).name for word in words[:3]):
-            return process
-    return None
-
-
-def stop_with_launcher(launcher: psutil.Process | None) -> None:
-    """Makes the kernel send SIGTERM when the launcher dies: a rank without a supervisor saves and ends.
-
-    Otherwise it would train on, and keep the run's folder locked against the next start.
-    """
-    if launcher and launcher.pid == os.getppid() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher.pid:  # the launcher died before prctl
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def launch_options(words: list[str]) -> dict[str, Any]:
-    """The options of an `accelerate launch`: those in its words go before those in its configuration file.
-
-    The file is the one that the words name, or else accelerate's default file.
-    """
-    options: dict[str, str] = {}
-    for number, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        following = words[number + 1] if number + 1 < len(words) else ""
-        if name.startswith("--"):
-            options.setdefault(name[2:].replace("-", "_"), value if equals else following)
-    file = Path(options.get("config_file") or default_config_file())
-    return (yaml.safe_load(file.read_text()) or {} if file.exists() else {}) | options
-
-
-def default_config_file() -> Path:
-    """The file that `accelerate config` writes, which is used when no other is named."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
-    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
-
-
-def accelerate_words() -> list[str]:
-    """The words of the `accelerate launch` that started this process; empty where none did."""
-    process = launcher()
-    words = process.cmdline() if process else []
-    return words if ACCELERATE.intersection(Path(word).name for word in words[:3]) else []
-
-
-def accelerate_options() -> dict[str, Any]:
-    """The options of the `accelerate launch` that started this process; empty where none did."""
-    words = accelerate_words()
-    return launch_options(words) if words else {}
-
-
-def ranks_were_asked_for() -> bool:
-    """Whether somebody chose the number of ranks, and not `accelerate launch`, which counts GPUs."""
-    words = accelerate_words()
-    return not words or "num_processes" in launch_options(words)
-
-
 def check_world() -> int:
     """The number of processes of this run.
 
@@ -152,7 +76,7 @@ def check_world() -> int:
             --num_processes 2` without a configuration file silently starts one process.)
     """
     world = variables.world_size()
-    requested = int(accelerate_options().get("num_processes") or world)
+    requested = int(launcher.accelerate_options().get("num_processes") or world)
     if requested != world:
         raise UserError(
             f"accelerate launch was asked for {requested} processes but started {world}; "
@@ -168,7 +92,7 @@ def threads_of_rank() -> int:
     environment of the launcher. Raises UserError where that is no number.
     """
     try:
-        process = launcher()
+        process = launcher.started_by()
         exported = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
     except psutil.Error:
         exported = None
@@ -209,7 +133,7 @@ def engine_of_launch_file() -> EngineKind:
                 "expected FSDP 2 without it: recipes/launch/fsdp2.yaml"
             )
         return EngineKind.FSDP2
-    options = accelerate_options()
+    options = launcher.accelerate_options()
     for name, kind in (("use_deepspeed", "DEEPSPEED"), ("use_fsdp", "FSDP")):
         if name in options or options.get("distributed_type") == kind:
             raise UserError(
@@ -226,7 +150,7 @@ def start(precision: str) -> DistributedContext:
         UserError: the launcher names an engine that this program does not run, started another number of
             ranks than its options say, or more than there are GPUs; or torch cannot use the GPUs of a job.
     """
-    stop_with_launcher(launcher())
+    launcher.stop_with(launcher.started_by())
     world = check_world()
     if (ignored := variables.forget_mpi()) and world == 1:
         print(f"note: {', '.join(ignored)} in the environment is ignored: accelerate launch starts the ranks")
@@ -287,16 +211,5 @@ def leave(status: int) -> None:
         with suppress(RuntimeError):  # all work is done: it does not matter that another rank has died
             collectives.barrier()
     if status:
-        quieten_launcher()
+        launcher.quieten()
     os._exit(status)
-
-
-def quieten_launcher() -> None:
-    """Ends an `accelerate launch` of one process, which would print a traceback below our last line.
-
-    Such a launcher has nothing left to do but to raise that this process failed. A launcher of several
-    processes is left alone: it has other ranks to end.
-    """
-    process = launcher()
-    if process and process.pid == os.getppid() and "WORLD_SIZE" not in os.environ:
-        process.terminate()

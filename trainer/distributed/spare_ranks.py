@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import launch, variables
+from trainer.distributed import launcher, variables
 
 
 def leaves(check: Callable[[int], None]) -> bool:
@@ -30,7 +30,7 @@ def leaves(check: Callable[[int], None]) -> bool:
         world == 1
         or world != variables.local_world_size()
         or mistake is None
-        or launch.ranks_were_asked_for()
+        or launcher.ranks_were_asked_for()
     ):
         return False
     staying = next((ranks for ranks in range(world - 1, 0, -1) if _mistake(check, ranks) is None), None)

@@ -16,7 +16,6 @@ import torch
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
-from data_pipelines.common.shortage import shortage, shortage_named
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.progress import event_of
@@ -27,6 +26,7 @@ from trainer.recipe.recipes import AnyTraining
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, data_making, report
+from trainer.tasks.memory import memory_named
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -125,22 +125,6 @@ def run_training(task: TrainingTask) -> int:
     if context.is_main:
         print(report.summary(folder, recipe, task.offers(folder)))
     return 0
-
-
-@contextmanager
-def memory_named(accumulate: int) -> Iterator[None]:
-    """Raises UserError, in one line, where a run does not fit into the memory of the GPU or the machine."""
-    advice = (
-        f"the same command goes on with a larger `accumulate` (now {accumulate}), which takes the batch in "
-        "more parts; or start a run with a smaller `batch`, or end what else uses memory"
-    )
-    try:
-        yield
-    except Exception as error:
-        if shortage(error) != "memory":
-            raise
-        with shortage_named("training", advice):
-            raise
 
 
 def train_to_the_end(task: TrainingTask, trainer: Trainer, run: Run, watchdog: Watchdog) -> None:

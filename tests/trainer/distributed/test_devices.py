@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipelines.common.errors import SharedError, UserError
-from trainer.distributed import devices, launch
+from trainer.distributed import devices, launch, launcher
 from trainer.tasks.environment import command
 
 OLD_DRIVER = (
@@ -84,7 +84,7 @@ def test_of_several_machines_the_one_with_too_few_gpus_says_it(machine):
 
 def test_a_launch_refuses_them_before_a_group_is_made(machine, monkeypatch):
     machine(1, 1, **ranks(2))
-    monkeypatch.setattr(launch, "launcher", lambda: None)
+    monkeypatch.setattr(launcher, "started_by", lambda: None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="2 ranks were started on a machine with 1 GPU"):
@@ -96,7 +96,7 @@ def test_a_launch_refuses_them_before_a_group_is_made(machine, monkeypatch):
 
 def test_several_machines_choose_their_network_themselves(machine, monkeypatch):
     machine(1, 1, **ranks(2, 4))
-    monkeypatch.setattr(launch, "launcher", lambda: None)
+    monkeypatch.setattr(launcher, "started_by", lambda: None)
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     with pytest.raises(UserError, match="2 ranks were started"):
         launch.start("float32")

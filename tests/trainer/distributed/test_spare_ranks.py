@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.common.errors import UserError
 from tests.helpers.command_lines import MAIN, process, tiny
-from trainer.distributed import launch, spare_ranks
+from trainer.distributed import launcher, spare_ranks
 from trainer.recipe.loading import RECIPES, load
 from trainer.recipe.recipes import AnyTraining
 from trainer.training.groups import check_batch_division
@@ -44,7 +44,7 @@ def world(monkeypatch):
             monkeypatch.setenv(name, str(value))
         monkeypatch.setenv("MASTER_ADDR", "localhost")
         monkeypatch.setenv("MASTER_PORT", "1")
-        monkeypatch.setattr(launch, "ranks_were_asked_for", lambda: asked)
+        monkeypatch.setattr(launcher, "ranks_were_asked_for", lambda: asked)
 
     return make
 
@@ -130,8 +130,8 @@ def test_who_asked(monkeypatch, tmp_path):
             def cmdline(self, words=words):
                 return ["python", *words, str(MAIN), "recipe=quickstart"]
 
-        monkeypatch.setattr(launch, "launcher", Process)
-        assert launch.ranks_were_asked_for() == asked
+        monkeypatch.setattr(launcher, "started_by", Process)
+        assert launcher.ranks_were_asked_for() == asked
 
 
 @pytest.mark.slow

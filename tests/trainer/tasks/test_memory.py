@@ -1,4 +1,4 @@
-"""A step that does not fit into memory: one line, nothing of it is saved, and the same run goes on in parts."""
+"""A step that lacks memory: one line, nothing of it is saved, and the same run goes on in smaller parts."""
 
 import pytest
 import torch

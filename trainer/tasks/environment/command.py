@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from trainer.distributed.devices import nvidia_gpus
-from trainer.distributed.launch import default_config_file
+from trainer.distributed.launcher import default_config_file
 from trainer.recipe import loading
 from trainer.recipe.messages import fields
 from trainer.recipe.yaml12 import DEFAULT
