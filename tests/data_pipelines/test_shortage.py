@@ -125,7 +125,13 @@ def test_lacking_memory_is_one_line_and_replaces_nothing(maker, part, error):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("axis 3 is out of range"), ValueError("layout"), KeyError("x")]
+    "error",
+    [
+        RuntimeError("axis 3 is out of range"),
+        RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700): an illegal memory access"),
+        ValueError("layout"),
+        KeyError("x"),
+    ],
 )
 def test_any_other_failure_is_raised_as_it_is(maker, error):
     expected = make(maker).views[0]
