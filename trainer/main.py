@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # The folder of a script comes first on the path, where a module of ours might hide one of Python's.
@@ -15,8 +16,9 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.paths import refused_paths
-from trainer.distributed import launch
+from trainer.distributed import launch, spare_ranks
 from trainer.recipe import loading
+from trainer.recipe.recipes import AnyTraining
 from trainer.tracking import mlflow_store
 
 ALLOWED = "--allow-commands"
@@ -93,6 +95,11 @@ def main(arguments: list[str]) -> int:
 
 def train(loaded: loading.ResolvedRecipe) -> int:
     """Runs the recipe's task on this rank; the process's exit status."""
+    if isinstance(loaded.recipe, AnyTraining):
+        from trainer.training.groups import check_batch_division
+
+        if spare_ranks.leaves(partial(check_batch_division, loaded.recipe)):
+            return 0
     mlflow_store.configure()  # DeepSpeed imports MLflow, which reads its settings then
     precision = loaded.recipe.launch_precision
     context = launch.start(precision)

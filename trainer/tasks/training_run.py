@@ -18,6 +18,7 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.progress import event_of
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
@@ -25,6 +26,7 @@ from trainer.recipe.recipes import AnyTraining
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, data_making, report
+from trainer.tasks.memory import memory_named
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -100,9 +102,9 @@ def run_training(task: TrainingTask) -> int:
         return data_making.stopped(folder, context, str(stop))
     collectives.run_on_main(task.check)
     run = Run(task.loaded, context, fingerprint, context.description())
-    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang), None
+    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang, event_of(context.device)), None
     try:
-        with refused_paths():
+        with refused_paths(), memory_named(recipe.accumulate):
             trainer = task.build(run)
             train_to_the_end(task, trainer, run, watchdog)
     except BaseException as error:
