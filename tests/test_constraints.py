@@ -6,7 +6,7 @@ from packaging.requirements import Requirement
 
 from tests.helpers import ROOT
 
-CUDA_ALONE = {"triton", "cuda-bindings", "cuda-pathfinder"}  # what torch's CUDA build needs and leaves open
+CUDA_ALONE = {"cuda-bindings", "cuda-pathfinder"}  # what torch's CUDA build needs and leaves open
 
 
 def pins(name: str) -> dict[str, list[Requirement]]:
