@@ -94,12 +94,14 @@ def main(arguments: list[str]) -> int:
 def train(loaded: loading.ResolvedRecipe) -> int:
     """Runs the recipe's task on this rank; the process's exit status."""
     mlflow_store.configure()  # DeepSpeed imports MLflow, which reads its settings then
-    precision = loaded.recipe.launch_precision
-    context = launch.start(precision)
+    context = launch.start(loaded.recipe.launch_precision)
+    from trainer.runs import automatic
+
+    loaded = automatic.resolved(loaded, context.device)
     if context.is_main:
         ranks = f"{context.world_size} rank{'s' * (context.world_size > 1)}"
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
-        setting = f"{context.engine}, {context.device.type}, {precision}"
+        setting = f"{context.engine}, {context.device.type}, {loaded.recipe.launch_precision}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
     from trainer.tasks import diffuse, evaluate, measure, pretrain, sample
 

@@ -165,6 +165,12 @@ class Tracking(Section):
 # ---- the recipes ---------------------------------------------------------------------------------
 
 
+PRECISION = (
+    "what is computed in; with `bf16` weights and moments are float32. `auto`: `bf16` on a GPU that has it, "
+    "else `float32`, resolved at the first start"
+)
+
+
 class Pretrain(Section):
     """Pretraining of an encoder by an objective."""
 
@@ -172,9 +178,7 @@ class Pretrain(Section):
 
     task: Literal["pretrain"]
     seed: Count = key(0, "seed of everything random in the run", "1")
-    precision: Literal["float64", "float32", "bf16"] = key(
-        "float32", "what is computed in; with `bf16` weights and moments are float32"
-    )
+    precision: Literal["auto", "float64", "float32", "bf16"] = key("float32", PRECISION)
     outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together", "images")
