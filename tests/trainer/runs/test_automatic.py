@@ -65,7 +65,7 @@ def test_a_run_keeps_what_its_first_start_resolved(capsys, tmp_path, digits, mon
     assert "is finished" in start("precision=float32", "run=a").out
     assert "is finished" in start("precision=auto", "run=a").out
     refused = mistake(start("precision=bf16", "run=a"))
-    assert "precision: float32 -> bf16" in refused
+    assert "precision: 'float32' -> 'bf16'" in refused
     assert "continue it with precision=float32" in refused
 
 
