@@ -101,12 +101,18 @@ def train(loaded: loading.ResolvedRecipe) -> int:
         if spare_ranks.leaves(partial(check_batch_division, loaded.recipe)):
             return 0
     mlflow_store.configure()  # DeepSpeed imports MLflow, which reads its settings then
-    precision = loaded.recipe.launch_precision
-    context = launch.start(precision)
+    context = launch.start(loaded.recipe.launch_precision)
+    from trainer.distributed import numerics
+    from trainer.runs import automatic
+
+    loaded = automatic.resolved(loaded, context.device)
+    recipe = loaded.recipe
+    tf32, deterministic = (recipe.tf32, recipe.deterministic) if recipe.trains else (False, True)
+    arithmetic = numerics.configure(context.device, recipe.launch_precision, tf32, deterministic)
     if context.is_main:
         ranks = f"{context.world_size} rank{'s' * (context.world_size > 1)}"
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
-        setting = f"{context.engine}, {context.device.type}, {precision}"
+        setting = f"{context.engine}, {context.device.type}, {arithmetic}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
     from trainer.tasks import diffuse, evaluate, measure, pretrain, sample
 
