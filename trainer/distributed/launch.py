@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import variables
+from trainer.distributed import interfaces, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ def start(precision: str) -> DistributedContext:
     import torch
 
     torch.set_num_threads(threads)
+    if world > variables.local_world_size():
+        interfaces.choose()
 
     gpu = torch.cuda.is_available()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
