@@ -55,7 +55,7 @@ def test_a_signal_before_training_has_handlers(slurm, submit, training, tmp_path
     slurm("scancel", "--signal=USR1", "--batch", job.id)
     assert job.end() == "COMPLETED", (
         job.text
-    )  # it may have stopped while the data set was made: no checkpoint
+    )  # a stop in the making of data saves nothing
     assert job.field("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
     assert (tmp_path / "outputs" / "quickstart" / "done").exists()
