@@ -53,9 +53,7 @@ def test_a_signal_before_training_has_handlers(slurm, submit, training, tmp_path
     job = submit(*SMALL, "images=2560", *training, script="hybrid_imagenet.sh")
     job.until(lambda: job.field("JobState") == "RUNNING")
     slurm("scancel", "--signal=USR1", "--batch", job.id)
-    assert job.end() == "COMPLETED", (
-        job.text
-    )  # a stop in the making of data saves nothing
+    assert job.end() == "COMPLETED", job.text  # a stop in the making of data saves nothing
     assert job.field("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
     assert (tmp_path / "outputs" / "quickstart" / "done").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 ROWS, FEATURES = 64, 64  # of a tile
 SHARES = 64  # at most so many programs share the rows of a group
@@ -183,7 +183,7 @@ def _apply_backward(
 # ---- as operations of torch ---------------------------------------------------------------------------
 
 
-@torch.library.custom_op("infomax::normalize_groups", mutates_args=())
+@library.custom_op("infomax::normalize_groups", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -209,7 +209,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple
     return torch.empty_like(as_rows(x)), total, mean, inverse
 
 
-@torch.library.custom_op("infomax::normalize_groups_backward", mutates_args=())
+@library.custom_op("infomax::normalize_groups_backward", mutates_args=())
 def _backward(
     x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

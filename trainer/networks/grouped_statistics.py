@@ -91,11 +91,13 @@ class _Vectorized(torch.autograd.Function):
         var, mean = torch.var_mean(parts, over, correction=0, keepdim=True)
         n = parts.numel() // mean.numel()
         inverse = (var + eps).rsqrt()
-        output = (parts - mean) * (inverse * _along(weight, parts)) + _along(bias, parts)
+        scaled = (parts - mean) * (inverse * _along(weight, parts))
+        output = torch.empty_like(x)  # no view of another tensor: activations change it in place
+        torch.add(scaled, _along(bias, parts), out=output.unflatten(0, (len(mean), -1)))
         total = torch.stack((mean.flatten(1).sum(0), var.flatten(1).sum(0) * (n / (n - 1) if n > 1 else 1.0)))
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.mark_non_differentiable(total)
-        return output.flatten(0, 1).to(x.dtype), total
+        return output, total
 
     @staticmethod
     @once_differentiable
