@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import devices, interfaces, launcher, variables
+from trainer.distributed import devices, launcher, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
@@ -162,8 +162,6 @@ def start(precision: str) -> DistributedContext:
     import torch
 
     torch.set_num_threads(threads)
-    if world > variables.local_world_size():
-        interfaces.choose()
 
     gpu = devices.use_gpus()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank

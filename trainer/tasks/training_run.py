@@ -18,7 +18,7 @@ from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.progress import event_of
-from trainer.distributed.signals import Stopped, status_of_stopped
+from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.recipes import AnyTraining
@@ -177,7 +177,7 @@ def stopped(run: Run) -> int:
     again = commands.continuation()
     run.progress.say(f"the same command continues it{f': {again}' * bool(again)}")
     run.end("KILLED")
-    return status_of_stopped()
+    return 1
 
 
 def run_tags(loaded: ResolvedRecipe[AnyTraining], trainer: Trainer) -> dict[str, object]:
