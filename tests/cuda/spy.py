@@ -52,7 +52,10 @@ NONDETERMINISTIC = {
 ACCUMULATING = {"index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
 COPIES = {"_to_copy", "copy_"}
-ON_MAPS = {"convolution", "convolution_backward", "native_batch_norm", "cudnn_batch_norm"}
+ON_MAPS = {
+    *("convolution", "convolution_backward", "native_batch_norm", "cudnn_batch_norm"),
+    *("infomax::normalize_groups", "infomax::normalize_groups_backward"),
+}
 
 
 class Spy(TorchDispatchMode):

@@ -1,6 +1,8 @@
 """Steps of recipes on CUDA tensors that do not exist, in a process that has `device.cpp` loaded.
 
-    python -m tests.cuda.steps RECIPE ...       # prints a line of JSON each; `shim.py` starts it
+    python -m tests.cuda.steps RECIPE[@WAY] ...     # prints a line of JSON each; `device.py` starts it
+
+WAY is how batch-norm's groups are computed (`grouped_statistics.WAYS`); by default as on a GPU with Triton.
 
 The trainer and everything below it are the product's; the batches are made here, with no data read.
 """
@@ -22,6 +24,7 @@ from data_pipelines.plan import BatchShare, shuffled
 from tests.cuda.spy import Spy
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
+from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives.objective import Objective
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import load
@@ -78,20 +81,21 @@ def built(name: str) -> tuple[TrainingRecipe, Objective, Shapes]:
     return recipe, build_objective(recipe), [(3, recipe.data.size, recipe.data.size)] * len(recipe.data.views)
 
 
-def step(name: str) -> dict:
-    """What a step of a recipe does, after one with gradients of zero that makes the optimizer's state."""
+def step(words: str) -> dict:
+    """What the second step of a recipe does; the first also makes the optimizer's state and the queue."""
     began = time.perf_counter()
+    name, _, way = words.partition("@")
     recipe, objective, shapes = built(name)
     context = DistributedContext(0, 1, 1, EngineKind.SINGLE_PROCESS, DEVICE, None)
     spy = Spy()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), computed_by(way or "kernels"):
         trainer = Trainer(recipe, context, objective.to(DEVICE), Batches(recipe, shapes))
-        trainer.engine.step()
+        trainer.step()
         with spy:
             trainer.step()
         seconds = time.perf_counter() - began
     return {
-        "recipe": name,
+        "recipe": words,
         "launches": spy.launches.total(),
         "megabytes": spy.bytes / 1e6,
         "copies": dict(spy.copies),
