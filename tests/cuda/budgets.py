@@ -22,9 +22,9 @@ def read() -> dict[str, dict]:
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
-def write(found: dict[str, dict]) -> None:
+def write(measured: dict[str, dict]) -> None:
     """Replaces the budgets of the recipes that were stepped."""
-    budgets = read() | {name: budget(step) for name, step in found.items()}
+    budgets = read() | {name: budget(step) for name, step in measured.items()}
     text = "# Written by `python -m tests.cuda.budgets`: ceilings of a step, 3 % above what it did.\n"
     FILE.write_text(text + yaml.safe_dump(budgets, sort_keys=True, width=120), encoding="utf-8")
 

@@ -37,4 +37,4 @@ def steps(recipes: list[str], folder: Path) -> dict[str, dict]:
     }
     command = [sys.executable, "-m", "tests.cuda.steps", *recipes]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return {found["recipe"]: found for found in map(json.loads, done.stdout.splitlines())}
+    return {measured["recipe"]: measured for measured in map(json.loads, done.stdout.splitlines())}

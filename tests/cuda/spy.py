@@ -121,8 +121,8 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
-def on_cuda(found: Iterable[Tensor]) -> bool:
-    return any(tensor.is_cuda for tensor in found)
+def on_cuda(measured: Iterable[Tensor]) -> bool:
+    return any(tensor.is_cuda for tensor in measured)
 
 
 def masked(name: str, args: Any) -> bool:
