@@ -92,7 +92,9 @@ class Ddim(Process):
         self.signals = torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        squared = self.signals.to(t.device)[t.long() + 1]
+        if self.signals.device != t.device:  # once: a copy at each step would make the host wait
+            self.signals = self.signals.to(t.device)
+        squared = self.signals[t.long() + 1]
         return squared.sqrt(), (1 - squared).sqrt()
 
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ def reduce_scores(scores: Tensor, shift: int = 0, with_softplus: bool = True) ->
     """Reduces scores [rows, images, L]; the own image of row i is image i + shift, if there is one."""
     rows, images, locations = scores.shape
     number = torch.arange(max(rows, images), device=scores.device)
-    same = number[:rows, None] + shift == number[None, :images]
+    of_rows = number[:rows] + shift if shift else number[:rows]
+    same = of_rows[:, None] == number[None, :images]
     rest = scores.masked_fill(same[:, :, None], -math.inf)  # softplus(-inf) is 0, as is e^-inf
     return Pairs(
         scores.diagonal(shift, dim1=0, dim2=1).T,

@@ -1,0 +1,149 @@
+"""Steps of recipes on CUDA tensors that do not exist, in a process that has `device.cpp` loaded.
+
+    python -m tests.cuda.steps RECIPE[@WAY] ...     # prints a line of JSON each; `device.py` starts it
+
+WAY is how batch-norm's groups are computed (`grouped_statistics.WAYS`); by default as on a GPU with Triton.
+
+The trainer and everything below it are the product's; the batches are made here, with no data read.
+"""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from data_pipelines.loader import Batch
+from data_pipelines.noise import Noise
+from data_pipelines.plan import BatchShare, shuffled
+from tests.cuda.spy import Spy
+from trainer.distributed.engine_kind import EngineKind
+from trainer.distributed.launch import DistributedContext
+from trainer.networks.grouped_statistics import computed_by
+from trainer.objectives.objective import Objective
+from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.loading import load
+from trainer.recipe.training_recipe import TrainingRecipe
+from trainer.tasks.latent_source import latent_shapes
+from trainer.training.build import build_objective
+from trainer.training.data import DTYPES, TrainingData
+from trainer.training.diffusion import build_diffusion, sample_shapes
+from trainer.training.trainer import Trainer
+
+DEVICE = torch.device("cuda", 0)
+MISUSE = "misuse"  # in the place of a recipe's name
+Shapes = list[tuple[int, ...]]
+
+
+class Batches(TrainingData):
+    """Batches of a run whose views are empty memory on the device, in the layout that the loader makes."""
+
+    name, samples = "none", 1_000_000
+
+    def __init__(self, recipe: TrainingRecipe, shapes: Shapes):
+        self.recipe, self.shapes = recipe, shapes
+
+    def loader(self, share: BatchShare, start: int, stop: int) -> Iterator[Batch]:
+        recipe, dtype, n = self.recipe, DTYPES[self.recipe.precision], share.micro_batch
+        for seen in range(start, stop, share.batch):
+            order = None
+            if share.shuffle:
+                sizes = share.shuffle.group, share.shuffle.groups
+                order = shuffled(recipe.seed, seen, share.batch, *sizes)
+            for micro in share.slices:
+                views = [torch.empty(n, *shape, dtype=dtype, device=DEVICE) for shape in self.shapes]
+                views = [
+                    view.to(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views
+                ]
+                places = np.stack([seen + np.arange(share.batch)[micro]] * len(views))
+                labels = torch.zeros(n, dtype=torch.int64, device=DEVICE)
+                noise = Noise(recipe.seed, seen, micro.start, n)
+                yield Batch(views, places, places, labels, seen, noise, order)
+
+    def close(self) -> None:
+        return
+
+
+def built(name: str) -> tuple[TrainingRecipe, Objective, Shapes]:
+    """A recipe, its objective on the host, and the shapes of a sample of each view."""
+    recipe = load([f"recipe={name}"]).recipe
+    if isinstance(recipe, Diffuse):
+        latent = {}
+        if recipe.data is None:
+            latent = latent_shapes(load([f"recipe={recipe.from_.rpartition('/')[2]}"]).recipe)
+        shapes = sample_shapes(recipe, latent)
+        return recipe, build_diffusion(recipe, shapes), list(shapes.values())
+    return recipe, build_objective(recipe), [(3, recipe.data.size, recipe.data.size)] * len(recipe.data.views)
+
+
+def step(words: str) -> dict:
+    """What the second step of a recipe does; the first also makes the optimizer's state and the queue."""
+    began = time.perf_counter()
+    name, _, way = words.partition("@")
+    recipe, objective, shapes = built(name)
+    context = DistributedContext(0, 1, 1, EngineKind.SINGLE_PROCESS, DEVICE, None)
+    spy = Spy()
+    with FakeTensorMode(allow_non_fake_inputs=True), computed_by(way or "kernels"):
+        trainer = Trainer(recipe, context, objective.to(DEVICE), Batches(recipe, shapes))
+        trainer.step()
+        with spy:
+            trainer.step()
+        seconds = time.perf_counter() - began
+    return {
+        "recipe": words,
+        "launches": spy.launches.total(),
+        "megabytes": spy.bytes / 1e6,
+        "copies": dict(spy.copies),
+        "faults": dict(spy.faults),
+        "nondeterministic": dict(spy.nondeterministic),
+        "operations": dict(spy.launches.most_common()),
+        "seconds": seconds,
+    }
+
+
+def misuse() -> dict:
+    """What a spy says of a few lines that do all that is not allowed: that it says something is tested."""
+    spy, host = Spy(), torch.ones(2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        maps = torch.ones(2, 3, 4, 4, device=DEVICE)
+        with spy:
+            maps.to("cpu")
+            host.to(DEVICE)
+            host.pin_memory().to(DEVICE, non_blocking=True)
+            torch.nn.functional.conv2d(maps, torch.ones(5, 3, 1, 1, device=DEVICE))
+            maps[0, 0, 0, :2].cumsum(0)
+            for not_allowed in (maps.sum().item, lambda: maps[maps > 0]):
+                with suppress(Exception):  # of the fake tensors, which have no values
+                    not_allowed()
+    return {
+        "recipe": MISUSE,
+        "copies": dict(spy.copies),
+        "faults": dict(spy.faults),
+        "nondeterministic": dict(spy.nondeterministic),
+    }
+
+
+def pretend_cuda_build() -> None:
+    """What torch's Python code asks of a build for CUDA, as one for CUDA 13 answers."""
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        copy.pinned = True
+        return copy
+
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
+    torch.version.cuda = "13.0"
+    torch.Tensor.pin_memory = pinned
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    pretend_cuda_build()
+    for recipe_name in sys.argv[1:]:
+        print(json.dumps(misuse() if recipe_name == MISUSE else step(recipe_name)), flush=True)

@@ -1,0 +1,67 @@
+"""A step of each recipe on CUDA tensors that do not exist: what it launches, copies and waits for."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from tests.cuda.budgets import LOOSE, read
+from tests.cuda.device import TORCH, steps
+
+pytestmark = pytest.mark.slow
+BUDGETS = read()
+# Operations whose kernels for CUDA add in any order: a run does not repeat to the bit where they are.
+EXCEPTIONS = {"upsample_bilinear2d_backward", "max_pool2d_with_indices_backward"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    if torch.version.cuda is not None:
+        pytest.skip("torch is a build for CUDA; device.cpp stands in for what the build for CPUs lacks")
+    for missing, reason in (
+        (not torch.__version__.startswith(TORCH), f"torch {torch.__version__}: device.cpp is of {TORCH}x"),
+        (shutil.which("g++") is None, "no g++"),
+    ):
+        if missing:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return steps(["misuse", *BUDGETS], tmp_path_factory.mktemp("device"))
+
+
+def test_what_is_not_allowed_is_seen(measured):
+    place, misuse = "outside of the packages", measured["misuse"]
+    assert misuse["faults"] == {
+        f"the host waits: a copy from the device at {place}": 1,
+        f"the host waits: _local_scalar_dense at {place}": 1,
+        f"the host waits: index at {place}": 1,
+        f"not channels_last: convolution at {place}": 1,
+    }
+    assert misuse["copies"] == {f"{place}: pageable": 1, f"{place}: pinned": 1}
+    assert misuse["nondeterministic"] == {"cumsum": 1}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_step_mixes_no_devices_never_waits_and_keeps_channels_last(measured, name):
+    assert measured[name]["faults"] == {}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_step_copies_from_the_host_what_is_listed(measured, name):
+    copies = measured[name]["copies"]
+    assert copies == BUDGETS[name]["copies"]
+    assert all(copy.endswith(": pinned") for copy in copies)  # of any other the host waits for the device
+
+
+@pytest.mark.parametrize("what", ["launches", "megabytes"])
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_step_stays_within_its_budget_which_is_tight(measured, name, what):
+    used, most = measured[name][what], BUDGETS[name][what]
+    again = f"`python -m tests.cuda.budgets {name}` measures again"
+    assert used <= most, f"{measured[name]['operations']}; {again}"
+    assert most <= LOOSE * used, f"a step has become better than its budget: {again}"
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_operations_that_do_not_repeat_to_the_bit_are_known(measured, name):
+    assert measured[name]["nondeterministic"] == BUDGETS[name]["nondeterministic"]
+    assert set(measured[name]["nondeterministic"]) <= EXCEPTIONS
