@@ -161,7 +161,15 @@ FLOORS = [
     [f"data_pipelines/{name}" for name in ("remote", "image_options", "draws", "dali_hsv")],
     [
         f"data_pipelines/{name}"
-        for name in ("plan", "noise", "reader", "dali_graph", "dali_damage", "dataset_loading")
+        for name in (
+            "plan",
+            "noise",
+            "reader",
+            "dali_graph",
+            "dali_damage",
+            "dataset_loading",
+            "resident_views",
+        )
     ],
     ["data_pipelines/loader", "data_pipelines/dali_pipeline", "data_pipelines/sources"],
     ["data_pipelines/dali", "data_pipelines/rows", "data_pipelines/shards"],
