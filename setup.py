@@ -81,6 +81,7 @@ setup(
         ],
         "test": [
             *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"),
+            "triton; sys_platform == 'linux'",  # its interpreter proves our kernels on a CPU
             *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
         ],
     },

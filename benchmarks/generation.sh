@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tables of generation on CIFAR-10, small recipes: encoders, diffusions on their latents, decoder noise.
 #
-#   bash benchmarks/generation.sh [STAGES...]       # default: encoders diffusions seeds noise; hours on two cores
+#   bash benchmarks/generation.sh [STAGES...]       # default: all, in their order; hours on two cores
 #
 # Needs data/cifar10 and `pip install -e '.[features]'`. Runs go one a core (CORES says how many at once), into
 # outputs/generation; what is finished is not run again, what was cut short continues. PRECISION=bf16 suits
@@ -28,9 +28,10 @@ measure() { # NAME KEY=VALUE...: a finished diffusion, measured with other noise
 export -f train measure
 export outputs
 
+probes="evaluate.every=0 evaluate.mlp=null evaluate.few_shot=null evaluate.controls=false"
+same="precision=${PRECISION:-float32} images=256000 $probes"
+
 encoders() {
-  local probes="evaluate.every=0 evaluate.mlp=null evaluate.few_shot=null evaluate.controls=false"
-  local same="precision=${PRECISION:-float32} images=256000 $probes"
   for seed in 0 1; do
     echo "train pooled_$seed recipe=hybrid_cifar10_pooled_small seed=$seed $same"
     echo "train resnet_$seed recipe=hybrid_cifar10_resnet_small seed=$seed $same"
@@ -39,36 +40,37 @@ encoders() {
   echo "train map_0 recipe=hybrid_cifar10_small seed=0 $same"
 }
 
-diffusions() {
-  for process in flow ddim edm; do
-    echo "train pooled_$process recipe=diffuse_cifar10_small from=$outputs/pooled_0 objective.process=$process"
+noise() { # the same hybrid, whose decoder learns with noise on its input
+  for tau in 0.2 0.5; do
+    echo "train noise_$tau recipe=hybrid_cifar10_resnet_small objective.decoder_noise=$tau seed=0 $same"
   done
-  echo "train resnet_flow recipe=diffuse_cifar10_small from=$outputs/resnet_0 objective.components=null"
-  echo "train map_flow recipe=diffuse_cifar10_map_small from=$outputs/map_0"
+}
+
+diffusions() { # as long as the recipe says
+  echo "train pooled_flow recipe=diffuse_cifar10_small from=$outputs/pooled_0"
 }
 
 seeds() {
   for seed in 1 2; do
     echo "measure pooled_flow seed=$seed"
-    echo "measure resnet_flow seed=$seed"
   done
 }
 
-noise() { # the same hybrid, whose decoder learns with noise on its input; then the diffusion of each
-  for tau in 0.2 0.5; do
-    echo "train noise_$tau recipe=hybrid_cifar10_resnet_small objective.decoder_noise=$tau images=256000"
+comparisons() { # a third as long: three processes, three encoders, three decoders
+  local of="recipe=diffuse_cifar10_small images=128000"
+  for process in flow ddim edm; do
+    echo "train pooled_${process}_short $of from=$outputs/pooled_0 objective.process=$process"
   done
-}
-
-drawn_of_noise() {
+  echo "train resnet_flow_short $of from=$outputs/resnet_0 objective.components=null"
   for tau in 0.2 0.5; do
-    echo "train noise_${tau}_flow recipe=diffuse_cifar10_small from=$outputs/noise_$tau objective.components=null"
+    echo "train noise_${tau}_flow_short $of from=$outputs/noise_$tau objective.components=null"
   done
+  echo "train map_flow_short recipe=diffuse_cifar10_map_small images=128000 from=$outputs/map_0"
 }
 
 mkdir -p "$outputs"
 stages=("$@")
-[ $# -gt 0 ] || stages=(encoders diffusions seeds noise drawn_of_noise)
+[ $# -gt 0 ] || stages=(encoders noise diffusions seeds comparisons)
 for stage in "${stages[@]}"; do
   "$stage" | xargs -P "${CORES:-$(nproc)}" -L 1 bash -c '"$@"' run
 done

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.distributed import collectives
-from trainer.objectives.momentum_queue import MomentumQueue, path
+from trainer.objectives.momentum_queue import MomentumQueue
+from trainer.objectives.queue_attention import path
 
 WIDTH, TAU, LONG = 128, 0.2, 4_194_304
 

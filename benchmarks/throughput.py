@@ -29,6 +29,7 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch
 from trainer.recipe import loading
+from trainer.runs import automatic
 from trainer.training.build import build_trainer
 
 WARM = 3  # steps before the clock starts: memory, the choice of kernels, the queue's first keys
@@ -120,6 +121,7 @@ def main() -> int:
         if loaded.recipe.task != "pretrain":
             raise UserError(f"recipe={loaded.name} has task: {loaded.recipe.task}; pretrain was expected")
     context = launch.start(recipes[0].recipe.precision)
+    recipes = [automatic.resolved(loaded, context.device) for loaded in recipes]
     if context.world_size > 1:
         raise UserError(f"{context.world_size} processes were started; speeds are measured on one")
     device = torch.cuda.get_device_name() if context.device.type == "cuda" else "CPU"

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # The folder of a script comes first on the path, where a module of ours might hide one of Python's.
@@ -15,8 +16,9 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.paths import refused_paths
-from trainer.distributed import launch
+from trainer.distributed import interfaces, launch, spare_ranks
 from trainer.recipe import loading
+from trainer.recipe.recipes import AnyTraining
 from trainer.tracking import mlflow_store
 
 ALLOWED = "--allow-commands"
@@ -93,13 +95,24 @@ def main(arguments: list[str]) -> int:
 
 def train(loaded: loading.ResolvedRecipe) -> int:
     """Runs the recipe's task on this rank; the process's exit status."""
+    if isinstance(loaded.recipe, AnyTraining):
+        from trainer.training.groups import check_batch_division
+
+        if spare_ranks.leaves(partial(check_batch_division, loaded.recipe)):
+            return 0
     mlflow_store.configure()  # DeepSpeed imports MLflow, which reads its settings then
-    precision = loaded.recipe.launch_precision
-    context = launch.start(precision)
+    context = launch.start(loaded.recipe.launch_precision)
+    from trainer.distributed import numerics
+    from trainer.runs import automatic
+
+    loaded = automatic.resolved(loaded, context.device)
+    recipe = loaded.recipe
+    tf32, deterministic = (recipe.tf32, recipe.deterministic) if recipe.trains else (False, True)
+    arithmetic = numerics.configure(context.device, recipe.launch_precision, tf32, deterministic)
     if context.is_main:
         ranks = f"{context.world_size} rank{'s' * (context.world_size > 1)}"
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
-        setting = f"{context.engine}, {context.device.type}, {precision}"
+        setting = f"{context.engine}, {context.device.type}, {arithmetic}{interfaces.chosen()}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
     from trainer.tasks import diffuse, evaluate, measure, pretrain, sample
 

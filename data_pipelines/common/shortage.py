@@ -31,7 +31,7 @@ WORDS = {
             "failed to allocate",
             "unable to allocate",
         ),
-        *("memoryallocation", "memory allocation"),
+        *("memoryallocation", "memory allocation", "alloc_failed"),
     ),
     "threads": ("can't start new thread", "resource temporarily unavailable", "thread creation failed"),
     "open files": ("too many open files",),

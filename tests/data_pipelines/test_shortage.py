@@ -75,6 +75,10 @@ class Failing:
             "memory",
         ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "memory",
+        ),
         (RuntimeError("OpenCV: (-4:Insufficient memory) Failed to allocate 48000000 bytes"), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (OSError(errno.EMFILE, "Too many open files"), "open files"),
@@ -121,7 +125,13 @@ def test_lacking_memory_is_one_line_and_replaces_nothing(maker, part, error):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("axis 3 is out of range"), ValueError("layout"), KeyError("x")]
+    "error",
+    [
+        RuntimeError("axis 3 is out of range"),
+        RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700): an illegal memory access"),
+        ValueError("layout"),
+        KeyError("x"),
+    ],
 )
 def test_any_other_failure_is_raised_as_it_is(maker, error):
     expected = make(maker).views[0]

@@ -121,7 +121,8 @@ CONF
 
 private_files() {      # in a new mount namespace
   hostname "$1"
-  mount --bind "$CLUSTER_DIR/hosts" /etc/hosts
+  sed "s/^127.0.0.1 localhost$/&\n127.0.1.1 $1/; s/^$NET\S* $1$//" "$CLUSTER_DIR/hosts" > "$RUN/$1.hosts"    # as Debian does
+  mount --bind "$RUN/$1.hosts" /etc/hosts
   mount --bind "$CLUSTER_DIR/nsswitch.conf" /etc/nsswitch.conf
   mount -t tmpfs tmpfs /dev/shm
   ip link set lo up

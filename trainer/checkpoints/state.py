@@ -6,12 +6,15 @@ A value is a whole tensor, equal on all ranks, or a `TensorShard`: the rows of o
 `shard/` are the tensors of a `ShardedModule`, such as a queue, of which no rank has all rows.
 """
 
+import heapq
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoints.format import DTYPES
 from trainer.checkpoints.load import Checkpoint, load_rows
 from trainer.checkpoints.load import load as load_tensors
 from trainer.distributed import collectives
@@ -56,13 +59,45 @@ def sharded_state(objective: nn.Module) -> dict[str, TensorShard]:
 def load(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """What this rank needs to go on from a checkpoint, on the host: whole tensors, under `shard/` its rows.
 
+    Collective: the bytes of a tensor are read by one rank, which sends them to the others.
+
     Raises:
-        UserError: the checkpoint is damaged.
+        SharedError: on every rank, where one finds the checkpoint damaged.
     """
-    names = checkpoint.manifest["tensors"]
-    shards = [name for name in names if name.startswith(SHARD)]
-    whole = load_tensors(checkpoint, [name for name in names if not name.startswith(SHARD)])
-    return whole | load_rows(checkpoint, collectives.rank(), collectives.world_size(), shards)
+    described = checkpoint.manifest["tensors"]
+    whole = {name: about for name, about in described.items() if not name.startswith(SHARD)}
+    readers = _readers(whole, collectives.world_size())
+    read: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+
+    def read_parts() -> None:
+        rank = collectives.rank()
+        read.update(load_tensors(checkpoint, [name for name in whole if readers[name] == rank]))
+        shards = [name for name in described if name.startswith(SHARD)]
+        rows.update(load_rows(checkpoint, rank, collectives.world_size(), shards))
+
+    collectives.run_on_all(read_parts)  # so that no rank waits for one that could not read
+    values = {}
+    for name, about in whole.items():
+        value = read.get(name)
+        if value is None:
+            value = torch.empty(about["shape"], dtype=DTYPES[about["dtype"]])
+        collectives.broadcast_bytes(value, readers[name])
+        values[name] = value
+    return values | rows
+
+
+def _readers(tensors: Mapping[str, Mapping], world: int) -> dict[str, int]:
+    """The rank that reads each tensor, so that all read about equally many bytes; equal on every rank."""
+    sizes = {
+        name: math.prod(about["shape"]) * DTYPES[about["dtype"]].itemsize for name, about in tensors.items()
+    }
+    loads, readers = [(0, rank) for rank in range(world)], {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        load, rank = loads[0]
+        readers[name] = rank
+        heapq.heapreplace(loads, (load + sizes[name], rank))
+    return readers
 
 
 def restore_weights(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:

@@ -164,6 +164,12 @@ def broadcast_object(value: Value) -> Value:
     return box[0]
 
 
+def broadcast_bytes(tensor: Tensor, source: int) -> None:
+    """Fills a contiguous CPU tensor of any type with the bytes of that of rank `source`, in place."""
+    if world_size() > 1 and tensor.numel():
+        dist.broadcast(tensor.view(-1).view(torch.uint8), src=source, group=_cpu_group)
+
+
 def run_on_main(function: Callable[[], Value]) -> Value:
     """Runs a function on rank 0 and returns its value, a small object, on every rank.
 

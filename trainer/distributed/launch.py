@@ -1,37 +1,25 @@
 """Environment, ranks, threads, device and engine: what is set up before the first step."""
 
-import ctypes
 import importlib.util
 import os
 import platform
-import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
-import yaml
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import variables
+from trainer.distributed import devices, interfaces, launcher, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
     import accelerate
     import torch
 
-ACCELERATE = {
-    "accelerate",
-    "accelerate-launch",
-    "accelerate.commands.accelerate_cli",
-    "accelerate.commands.launch",
-}
-LAUNCHERS = ACCELERATE | {"torchrun"}
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENGINE_FILES = "recipes/launch/ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml or fsdp2.yaml"
 
 
@@ -80,58 +68,6 @@ def set_environment() -> None:
     variables.forget_ranks_of_others()
 
 
-def launcher() -> psutil.Process | None:
-    """The `accelerate launch` (or torchrun) that started this process, if one did."""
-    for process in psutil.Process().parents()[:3]:
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if LAUNCHERS.intersection(Path(word).name for word in words[:3]):
-            return process
-    return None
-
-
-def stop_with_launcher(launcher: psutil.Process | None) -> None:
-    """Makes the kernel send SIGTERM when the launcher dies: a rank without a supervisor saves and ends.
-
-    Otherwise it would train on, and keep the run's folder locked against the next start.
-    """
-    if launcher and launcher.pid == os.getppid() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher.pid:  # the launcher died before prctl
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def launch_options(words: list[str]) -> dict[str, Any]:
-    """The options of an `accelerate launch`: those in its words go before those in its configuration file.
-
-    The file is the one that the words name, or else accelerate's default file.
-    """
-    options: dict[str, str] = {}
-    for number, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        following = words[number + 1] if number + 1 < len(words) else ""
-        if name.startswith("--"):
-            options.setdefault(name[2:].replace("-", "_"), value if equals else following)
-    file = Path(options.get("config_file") or default_config_file())
-    return (yaml.safe_load(file.read_text()) or {} if file.exists() else {}) | options
-
-
-def default_config_file() -> Path:
-    """The file that `accelerate config` writes, which is used when no other is named."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
-    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
-
-
-def accelerate_options() -> dict[str, Any]:
-    """The options of the `accelerate launch` that started this process; empty where none did."""
-    process = launcher()
-    words = process.cmdline() if process else []
-    return launch_options(words) if ACCELERATE.intersection(Path(word).name for word in words[:3]) else {}
-
-
 def check_world() -> int:
     """The number of processes of this run.
 
@@ -140,7 +76,7 @@ def check_world() -> int:
             --num_processes 2` without a configuration file silently starts one process.)
     """
     world = variables.world_size()
-    requested = int(accelerate_options().get("num_processes") or world)
+    requested = int(launcher.accelerate_options().get("num_processes") or world)
     if requested != world:
         raise UserError(
             f"accelerate launch was asked for {requested} processes but started {world}; "
@@ -156,20 +92,12 @@ def threads_of_rank() -> int:
     environment of the launcher. Raises UserError where that is no number.
     """
     try:
-        process = launcher()
+        process = launcher.started_by()
         exported = (process.environ() if process else os.environ).get("OMP_NUM_THREADS")
     except psutil.Error:
         exported = None
     cores = len(os.sched_getaffinity(0))
     return variables.threads_of(exported) if exported else max(1, cores // variables.local_world_size())
-
-
-def lacks_bf16() -> bool:
-    """Whether this processor has no instructions for bfloat16: it is emulated then, exact but slow."""
-    try:
-        return "bf16" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False  # unknown
 
 
 def engine_of_launch_file() -> EngineKind:
@@ -205,7 +133,7 @@ def engine_of_launch_file() -> EngineKind:
                 "expected FSDP 2 without it: recipes/launch/fsdp2.yaml"
             )
         return EngineKind.FSDP2
-    options = accelerate_options()
+    options = launcher.accelerate_options()
     for name, kind in (("use_deepspeed", "DEEPSPEED"), ("use_fsdp", "FSDP")):
         if name in options or options.get("distributed_type") == kind:
             raise UserError(
@@ -219,22 +147,25 @@ def start(precision: str) -> DistributedContext:
     """Sets up ranks and device for the engine that the launcher names.
 
     Raises:
-        UserError: the launcher names an engine that this program does not run, or started another number of
-            ranks than its options say.
+        UserError: the launcher names an engine that this program does not run, started another number of
+            ranks than its options say, or more than there are GPUs; or torch cannot use the GPUs of a job.
     """
-    stop_with_launcher(launcher())
+    launcher.stop_with(launcher.started_by())
     world = check_world()
     if (ignored := variables.forget_mpi()) and world == 1:
         print(f"note: {', '.join(ignored)} in the environment is ignored: accelerate launch starts the ranks")
     if 1 < world == variables.local_world_size():
-        # gloo would listen where the machine's name leads, for other machines too
+        # gloo would listen where the machine's name leads, and NCCL on its network, for other machines too
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     engine, threads = engine_of_launch_file(), threads_of_rank()
     import torch
 
     torch.set_num_threads(threads)
+    if world > variables.local_world_size():
+        interfaces.choose()
 
-    gpu = torch.cuda.is_available()
+    gpu = devices.use_gpus()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -265,8 +196,8 @@ def start(precision: str) -> DistributedContext:
             f"the launch file asks for {engine}, but this is a single process; use {ENGINE_FILES}"
         )
     collectives.open_cpu_group()
-    if precision == "bf16" and not gpu and accelerator.is_main_process and lacks_bf16():
-        print("warning: this processor has no bf16 instructions: precision=float32 will be faster here")
+    if precision == "bf16" and accelerator.is_main_process and (line := devices.bf16_warning(gpu)):
+        print(line)
     return DistributedContext(
         accelerator.process_index, world, threads, engine, accelerator.device, accelerator
     )
@@ -282,16 +213,5 @@ def leave(status: int) -> None:
         with suppress(RuntimeError):  # all work is done: it does not matter that another rank has died
             collectives.barrier()
     if status:
-        quieten_launcher()
+        launcher.quieten()
     os._exit(status)
-
-
-def quieten_launcher() -> None:
-    """Ends an `accelerate launch` of one process, which would print a traceback below our last line.
-
-    Such a launcher has nothing left to do but to raise that this process failed. A launcher of several
-    processes is left alone: it has other ranks to end.
-    """
-    process = launcher()
-    if process and process.pid == os.getppid() and "WORLD_SIZE" not in os.environ:
-        process.terminate()

@@ -2,7 +2,7 @@
 
 Ranks wait for each other in collectives: one that hangs stops all, and no rank knows which one. So a
 thread of each rank publishes regularly, in the launcher's store, which stage of a step its rank has ended
-last; where no stage ends for too long, each rank reads what the others have published.
+last on its device; where no stage ends for too long, each rank reads what the others have published.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 from trainer.distributed import collectives
+from trainer.distributed.progress import Event, Position, Progress
 
 STATUS = 3  # exit status of a process that the watchdog ends
 FIRST_STEP = 6  # times the limit: the first step chooses kernels and opens connections
@@ -23,28 +24,11 @@ CLOSED = -1  # beats of a rank that has closed its watchdog
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a rank is.
-
-    stages: how many stages it has ended, of all steps. images: seen before the step. stage: the last one that
-    it has ended. in_step: whether it is within a step.
-    """
-
-    stages: int = 0
-    images: int = 0
-    stage: str = "start"
-    in_step: bool = False
-
-    def __str__(self) -> str:
-        return f"had last finished '{self.stage}' of the step after {self.images:,} images"
-
-
-@dataclass(frozen=True)
 class Report:
     """What a rank published last: beats count its reports; one that has published nothing has 0 of them."""
 
     beats: int = 0
-    position: Position = Position(in_step=True)
+    position: Position = field(default_factory=lambda: Position(in_step=True))
 
 
 class Watchdog:
@@ -55,15 +39,19 @@ class Watchdog:
             limit.
         on_hang: called with the line that names the ranks that hang, after it was printed and before the
             process ends with status 3. It may hang itself, on the same disk for example.
+        event: makes an event of the device that runs behind this process (`event_of`); None: none does.
     """
 
-    def __init__(self, limit: float, on_hang: Callable[[str], None]):
+    def __init__(
+        self, limit: float, on_hang: Callable[[str], None], event: Callable[[], Event] | None = None
+    ):
         self.limit, self._on_hang = limit, on_hang
-        self._position, self._since = Position(), time.monotonic()
+        watched = limit and collectives.world_size() > 1
+        self._progress = Progress(event if watched else None)
         self._first_step, self._beats = True, 0
         self._closing = threading.Event()
         self._thread = None
-        if limit and collectives.world_size() > 1:
+        if watched:
             self._interval = min(30.0, max(0.2, limit / 10))
             self._store = collectives.store()
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -74,13 +62,11 @@ class Watchdog:
 
         All ranks end the same stages in the same order: the rank with the fewest is the slowest.
         """
-        self._position = Position(self._position.stages + 1, images, stage, in_step=True)
-        self._since = time.monotonic()
+        self._progress.stage_done(stage, images)
 
     def step_done(self) -> None:
         """The step has ended and is logged; saving and evaluating may take any time, while all ranks live."""
-        last = self._position
-        self._position = Position(last.stages, last.images, last.stage, in_step=False)
+        self._progress.step_done()
         self._first_step = False
 
     def close(self) -> None:
@@ -94,10 +80,11 @@ class Watchdog:
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
             self._publish()
-            position, waited = self._position, time.monotonic() - self._since
+            position = self._progress.position()
+            waited = time.monotonic() - self._progress.since
             if waited > (FIRST_STEP * self.limit if self._first_step else self.limit):
                 culprits = self._culprits()
-                if culprits is not None and position == self._position:
+                if culprits is not None and position.is_at(self._progress.position()):
                     self._end(f"no stage of a step has ended for {waited:.0f} s: {culprits}")
 
     def _end(self, line: str) -> None:
@@ -113,7 +100,7 @@ class Watchdog:
     def _publish(self) -> None:
         self._beats += self._beats != CLOSED
         with contextlib.suppress(Exception):  # the store ends with the launcher
-            report = [self._beats, *astuple(self._position)]
+            report = [self._beats, *astuple(self._progress.position())]
             self._store.set(f"watchdog/{collectives.rank()}", json.dumps(report))
 
     def _culprits(self) -> str | None:
@@ -131,7 +118,7 @@ class Watchdog:
             return ", ".join(
                 f"rank {rank} does not answer and {now[rank].position} when last heard of" for rank in silent
             )
-        if not self._position.in_step:
+        if not self._progress.position().in_step:
             return None
         fewest = min(report.position.stages for report in now.values())
         slowest = [rank for rank, report in now.items() if report.position.stages == fewest]

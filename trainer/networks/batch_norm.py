@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.distributed import collectives
+from trainer.networks.grouped_statistics import normalize_groups
+
+MOMENTUM = 0.1  # torch's: weight of the global batch in the running statistics
 
 
 class GroupBatchNorm(nn.Module):
@@ -24,9 +27,9 @@ class GroupBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, features: int, group: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, features: int, group: int, rows: int = 1, eps: float = 1e-5):
         super().__init__()
-        self.group, self.rows, self.eps, self.momentum = group, rows, eps, momentum
+        self.group, self.rows, self.eps = group, rows, eps
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
@@ -40,17 +43,11 @@ class GroupBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        parts, groups = [], x.split(self.group * self.rows)
-        statistics = torch.zeros(2, len(self.running_mean), device=x.device, dtype=self.running_mean.dtype)
-        total = torch.zeros_like(statistics)
-        for part in groups:
-            # momentum 1 writes the group's mean and unbiased variance where the running ones would be
-            mean, var = statistics
-            parts.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-            total += statistics
+        size = min(len(x), self.group * self.rows)
+        output, total = normalize_groups(x, self.weight, self.bias, size, self.eps)
         self.pending = total if self.pending is None else self.pending + total
-        self.groups += len(groups)
-        return torch.cat(parts)
+        self.groups += -(-len(x) // size)
+        return output
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # of torch's own BatchNorm: a count unused here
@@ -58,7 +55,7 @@ class GroupBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         sizes = f"{len(self.weight)}, group={self.group}, rows={self.rows}"
-        return f"{sizes}, eps={self.eps}, momentum={self.momentum}"
+        return f"{sizes}, eps={self.eps}"
 
 
 def normalization(kind: str, features: int, group: int, rows: int = 1) -> nn.Module:
@@ -98,12 +95,8 @@ def update_running_stats(module: nn.Module) -> None:
     if not taken:
         return
     flat = collectives.all_reduce_mean(torch.cat([statistics.flatten() for _, statistics in taken]))
-    start = 0
-    for layer, statistics in taken:
-        mean, var = flat[start : start + statistics.numel()].view(2, -1)
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(var, layer.momentum)
-        start += statistics.numel()
+    buffers = [buffer for layer, _ in taken for buffer in (layer.running_mean, layer.running_var)]
+    torch._foreach_lerp_(buffers, flat.split([len(buffer) for buffer in buffers]), MOMENTUM)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.layers import Norm
+from trainer.networks.upsampling import upsample_bilinear
 
 RESIDUAL = 0.1  # weight of a cell's body beside its shortcut
 
@@ -116,5 +117,5 @@ class InvertedCell(nn.Module):
         body, shortcut = x, x
         if self.up:
             body = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            shortcut = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+            shortcut = upsample_bilinear(x)
         return self.shortcut(shortcut) + RESIDUAL * self.body(body)

@@ -20,8 +20,9 @@ from torch.autograd.function import once_differentiable
 from data_pipelines.draws import stream
 from trainer.distributed import collectives
 from trainer.distributed.rows import ShardedModule, TensorShard
+from trainer.objectives.queue_attention import attend
 
-PIECE = 2**21  # numbers that exist at a time where the fused kernel cannot take the shard as it is
+CACHED = 2**18  # numbers that fit the cache of a processor
 STORAGE = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 
 
@@ -128,7 +129,7 @@ class MomentumQueue(ShardedModule):
         if not self.random:
             return torch.zeros(shape, dtype=self.storage, device=device)
         shard = torch.empty(shape, dtype=self.storage, device=device)
-        some = max(1, PIECE // 8 // (n * self.width))  # slots at a time: what fits a processor's cache
+        some = max(1, CACHED // (n * self.width))  # slots at a time
         for slot in range(0, self.slots, some):
             part = shard[slot : slot + some]
             slots = range(slot, slot + len(part))
@@ -176,7 +177,7 @@ def unit_keys(seed: int, slots: range, first: int, count: int, width: int) -> Te
     return nn.functional.normalize(normal, dim=2)
 
 
-# ---- the attention ---------------------------------------------------------------------------------
+# ---- the loss of all shards ---------------------------------------------------------------------------
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -199,77 +200,3 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mean,) = ctx.saved_tensors
         return gradient[:, None] * mean / ctx.temperature, None, None
-
-
-def path(device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """How log-sum-exps are computed: `fused`, by torch's attention kernel, or `chunked`, by plain products.
-
-    Args:
-        dtype: that of the computation: float64 where queries or keys are, else float32.
-
-    On CUDA it is the memory-efficient kernel, for float32 and widths that are a multiple of 8.
-    """
-    if device.type == "cpu":
-        return "fused"
-    cuda = device.type == "cuda" and torch.version.cuda is not None
-    return "fused" if cuda and dtype == torch.float32 and width % 8 == 0 else "chunked"
-
-
-def attend(
-    queries: Tensor, shard: Tensor, temperature: float, way: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted mean of a shard's keys, [B, D], and log-sum-exp of the scores, [B].
-
-    Args:
-        queries: [B, D] in float32 or float64.
-        shard: keys [N, D], N at least 1: with none, torch's kernel on CPU ends the process, and that of CUDA
-            returns plus infinity.
-        way: the name that `path` returned, or the other.
-
-    Keys in another type than the queries' are converted a piece at a time: torch's kernel for bf16 would
-    round queries and weights too (measured on CPU: the mean loss off by 0.06, in place of 0.00003).
-    """
-    way = way or path(shard.device, queries.dtype, shard.shape[1])
-    if way == "fused" and shard.dtype == queries.dtype:
-        return fused(queries, shard, temperature)
-    kernel = fused if way == "fused" else chunk
-    rows = max(1, PIECE // (shard.shape[1] if way == "fused" else max(queries.shape)))
-    mean, log = torch.zeros_like(queries), queries.new_full((len(queries),), -math.inf)
-    for keys in shard.split(rows):
-        part, part_log = kernel(queries, keys.to(queries.dtype), temperature)
-        both = torch.logaddexp(log, part_log)
-        mean = mean * (log - both).exp()[:, None] + part * (part_log - both).exp()[:, None]
-        log = both
-    return mean, log
-
-
-def chunk(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`attend` by plain products: the scores [B, N] exist."""
-    scores = queries @ keys.T / temperature
-    log = scores.logsumexp(1)
-    return (scores - log[:, None]).exp_() @ keys, log
-
-
-def fused(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`attend` by one call of torch's attention, which also returns the log-sum-exp.
-
-    A kernel works on a block of queries at a time, so a few queries against many keys would leave most of the
-    processor idle: the keys are cut into parts, which stand in the place of the batch, and combined.
-    """
-    blocks = 128 * torch.get_num_threads() if keys.device.type == "cpu" else 2**14
-    wanted = max(1, min(blocks // len(queries), len(keys) // 1024))
-    parts = math.gcd(len(keys), 1 << (wanted.bit_length() - 1))
-    k = keys.view(parts, 1, -1, keys.shape[1])
-    q = queries.expand(parts, 1, -1, -1)
-    scale = 1 / temperature
-    if keys.device.type == "cpu":
-        mean, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)
-    else:
-        mean, log, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            q, k, k, None, True, scale=scale
-        )
-    mean, log = mean[:, 0], log[:, 0, : len(queries)]  # the kernel of CUDA pads the latter
-    if parts == 1:
-        return mean[0], log[0]
-    both = log.logsumexp(0)
-    return ((log - both).exp()[:, :, None] * mean).sum(0), both

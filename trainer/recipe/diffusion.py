@@ -13,7 +13,19 @@ from trainer.recipe.drawing import Drawing
 from trainer.recipe.generation import Generation
 from trainer.recipe.groups import Groups
 from trainer.recipe.optimizers import Optimizer
-from trainer.recipe.schema import Constant, Cosine, Data, Folder, Log, Name, Save, Tracking
+from trainer.recipe.schema import (
+    DETERMINISTIC,
+    PRECISION,
+    TF32,
+    Constant,
+    Cosine,
+    Data,
+    Folder,
+    Log,
+    Name,
+    Save,
+    Tracking,
+)
 
 PAIR = 2  # images that share a generator of noise, and have antithetic times
 ENCODER = "where the run of the latents lies now, with its checkpoint; null: where the run's recipe says"
@@ -26,9 +38,9 @@ class Diffuse(Section):
 
     task: Literal["diffuse"]
     seed: Count = key(0, "seed of everything random in the run", "1")
-    precision: Literal["float64", "float32", "bf16"] = key(
-        "float32", "what is computed in; with `bf16` weights and moments are float32"
-    )
+    precision: Literal["auto", "float64", "float32", "bf16"] = key("float32", PRECISION)
+    tf32: bool = key(False, TF32)
+    deterministic: bool = key(True, DETERMINISTIC)
     outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together, even", "images")

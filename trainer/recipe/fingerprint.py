@@ -16,6 +16,7 @@ from trainer.recipe.yaml12 import to_yaml_line
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
+    "deterministic",  # the choice of kernels: what is computed is the same, but for the last bits
     *("from", "checkpoint", "draw"),  # of diffusion, whose samples are known by their digest
 )
 NOT_FINGERPRINTED_DATA = tuple(
@@ -24,6 +25,7 @@ NOT_FINGERPRINTED_DATA = tuple(
 # Keys that are younger than some checkpoints, with the value that means what was meant before there was the
 # key. Patterns of fnmatch, such as `data.views.*.jitter.order`; a `*` also matches dots.
 DEFAULTS_OF_NEW_KEYS = {
+    "tf32": False,
     "optimizer.lr_per_256": None,
     "optimizer.scaling": None,
     "optimizer.decay_norms": True,

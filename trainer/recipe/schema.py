@@ -165,6 +165,21 @@ class Tracking(Section):
 # ---- the recipes ---------------------------------------------------------------------------------
 
 
+PRECISION = (
+    "what is computed in; with `bf16` weights and moments are float32. `auto`: `bf16` on a GPU that has it, "
+    "else `float32`, resolved at the first start"
+)
+
+TF32 = (
+    "whether a GPU may round the factors of float32 products and convolutions to 10 bits of mantissa, which "
+    "is faster; false: IEEE float32. A CPU never does"
+)
+DETERMINISTIC = (
+    "whether cuDNN on a GPU takes deterministic kernels, chosen without timing them; false: the fastest "
+    "ones, chosen by timing, and a repeated run may differ in the last bits. A CPU does not read it"
+)
+
+
 class Pretrain(Section):
     """Pretraining of an encoder by an objective."""
 
@@ -172,9 +187,9 @@ class Pretrain(Section):
 
     task: Literal["pretrain"]
     seed: Count = key(0, "seed of everything random in the run", "1")
-    precision: Literal["float64", "float32", "bf16"] = key(
-        "float32", "what is computed in; with `bf16` weights and moments are float32"
-    )
+    precision: Literal["auto", "float64", "float32", "bf16"] = key("float32", PRECISION)
+    tf32: bool = key(False, TF32)
+    deterministic: bool = key(True, DETERMINISTIC)
     outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together", "images")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from data_pipelines.access import local_folder
-from trainer.distributed.launch import LAUNCHERS, launcher
+from trainer.distributed.launcher import LAUNCHERS, started_by
 from trainer.distributed.variables import local_world_size, world_size
 from trainer.recipe import loading
 from trainer.recipe.schema import Data
@@ -71,7 +71,7 @@ def continuation() -> str:
     if "SLURM_JOB_ID" in os.environ or local_world_size() != world_size():
         return ""
     try:
-        process = launcher()
+        process = started_by()
         words = process.cmdline() if process else list(sys.argv)
     except psutil.Error:  # it has just ended
         return ""

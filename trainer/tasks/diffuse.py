@@ -62,6 +62,13 @@ class Diffusing(TrainingTask[Diffuse]):
         self.dataset = open_data(self.recipe.data, self.loaded.commands)
         return self.dataset.fingerprint
 
+    @property
+    def training_images(self) -> int | None:
+        if self.recipe.data is None:
+            return None
+        assert self.dataset is not None  # since `open`
+        return self.dataset.split(self.recipe.data.train).images
+
     def _check_before_data(self) -> None:
         RunFolder.of(self.loaded).check(self.loaded)
         check_training(self.recipe, self.context)

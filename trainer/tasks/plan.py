@@ -6,9 +6,12 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from trainer.networks.encoder import Encoder
+from trainer.recipe.automatic import automatic_keys
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
+from trainer.recipe.trees import flatten
+from trainer.runs import automatic
 from trainer.tasks import diffusion_plan
 from trainer.tasks.checks import check_evaluation, check_splits
 from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
@@ -33,6 +36,9 @@ def run(loaded: ResolvedRecipe) -> int:
     if not recipe.trains:
         raise UserError(f"--plan: recipe {loaded.name} is of task {recipe.task}; only training is planned")
     check_batch_division(recipe, 1)
+    keys, device = automatic_keys(recipe), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = automatic.resolved(loaded, device)
+    recipe = loaded.recipe
     if recipe.task == "diffuse":
         what = diffusion_plan.planned(recipe, loaded.commands)
     else:
@@ -41,6 +47,9 @@ def run(loaded: ResolvedRecipe) -> int:
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
     for line in (*what.samples, *what.model):
         print(line)
+    for key, value in flatten(automatic.resolved(loaded, device, what.count).resolved()):
+        if key in keys:
+            print(f"auto       {key}={value}, as the first start resolves it on a machine like this one")
     print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
     if what.count:

@@ -14,7 +14,7 @@ from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
-from trainer.objectives.momentum_queue import path
+from trainer.objectives.queue_attention import fault_of_fused, path
 from trainer.recipe.schema import Data, Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.runs.folder import RunFolder
@@ -115,11 +115,17 @@ def notes(
         yield from _repeated_negatives(recipe, images)
     if momentum_queue := recipe.objective.momentum_queue:
         keys, queue = momentum_queue.keys, queue_bytes(recipe)
-        kernel = path(device, DTYPES[recipe.precision], recipe.objective.key_width)
+        computed = device, DTYPES[recipe.precision], recipe.objective.key_width
+        kernel = path(*computed)
         yield (
             f"queue of {keys:,} keys, {keys // world_size:,} a rank ({queue / world_size / 1e6:,.1f} MB), "
             f"{kernel} attention"
         )
+        if fault := fault_of_fused(*computed):
+            yield (
+                f"warning: torch's fused attention {fault} on this device: the queue takes plain products, "
+                "which are right but slower"
+            )
     if (shuffle := recipe.key_shuffle) and blocks_span_ranks(recipe, world_size):
         yield (
             f"blocks of {recipe.objective.contrast_key}shuffle={shuffle.groups} groups span "

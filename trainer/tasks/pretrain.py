@@ -37,6 +37,10 @@ class Pretraining(TrainingTask[Pretrain]):
         self.dataset = open_data(self.recipe.data, self.loaded.commands)
         return self.dataset.fingerprint
 
+    @property
+    def training_images(self) -> int:
+        return self.dataset.split(self.recipe.data.train).images
+
     def _check_before_data(self) -> None:
         RunFolder.of(self.loaded).check(self.loaded)
         check_training(self.recipe, self.context)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from array import array
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -80,10 +81,10 @@ def draw_views(trainer: ImageTrainer, folder: RunFolder) -> None:
 def draw_curves(folder: RunFolder) -> None:
     """The journal's metrics over images seen."""
     with drawing(folder.path, "curves.png") as path:
-        series: dict[str, tuple[list[int], list[float]]] = {}
+        series: dict[str, tuple[array, array]] = {}  # 16 bytes a point, of which there may be millions
         for record, _ in read(folder.journal):
             if record["kind"] == "metric":
-                images, values = series.setdefault(record["name"], ([], []))
+                images, values = series.setdefault(record["name"], (array("q"), array("d")))
                 images.append(record["images"])
                 values.append(record["value"])
         charts.curves(path, series)

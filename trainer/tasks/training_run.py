@@ -5,10 +5,9 @@ augmentations, what is logged, measured and saved) is a function of the recipe a
 same command continues a run that was killed, as if nothing had happened.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
@@ -18,13 +17,17 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
-from trainer.distributed.signals import Stopped
+from trainer.distributed.progress import event_of
+from trainer.distributed.signals import Stopped, status_of_stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.recipes import AnyTraining
+from trainer.runs import automatic
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, data_making, report
+from trainer.tasks.clock import Clock
+from trainer.tasks.memory import memory_named
 from trainer.training.schedules import interval_passed, learning_rate, whole_batches
 from trainer.training.trainer import Trainer
 
@@ -45,6 +48,16 @@ class TrainingTask(ABC, Generic[Recipe]):
             UserError: it is not there, or not whole.
             Stopped: a signal came while it was made; the argument is its name.
         """
+
+    @property
+    @abstractmethod
+    def training_images(self) -> int | None:
+        """Images of the opened training split; None where it has none, but latents."""
+
+    def resolve(self) -> None:
+        """Resolves each `auto` that needed the data set; collective, after `open`. Raises UserError."""
+        self.loaded = automatic.resolved(self.loaded, self.context.device, self.training_images)
+        self.recipe = self.loaded.recipe
 
     @abstractmethod
     def check(self) -> None:
@@ -98,11 +111,12 @@ def run_training(task: TrainingTask) -> int:
         fingerprint = task.open()
     except Stopped as stop:
         return data_making.stopped(folder, context, str(stop))
+    task.resolve()
     collectives.run_on_main(task.check)
     run = Run(task.loaded, context, fingerprint, context.description())
-    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang), None
+    watchdog, trainer = Watchdog(recipe.stage_timeout, run.on_hang, event_of(context.device)), None
     try:
-        with refused_paths():
+        with refused_paths(), memory_named(recipe.accumulate):
             trainer = task.build(run)
             train_to_the_end(task, trainer, run, watchdog)
     except BaseException as error:
@@ -163,7 +177,7 @@ def stopped(run: Run) -> int:
     again = commands.continuation()
     run.progress.say(f"the same command continues it{f': {again}' * bool(again)}")
     run.end("KILLED")
-    return 1
+    return status_of_stopped()
 
 
 def run_tags(loaded: ResolvedRecipe[AnyTraining], trainer: Trainer) -> dict[str, object]:
@@ -239,7 +253,7 @@ def start_profiler(trainer: Trainer, run: Run) -> "torch.profiler.profile | None
     return profiler
 
 
-def log(trainer: Trainer, run: Run, values: dict, clock: "Clock") -> None:
+def log(trainer: Trainer, run: Run, values: dict, clock: Clock) -> None:
     """Writes the figures of this step, the mean over ranks, to journal and screen."""
     check_finite(trainer, run)
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
@@ -269,29 +283,3 @@ def save(trainer: Trainer, run: Run) -> None:
     """A checkpoint, if all losses were finite."""
     check_finite(trainer, run)
     run.save(trainer.state(), trainer.images)
-
-
-class Clock:
-    """Images a second and the share of time spent waiting for data, between two readings."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self._mark()
-
-    def _mark(self) -> None:
-        self._began, self._images = time.perf_counter(), self.trainer.images
-        self._waited, self._left_out = self.trainer.loader.waited, 0.0
-
-    def read(self) -> dict[str, float]:
-        """The figures since the last reading."""
-        seconds = time.perf_counter() - self._began - self._left_out
-        images, waited = self.trainer.images - self._images, self.trainer.loader.waited - self._waited
-        self._mark()
-        return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time that does not count: evaluation and saving."""
-        began = time.perf_counter()
-        yield
-        self._left_out += time.perf_counter() - began

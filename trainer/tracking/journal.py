@@ -6,7 +6,6 @@
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,8 @@ from typing import Any
 from data_pipelines.common.errors import UserError
 from data_pipelines.common.files import cannot_write, flush
 from data_pipelines.common.locks import close_locked, is_locked, open_locked
+from trainer.tracking import journal_index
+from trainer.tracking.journal_index import JournalState, warning_digest
 
 KINDS = ("metric", "parameter", "tag", "artifact", "resumed", "warning", "end")
 # Events of a process, which may recur at the same images (a run can be resumed twice from one checkpoint): so
@@ -48,6 +49,11 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
                 yield record, offset
 
 
+def first_id(path: Path) -> str | None:
+    """The id of a journal, of the first record that bears one; None: there is none. Raises OSError."""
+    return next((record["value"] for record, _ in read(path) if record["name"] == ID), None)
+
+
 def _parse(line: bytes) -> dict | None:
     try:
         record = json.loads(line)
@@ -66,6 +72,7 @@ def _is_formed(record: dict) -> bool:
     """Whether the fields that are compared, and used as keys and time stamps, have the types for it."""
     return (
         type(record["images"]) is int
+        and -(2**63) <= record["images"] < 2**63  # as MLflow takes steps
         and type(record["time"]) in (int, float)
         and math.isfinite(record["time"])
         and isinstance(record["name"], str)
@@ -87,6 +94,8 @@ class Journal:
     replay, which is shorter than two save intervals, needs the lines that lie ahead of it. They are read at
     its first line, and dropped when the run passes what it had reached before. (An 8-byte digest of each
     warning is kept.)
+
+    So is what a start reads: the journal's index (`journal_index`), and at most a megabyte behind it.
     """
 
     def __init__(
@@ -100,14 +109,9 @@ class Journal:
         Raises UserError where the folder cannot be written or another process writes this journal.
         """
         self.path = Path(path)
-        self.id = None
         self._mutex = threading.Lock()
-        self._highest: dict[str, int] = {}
-        self._top = -1
-        self._ahead: set[tuple[str, int]] | None = None
+        self._ahead: dict[str, set[int]] | None = None
         self._ahead_from = 0
-        self._count: dict[str, int] = {}
-        self._warned: set[bytes] = set()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = open_locked(self.path, wait)
@@ -121,27 +125,38 @@ class Journal:
                 "or start another run with run=NAME"
             )
         self._fd = fd
-        self._learn()
-        if self.id is None:
-            self.id = uuid.uuid4().hex
-            self.write("tag", ID, self.id, 0)
+        self._state = self._learn()
+        if self._state.id is None:
+            self._state.id = uuid.uuid4().hex
+            self.write("tag", ID, self._state.id, 0)
             self.sync()
             flush(self.path.parent)
+        self._write_index()
 
-    def _learn(self) -> None:
-        end = 0
-        for record, end in read(self.path):  # noqa: B007 (the last end is where the torn rest begins)
+    @property
+    def id(self) -> str:
+        """By which the run in MLflow is known, 32 letters."""
+        assert self._state.id is not None  # since it was opened
+        return self._state.id
+
+    def _learn(self) -> JournalState:
+        """What the lines say, those behind the index read one by one; cuts off a torn rest."""
+        state = journal_index.load(self.path)
+        if state is None or state.id is None or state.id != first_id(self.path):
+            state = JournalState()
+        self._indexed = state.end
+        for record, end in read(self.path, state.end):
             if record["kind"] in EVENTS:
                 name, _, number = record["name"].rpartition(".")
-                self._count[name] = max(self._count.get(name, 0), int(number))
-                if record["kind"] == "warning":
-                    self._warned.add(_digest(name, record["value"]))
+                warning = warning_digest(name, record["value"]) if record["kind"] == "warning" else None
+                state.note_event(name, int(number), warning, end)
             else:
-                self._note(record["name"], record["images"])
-            if record["name"] == ID and self.id is None:
-                self.id = record["value"]
-        if os.fstat(self._fd).st_size > end:
-            os.ftruncate(self._fd, end)
+                state.note(record["name"], record["images"], end)
+            if record["name"] == ID and state.id is None:
+                state.id = record["value"]
+        if os.fstat(self._fd).st_size > state.end:
+            os.ftruncate(self._fd, state.end)
+        return state
 
     def write(self, kind: str, name: str, value: Any, images: int) -> bool:
         """Appends one record; returns False where (name, images), or that warning, was written before.
@@ -155,11 +170,12 @@ class Journal:
         with self._mutex:
             if not is_locked(self._fd):
                 raise ValueError(f"{self.path}: the journal is closed, or belongs to the parent process")
-            if kind == "warning" and _digest(name, value) in self._warned:
+            warning = warning_digest(name, value) if kind == "warning" else None
+            if warning in self._state.warned:
                 return False
             if kind not in EVENTS and self._has(name, images):
                 return False
-            number = self._count.get(name, 0) + 1
+            number = self._state.count.get(name, 0) + 1
             record = {
                 "images": images,
                 "time": round(time.time(), 3),
@@ -167,13 +183,14 @@ class Journal:
                 "name": f"{name}.{number}" if kind in EVENTS else name,
                 "value": _plain(float(value) if kind == "metric" else value),
             }
-            self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+            line = json.dumps(record, allow_nan=False).encode() + b"\n"
+            self._append(line)
+            end = self._state.end + len(line)
             if kind in EVENTS:
-                self._count[name] = number
-                if kind == "warning":
-                    self._warned.add(_digest(name, value))
+                self._state.note_event(name, number, warning, end)
             else:
-                self._note(name, images)
+                self._note(name, images, end)
+            self._write_index()
         return True
 
     def metrics(self, values: dict, images: int) -> None:
@@ -182,31 +199,42 @@ class Journal:
             self.write("metric", name, value, images)
 
     def differing(self, values: dict, images: int) -> list[str]:
-        """The names in `values` that have another value at these images in the file; reads all of it."""
-        before = {r["name"]: r["value"] for r, _ in read(self.path) if r["images"] == images}
+        """The names in `values` that have another value at these images in the file.
+
+        It is read from where the run reached these images.
+        """
+        lines = read(self.path, self._state.start_of(images))
+        before = {r["name"]: r["value"] for r, _ in lines if r["images"] == images}
         # compared as text, in which NaN equals itself
         return [name for name in values if name in before and repr(before[name]) != repr(float(values[name]))]
 
     def _has(self, name: str, images: int) -> bool:
-        highest = self._highest.get(name, -1)
+        highest = self._state.highest.get(name, -1)
         if images >= highest:
             return images == highest
         if self._ahead is None or images < self._ahead_from:
-            self._ahead_from = images
-            self._ahead = {
-                (record["name"], record["images"])
-                for record, _ in read(self.path)
-                if record["images"] >= images and record["kind"] not in EVENTS
-            }
-        return (name, images) in self._ahead
+            self._ahead_from, self._ahead = images, {}
+            for record, _ in read(self.path, self._state.start_of(images)):
+                if record["images"] >= images and record["kind"] not in EVENTS:
+                    self._ahead.setdefault(record["name"], set()).add(record["images"])
+        return images in self._ahead.get(name, ())
 
-    def _note(self, name: str, images: int) -> None:
-        self._highest[name] = max(self._highest.get(name, -1), images)
-        if images > self._top:
-            self._top = images
+    def _note(self, name: str, images: int, end: int) -> None:
+        if images > self._state.top:
             self._ahead = None
         elif self._ahead is not None:
-            self._ahead.add((name, images))
+            self._ahead.setdefault(name, set()).add(images)
+        self._state.note(name, images, end)
+
+    def _write_index(self) -> None:
+        """Replaces the index where the journal has grown by a span since."""
+        if self._state.end - self._indexed < journal_index.SPAN:
+            return
+        self._indexed = self._state.end
+        # On a file system without locks a second writer's lines may be there, of which nothing is known here.
+        if os.fstat(self._fd).st_size == self._state.end:
+            self.sync()  # a power cut must not leave an index of lines that it has taken
+            journal_index.save(self.path, self._state)
 
     def _append(self, line: bytes) -> None:
         try:
@@ -242,7 +270,3 @@ def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _digest(name: str, text: object) -> bytes:
-    return hashlib.blake2b(f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()

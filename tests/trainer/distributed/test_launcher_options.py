@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.helpers.command_lines import MAIN, ROOT, process
-from trainer.distributed.launch import launch_options
+from trainer.distributed.launcher import launch_options
 
 FILE = ["accelerate", "launch", "--config_file", f"{ROOT}/recipes/launch/zero2.yaml"]
 

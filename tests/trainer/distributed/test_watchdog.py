@@ -1,13 +1,16 @@
 """Which ranks a watchdog names, from what they publish in a store; real ranks that hang: tests/faults."""
 
+import itertools
 import json
-from dataclasses import astuple
+import threading
+from dataclasses import astuple, replace
 
 import pytest
 import torch.distributed as dist
 
-from trainer.distributed import collectives
-from trainer.distributed.watchdog import CLOSED, Position, Watchdog
+from trainer.distributed import collectives, watchdog
+from trainer.distributed.progress import Position
+from trainer.distributed.watchdog import CLOSED, Report, Watchdog
 
 
 @pytest.fixture
@@ -29,13 +32,14 @@ def culprits(store, monkeypatch):
             for rank, (beats, at) in reports.items():
                 store.set(f"watchdog/{rank}", json.dumps([beats, *astuple(at)]))
 
-        watchdog = Watchdog(0, lambda line: None)  # without a limit it has no thread, which would publish too
-        watchdog._position, watchdog._store, watchdog._interval = position, store, 0
+        one = Watchdog(0, lambda line: None)  # without a limit it has no thread, which would publish too
+        one._progress._process = position
+        one._store, one._interval = store, 0
         waits = iter([publish, publish, publish])
-        monkeypatch.setattr(watchdog._closing, "wait", lambda seconds: next(waits)(after))
+        monkeypatch.setattr(one._closing, "wait", lambda seconds: next(waits)(after))
         publish(before)
-        watchdog._publish()
-        return watchdog._culprits()
+        one._publish()
+        return one._culprits()
 
     return ask
 
@@ -91,3 +95,58 @@ def test_a_store_that_is_gone_is_named_in_place_of_ranks(culprits, store, monkey
     for name in ("set", "get", "check"):
         monkeypatch.setattr(type(store), name, gone)
     assert culprits(AT, {}, {}) == "the store of the launcher, or of rank 0, does not answer"
+
+
+def test_a_gpu_that_is_behind_is_named_where_all_processes_wait_at_the_same_place(culprits):
+    """A process only starts work: all stop at the next wait, whichever GPU hangs."""
+    ahead = "'after_step' of the step after 640 images"
+    mine, behind = replace(AT, ahead=ahead), replace(BEHIND, ahead=ahead)
+    line = culprits(mine, {1: (4, mine), 2: (4, behind)}, {1: (5, mine), 2: (5, behind)})
+    assert line == (
+        "rank 2 had last finished 'forward' of the step after 640 images on its GPU "
+        "(its process: 'after_step' of the step after 640 images) and the others are further"
+    )
+
+
+@pytest.mark.slow
+def test_a_gpu_that_stands_still_ends_the_run_and_not_one_that_works(store, monkeypatch, capsys):
+    """Each event is completed by hand; the process is through with its step at once."""
+    ended = threading.Event()
+
+    def leave(status):
+        assert status == 3
+        ended.set()
+        watch._closing.set()
+
+    monkeypatch.setattr(watchdog.os, "_exit", leave)
+    device, made = {"completed": 0}, []
+
+    class Mark:
+        def record(self):
+            made.append(self)
+
+        def query(self):
+            return made.index(self) < device["completed"]
+
+    watch = Watchdog(1.0, lambda line: None, Mark)
+    watch._first_step = False
+    for stage in ("zero_grad", "data", "forward", "backward"):
+        watch.stage_done(stage, 640)
+    watch.step_done()
+    beats = itertools.count(1)
+
+    def reports():
+        """The other ranks live, and have ended the step."""
+        others = Report(next(beats), replace(AT, stages=9, in_step=False))
+        return {0: Report(next(beats), watch._progress.position()), 1: others, 2: others}
+
+    monkeypatch.setattr(watch, "_reports", reports)
+    for number in (1, 2, 3):  # slowly, but it goes on
+        device["completed"] = number
+        assert not ended.wait(0.7)
+    assert ended.wait(10)
+    watch.close()
+    assert (
+        "rank 0 had last finished 'forward' of the step after 640 images on its GPU "
+        "(its process: 'backward' of the step after 640 images) and the others are further"
+    ) in capsys.readouterr().err

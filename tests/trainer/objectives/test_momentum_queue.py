@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.random_keys import TAU, filled_queue, full_logits, units
-from trainer.objectives import momentum_queue
+from trainer.objectives import queue_attention
 from trainer.objectives.bounds import softplus
-from trainer.objectives.momentum_queue import PIECE, MomentumQueue, attend, path
+from trainer.objectives.momentum_queue import MomentumQueue
+from trainer.objectives.queue_attention import PIECE, attend
 
 
 @pytest.mark.parametrize("way", ["fused", "chunked"])
 @pytest.mark.parametrize(("rows", "keys", "width"), [(1, 1, 8), (7, 100, 3), (50, 4096, 128), (3, 1025, 300)])
 def test_attention_is_exact(way, rows, keys, width, monkeypatch):
-    monkeypatch.setattr(momentum_queue, "PIECE", 10_000)  # several pieces
+    monkeypatch.setattr(queue_attention, "PIECE", 10_000)  # several pieces
     queries, shard = units(rows, width), units(keys, width, seed=1)
     log, gradient = full_logits(queries, shard)
     mean, log_sum_exp = attend(queries, shard, TAU, way)
@@ -132,7 +133,7 @@ def test_autocast_changes_nothing():
     plain = queue.log_sum_exp(queries, TAU, 4)
     for way in ("fused", "chunked"):
         with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(momentum_queue, "path", lambda *_, way=way: way)
+            patch.setattr(queue_attention, "path", lambda *_, way=way: way)
             log_sum_exp = queue.log_sum_exp(queries, TAU, 4)
         assert log_sum_exp.dtype == torch.float32
         assert (log_sum_exp - plain).abs().max() < 1e-5
@@ -200,18 +201,11 @@ def test_no_matrix_of_queries_by_keys_and_no_wait_for_the_device():
         queue.enqueue(keys, 0)
         shard, largest = queue.shard.data_ptr(), 0
         with pytest.MonkeyPatch.context() as patch, Watch():
-            patch.setattr(momentum_queue, "path", lambda *_, way=way: way)
+            patch.setattr(queue_attention, "path", lambda *_, way=way: way)
             queue.log_sum_exp(queries, TAU, 1).sum().backward()
             queue.enqueue(keys, 1)
         assert 0 < largest <= most
     assert waits == 0
-
-
-def test_path_says_what_runs():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert path(cpu, torch.float32, 128) == path(cpu, torch.float64, 3) == "fused"
-    assert path(cuda, torch.float64, 128) == path(torch.device("mps"), torch.float32, 128) == "chunked"
-    assert path(cuda, torch.float32, 12) == "chunked"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

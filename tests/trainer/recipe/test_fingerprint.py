@@ -36,6 +36,7 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "data.cache_bytes",
         "images",
         "step_timeout",
+        "deterministic",
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")

@@ -22,7 +22,7 @@ FOLDER = RunFolder(Path("outputs/it's a run"))
 def no_job(monkeypatch):
     for name in ("SLURM_JOB_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(commands, "launcher", lambda: None)
+    monkeypatch.setattr(commands, "started_by", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_command_of_a_launcher(monkeypatch, words, expected):
         def cmdline(self) -> list[str]:
             return words
 
-    monkeypatch.setattr(commands, "launcher", Launcher)
+    monkeypatch.setattr(commands, "started_by", Launcher)
     assert commands.continuation() == expected
 
 

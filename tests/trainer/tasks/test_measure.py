@@ -118,6 +118,23 @@ def test_other_seeds_and_checkpoints_have_a_folder_of_their_own(capsys, copied):
 
 
 @pytest.mark.slow
+def test_two_ranks_measure_what_one_measures(copied, tmp_path):
+    """Samples are shared out: their noise is a function of seed and number, their statistics are added up."""
+    other = shutil.copytree(copied, tmp_path / "on two" / "digits")
+    launch = ["accelerate", "launch", "--config_file", "recipes/launch/ddp.yaml", "--num_processes"]
+    results = []
+    for ranks, run in (("1", copied), ("2", other)):
+        done = process(*launch, ranks, MAIN, "recipe=measure", f"from={run}", "seed=1", "draw.batch=7")
+        assert done.status == 0, done.err
+        assert done.out.count("measuring ") == 1
+        results.append((RunFolder(run / "evaluations" / NAME).results(), values(run)))
+    (one, delivered), (two, delivered_by_two) = results
+    assert len(one) == 3 * 3  # of rows: two measures and how many images
+    assert two == pytest.approx(one, rel=1e-4)  # float32: samples of other batches differ by rounding
+    assert delivered_by_two == pytest.approx(delivered, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_another_extractor_and_more_images_are_added_to_the_results(capsys, copied, tmp_path):
     path, _, digest = torchscript(tmp_path, "other", width=4)
     words = ["recipe=measure", f"from={copied}", f"evaluate.extractor={path}"]

@@ -99,7 +99,7 @@ def test_events_are_numbered_and_warnings_not_repeated(tmp_path):
         journal = Journal(path)
         journal.write("resumed", "resumed", 64, 64)
         written = journal.write("warning", "data", "shard 3 is truncated", 64)
-        journal.write("warning", "data", f"sample {journal._count['resumed']} replaced", 64)
+        journal.write("warning", "data", f"sample {journal._state.count['resumed']} replaced", 64)
         journal.write("end", "end", "KILLED", 64)
         journal.close()
     assert not written

@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
-from trainer.distributed.launch import default_config_file
+from trainer.distributed.devices import nvidia_gpus
+from trainer.distributed.launcher import default_config_file
 from trainer.recipe import loading
 from trainer.recipe.messages import fields
 from trainer.recipe.yaml12 import DEFAULT
@@ -103,7 +104,10 @@ def engines(probed: dict[str, dict]) -> Iterator[str]:
     else:
         gpu = torch["gpu"]
         usable = ", ".join(map(one_line, gpu["names"]))
-        yield f"torch and GPUs: {usable or 'none: ' + one_line(gpu['why'])}"
+        present = len(nvidia_gpus())
+        unused = f", although {present} device file{'s' * (present > 1)} of NVIDIA GPUs can be opened"
+        none = f"none{unused * (present > 0)}: {one_line(gpu['why'])}"
+        yield f"torch and GPUs: {usable or none}"
         yield f"torch: {torch['threads']} threads, {torch['backends']}"
         zero = "zero1, zero2, zero3" if "error" not in deepspeed else "no zero1 to zero3 without deepspeed"
         yield f"engines: single process, ddp, fsdp2, {zero}"
