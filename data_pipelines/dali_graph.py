@@ -52,17 +52,26 @@ def header_graph() -> DataNode:
 
 @pipeline_def
 def decode_graph() -> DataNode:
-    return fn.decoders.image(fn.external_source(name="encoded"), device=_decoder(), output_type=types.RGB)
+    return fn.decoders.image(fn.external_source(name="encoded"), **_decoder())
 
 
 @pipeline_def
 def decode_and_header_graph() -> tuple[DataNode, DataNode]:
     encoded = fn.external_source(name="encoded")
-    return fn.decoders.image(encoded, device=_decoder(), output_type=types.RGB), fn.peek_image_shape(encoded)
+    return fn.decoders.image(encoded, **_decoder()), fn.peek_image_shape(encoded)
 
 
-def _decoder() -> str:
-    return "cpu" if Pipeline.current().device_id is None else "mixed"
+def _decoder() -> dict[str, Any]:
+    """The decoder's options on the pipeline's device.
+
+    On a GPU, DALI's defaults give a share of each batch to the JPEG engine, whose pixels differ from the
+    other decoder's: an image would depend on its batch. And they interpolate chroma otherwise than on a CPU,
+    and pin the threads of all pipelines to the same cores.
+    """
+    options: dict[str, Any] = {"device": "cpu", "output_type": types.RGB}
+    if Pipeline.current().device_id is not None:
+        options |= {"device": "mixed", "hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True, "affine": False}
+    return options
 
 
 @pipeline_def(enable_conditionals=True)
@@ -83,7 +92,7 @@ def view_graph(
 
 def decoded(number: int, fast: bool) -> DataNode:
     encoded = fn.external_source(name=f"encoded{number}")
-    options: dict[str, Any] = {"device": _decoder(), "output_type": types.RGB}
+    options = _decoder()
     if not fast:
         return fn.decoders.image(encoded, **options)
     # The region that all views show together: decoding the region of each of two views takes half as long
