@@ -171,8 +171,8 @@ def blurred(images: torch.Tensor, weights: np.ndarray, whole: bool) -> torch.Ten
     """Filters columns, then rows, by windows [n, 2 r + 1]; the border is mirrored and not repeated."""
     radius, size = weights.shape[1] // 2, images.shape[1]
     period = max(1, 2 * (size - 1))
-    at = (np.arange(size) + np.arange(-radius, radius + 1)[:, None]) % period
-    at = on(images, np.minimum(at, period - at) if size > 1 else 0 * at)
+    mirrored = (np.arange(size) + np.arange(-radius, radius + 1)[:, None]) % period
+    at = on(images, np.minimum(mirrored, period - mirrored) if size > 1 else 0 * mirrored)
     factors = on(images, weights.T)[:, :, None, None, None]
     for axis in (1, 2):
         result = images.index_select(axis, at[0]) * factors[0]

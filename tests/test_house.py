@@ -172,7 +172,9 @@ FLOORS = [
         )
     ],
     ["data_pipelines/loader", "data_pipelines/dali_pipeline", "data_pipelines/sources"],
-    ["data_pipelines/dali", "data_pipelines/rows", "data_pipelines/shards"],
+    ["data_pipelines/rows", "data_pipelines/shards", "data_pipelines/resident"],
+    ["data_pipelines/pillow"],
+    ["data_pipelines/dali"],
     ["trainer/recipe", "trainer/distributed"],
     ["trainer/networks", "trainer/generation", "trainer/checkpoints", "trainer/tracking"],
     ["trainer/objectives", "trainer/exports", "trainer/runs"],
