@@ -89,7 +89,8 @@ SMALL = 32 * 32  # pixels of an image and of a view up to which a CPU makes view
 def _resident(recipe: AnyTask, facts: Facts) -> bool | None:
     if facts.split is None:
         return None
-    assert recipe.trains and recipe.data is not None  # whose key this is
+    assert recipe.trains  # whose key this is
+    assert recipe.data is not None
     data, split = recipe.data, facts.split
     fast = facts.device == "cuda" or data.size**2 <= SMALL >= (split.decoded or 0) / (3 * split.images)
     fits = split.decoded is not None and 4 * split.decoded <= facts.memory
@@ -99,7 +100,8 @@ def _resident(recipe: AnyTask, facts: Facts) -> bool | None:
 def _cannot_keep(recipe: AnyTask, value: bool, facts: Facts) -> str | None:
     if not value or facts.split is None:
         return None
-    assert recipe.trains and recipe.data is not None
+    assert recipe.trains
+    assert recipe.data is not None
     if recipe.data.decode == "fast":
         return "images are decoded once and whole; set data.decode=exact, or data.resident=false"
     if facts.split.decoded is None:
