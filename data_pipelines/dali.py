@@ -11,6 +11,7 @@ from data_pipelines.common.shortage import shortage_named
 from data_pipelines.draws import draw
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Made, Maker, Prefetch
+from data_pipelines.pillow import PillowViews, has_dali
 from data_pipelines.reader import Reader
 from data_pipelines.views import View
 
@@ -120,6 +121,21 @@ class ImageViews(Maker):
         raise UserError(f"{self.reader.root}: no image of '{self.reader.split}' can be decoded")
 
 
+def image_views(
+    reader: Reader,
+    options: ImageOptions,
+    views: list[View],
+    sources: list[int],
+    seed: int,
+    batch: int,
+    warn: Callable[[str], None] = to_stderr,
+) -> Maker:
+    """DALI's maker of views, whose arguments these are; pillow's where DALI is not installed."""
+    if has_dali():
+        return ImageViews(reader, options, views, sources, seed, batch, warn)
+    return PillowViews(reader, options, views, sources, seed, warn)
+
+
 def in_order(
     reader: Reader,
     options: ImageOptions,
@@ -134,7 +150,7 @@ def in_order(
     Raises:
         Interrupted: a shard cannot be read and the reader's `stopping()` is true.
     """
-    maker = ImageViews(reader, options, [View()], [0], 0, batch, warn)
+    maker = image_views(reader, options, [View()], [0], 0, batch, warn)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(ids), batch):

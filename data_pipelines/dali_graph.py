@@ -13,7 +13,7 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import pipeline_def
 
 from data_pipelines.dali_hsv import saturation_and_hue
-from data_pipelines.draws import Draws
+from data_pipelines.draws import Draws, windows
 from data_pipelines.views import Normalize, View
 
 
@@ -43,19 +43,6 @@ def inputs(view: View, draws: Draws, corner: np.ndarray | int, device: str) -> d
         if device == "cpu":
             values["window"] = windows(draws.sigma, view.blur.sigma.high)
     return values
-
-
-def windows(sigma: np.ndarray, largest: float) -> np.ndarray:
-    """Gaussian windows of standard deviations `sigma` [n], cut off after three of them, rounded up.
-
-    Returns:
-        float32 [n, 2 r + 1], summing to 1, where r is three times `largest`, rounded up.
-    """
-    radius = int(np.ceil(3 * largest))
-    distance = np.abs(np.arange(-radius, radius + 1))
-    sigma = sigma.astype(np.float64)[:, None]
-    weights = np.exp(-(distance**2) / (2 * np.maximum(sigma, 1e-3) ** 2)) * (distance <= np.ceil(3 * sigma))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 @pipeline_def

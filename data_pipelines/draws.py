@@ -114,3 +114,16 @@ def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest central square of each image: anchors and shapes, int32 [n, 2]."""
     side = sizes.min(axis=1, keepdims=True).repeat(2, axis=1)
     return ((sizes - side) // 2).astype(np.int32), side.astype(np.int32)
+
+
+def windows(sigma: np.ndarray, largest: float) -> np.ndarray:
+    """Gaussian windows of standard deviations `sigma` [n], cut off after three of them, rounded up.
+
+    Returns:
+        float32 [n, 2 r + 1], summing to 1, where r is three times `largest`, rounded up.
+    """
+    radius = int(np.ceil(3 * largest))
+    distance = np.abs(np.arange(-radius, radius + 1))
+    sigma = sigma.astype(np.float64)[:, None]
+    weights = np.exp(-(distance**2) / (2 * np.maximum(sigma, 1e-3) ** 2)) * (distance <= np.ceil(3 * sigma))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -161,10 +161,20 @@ FLOORS = [
     [f"data_pipelines/{name}" for name in ("remote", "image_options", "draws", "dali_hsv")],
     [
         f"data_pipelines/{name}"
-        for name in ("plan", "noise", "reader", "dali_graph", "dali_damage", "dataset_loading")
+        for name in (
+            "plan",
+            "noise",
+            "reader",
+            "dali_graph",
+            "dali_damage",
+            "dataset_loading",
+            "resident_views",
+        )
     ],
     ["data_pipelines/loader", "data_pipelines/dali_pipeline", "data_pipelines/sources"],
-    ["data_pipelines/dali", "data_pipelines/rows", "data_pipelines/shards"],
+    ["data_pipelines/rows", "data_pipelines/shards", "data_pipelines/resident"],
+    ["data_pipelines/pillow"],
+    ["data_pipelines/dali"],
     ["trainer/recipe", "trainer/distributed"],
     ["trainer/networks", "trainer/generation", "trainer/checkpoints", "trainer/tracking"],
     ["trainer/objectives", "trainer/exports", "trainer/runs"],

@@ -13,9 +13,9 @@ from nvidia.dali.pipeline import pipeline_def
 from PIL import Image
 
 from data_pipelines.common.errors import Undecodable
-from data_pipelines.dali_graph import contrasted, inputs, windows
+from data_pipelines.dali_graph import contrasted, inputs
 from data_pipelines.dali_pipeline import ImagePipeline, remove_generated
-from data_pipelines.draws import Draws, draw
+from data_pipelines.draws import Draws, draw, windows
 from data_pipelines.views import Blur, Crop, Jitter, Normalize, Range, View
 from tests.helpers.tiny_dataset import pictures, png
 

@@ -13,8 +13,22 @@ from data_pipelines.common.errors import UserError
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.recipes import AnyTask
 from trainer.recipe.trees import flatten
+from trainer.recipe.yaml12 import to_yaml_line
 
 AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training split, once the data set is open.
+
+    Attributes:
+        images: how many.
+        decoded: bytes of them all decoded, uint8 RGB; None where they have several sizes, or nobody asks.
+    """
+
+    images: int
+    decoded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -26,14 +40,14 @@ class Facts:
         capability: compute capability of the GPU, (8, 0) for an A100; (0, 0) of a CPU.
         memory: bytes of the device's memory, on a CPU this rank's share of the machine's.
         triton: whether the compiler of GPU kernels is installed.
-        images: of the training split; None before the data set is open, and for latents.
+        split: what is trained on; None before the data set is open, and for latents.
     """
 
     device: str
     capability: tuple[int, int] = (0, 0)
     memory: int = 0
     triton: bool = False
-    images: int | None = None
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,39 @@ def _lacks_precision(recipe: AnyTask, value: str, facts: Facts) -> str | None:
     )
 
 
-RULES = {"precision": Rule(_precision, _lacks_precision)}
+SMALL = 32 * 32  # pixels of an image and of a view up to which a CPU makes views faster than DALI
+
+
+def _resident(recipe: AnyTask, facts: Facts) -> bool | None:
+    if facts.split is None:
+        return None
+    assert recipe.trains  # whose key this is
+    assert recipe.data is not None
+    data, split = recipe.data, facts.split
+    fast = facts.device == "cuda" or data.size**2 <= SMALL >= (split.decoded or 0) / (3 * split.images)
+    fits = split.decoded is not None and 4 * split.decoded <= facts.memory
+    return data.decode == "exact" and fast and fits
+
+
+def _cannot_keep(recipe: AnyTask, value: bool, facts: Facts) -> str | None:
+    if not value or facts.split is None:
+        return None
+    assert recipe.trains
+    assert recipe.data is not None
+    if recipe.data.decode == "fast":
+        return "images are decoded once and whole; set data.decode=exact, or data.resident=false"
+    if facts.split.decoded is None:
+        return f"the images of '{recipe.data.train}' have several sizes; set data.resident=false"
+    if facts.split.decoded <= facts.memory:
+        return None
+    sizes = f"{facts.split.decoded:,} bytes, and this rank has {facts.memory:,}"
+    return f"the decoded images of '{recipe.data.train}' take {sizes}; set data.resident=false"
+
+
+RULES = {
+    "precision": Rule(_precision, _lacks_precision),
+    "data.resident": Rule(_resident, _cannot_keep),
+}
 
 # ---- what is done with them ------------------------------------------------------------------------
 
@@ -116,4 +162,4 @@ def check_machine(recipe: AnyTask, facts: Facts) -> None:
     for key, value in flatten(recipe.model_dump(by_alias=True)):
         why = RULES[key].refuse(recipe, value, facts) if key in RULES and value != AUTO else None
         if why:
-            raise UserError(f"{key}={value}: {why}")
+            raise UserError(f"{key}={to_yaml_line(value)}: {why}")

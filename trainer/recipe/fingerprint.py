@@ -26,6 +26,7 @@ NOT_FINGERPRINTED_DATA = tuple(
 # key. Patterns of fnmatch, such as `data.views.*.jitter.order`; a `*` also matches dots.
 DEFAULTS_OF_NEW_KEYS = {
     "tf32": False,
+    "data.resident": False,
     "optimizer.lr_per_256": None,
     "optimizer.scaling": None,
     "optimizer.decay_norms": True,

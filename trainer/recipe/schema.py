@@ -40,6 +40,12 @@ def expand_root(root: str) -> str:
 # ---- data ----------------------------------------------------------------------------------------
 
 
+RESIDENT = (
+    "whether the training images, of one size, are decoded once and kept in memory, that of each rank's "
+    "device; views differ by rounding. `auto`: where they fill at most a quarter of it and that is faster"
+)
+
+
 class Data(Section):
     """Where images come from and what becomes of them."""
 
@@ -61,6 +67,7 @@ class Data(Section):
     )
     normalize: Normalize = Normalize()
     decode: Literal["exact", "fast"] = key("exact", "all of an image, or of JPEGs only what the views show")
+    resident: bool | Literal["auto"] = key(False, RESIDENT)
     window: Positive = key(16, "shards whose samples are mixed with each other", "shards")
     threads: Positive = key(2, "threads of each rank that decode", "threads")
     prefetch: Positive = key(2, "batches that are made ahead", "batches")

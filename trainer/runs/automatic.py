@@ -9,16 +9,16 @@ from trainer.runs.folder import RunFolder
 
 
 def resolved(
-    loaded: loading.ResolvedRecipe, device: torch.device, images: int | None = None
+    loaded: loading.ResolvedRecipe, device: torch.device, split: automatic.Split | None = None
 ) -> loading.ResolvedRecipe:
     """The recipe without the `auto` that can be resolved now; collective, and the same on every rank.
 
-    Rank 0 decides. What needs the training split stays until `images` is given.
+    Rank 0 decides. What needs the training split stays until `split` is passed.
 
     Raises:
         UserError: the machine of a rank cannot do what the recipe, or the run's own recipe.yaml, says.
     """
-    facts, recipe = machine.facts(device, images), loaded.recipe
+    facts, recipe = machine.facts(device, split), loaded.recipe
     if automatic.automatic_keys(recipe):
         loaded = collectives.run_on_main(lambda: _with_values_of_the_run(loaded))
         chosen = collectives.run_on_main(lambda: automatic.choices(loaded.recipe, facts))

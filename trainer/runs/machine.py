@@ -5,19 +5,29 @@ import importlib.util
 import psutil
 import torch
 
+from data_pipelines.dataset import Dataset
+from data_pipelines.reader import Reader
+from data_pipelines.resident import decoded_bytes
 from trainer.distributed import variables
-from trainer.recipe.automatic import Facts
+from trainer.recipe.automatic import Facts, Split
+from trainer.recipe.schema import Data
 
 
-def facts(device: torch.device, images: int | None = None) -> Facts:
-    """The facts of this rank's device, and of a training split of so many images (None: not known)."""
+def facts(device: torch.device, split: Split | None = None) -> Facts:
+    """The facts of this rank's device, and of a training split (None: not open)."""
     if device.type != "cuda":
         share = psutil.virtual_memory().total // variables.local_world_size()
-        return Facts(device.type, memory=share, images=images)
+        return Facts(device.type, memory=share, split=split)
     return Facts(
         device.type,
         capability=torch.cuda.get_device_capability(device),
         memory=torch.cuda.get_device_properties(device).total_memory,
         triton=importlib.util.find_spec("triton") is not None,
-        images=images,
+        split=split,
     )
+
+
+def training_split(dataset: Dataset, data: Data) -> Split:
+    """What rules know of the split that is trained on: the index is read where one asks for the sizes."""
+    with Reader(dataset, data.train) as reader:
+        return Split(reader.images, decoded_bytes(reader) if data.resident else None)

@@ -13,8 +13,10 @@ from trainer.distributed.launch import DistributedContext
 from trainer.generation.scaling import Scaling
 from trainer.objectives.drawing import Artist
 from trainer.objectives.objective import Objective
+from trainer.recipe.automatic import Split
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import ResolvedRecipe
+from trainer.runs import machine
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, diffusion_checks, generation_pages, generation_run, preflight, report
@@ -63,11 +65,11 @@ class Diffusing(TrainingTask[Diffuse]):
         return self.dataset.fingerprint
 
     @property
-    def training_images(self) -> int | None:
+    def training_split(self) -> Split | None:
         if self.recipe.data is None:
             return None
         assert self.dataset is not None  # since `open`
-        return self.dataset.split(self.recipe.data.train).images
+        return machine.training_split(self.dataset, self.recipe.data)
 
     def _check_before_data(self) -> None:
         RunFolder.of(self.loaded).check(self.loaded)

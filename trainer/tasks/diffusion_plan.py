@@ -14,6 +14,7 @@ from trainer.objectives.objective import Objective, size
 from trainer.recipe import loading
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.schema import Pretrain
+from trainer.runs import machine
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
 from trainer.tasks.diffuse import describe_samples
@@ -43,9 +44,9 @@ def planned(recipe: Diffuse, allowed: bool) -> Planned:
         if dataset is None:
             return Planned(under("data", lines), describe_model(recipe, shapes), None)
         lines[1] = describe_data(recipe.data, dataset)
-        images, train = dataset.split(recipe.data.train).images, recipe.data.train
+        split, size = machine.training_split(dataset, recipe.data), stored(dataset, recipe.data.train)
         model = describe_model(recipe, shapes)
-        return Planned(under("data", lines), model, images, stored=stored(dataset, train))
+        return Planned(under("data", lines), model, split.images, stored=size, split=split)
     assert recipe.from_ is not None  # either of the two is there
     folder = RunFolder(Path(recipe.from_))
     encoder, origin = encoder_of(folder)

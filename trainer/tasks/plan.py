@@ -11,7 +11,8 @@ from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.recipe.trees import flatten
-from trainer.runs import automatic
+from trainer.recipe.yaml12 import to_yaml_line
+from trainer.runs import automatic, machine
 from trainer.tasks import diffusion_plan
 from trainer.tasks.checks import check_evaluation, check_splits
 from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
@@ -47,9 +48,10 @@ def run(loaded: ResolvedRecipe) -> int:
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
     for line in (*what.samples, *what.model):
         print(line)
-    for key, value in flatten(automatic.resolved(loaded, device, what.count).resolved()):
+    for key, value in flatten(automatic.resolved(loaded, device, what.split).resolved()):
         if key in keys:
-            print(f"auto       {key}={value}, as the first start resolves it on a machine like this one")
+            chosen = f"{key}={to_yaml_line(value)}"
+            print(f"auto       {chosen}, as the first start resolves it on a machine like this one")
     print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
     if what.count:
@@ -79,8 +81,9 @@ def planned(recipe: Pretrain, commands: bool) -> Planned:
     if dataset.remote is None or not dataset.classes:  # else every index would be fetched
         warnings = check_evaluation(recipe, dataset)
     lines, train = [f"data       {describe_data(recipe.data, dataset)}"], recipe.data.train
-    images = dataset.split(train).images
-    return Planned(lines, describe_model(recipe), images, stored=stored(dataset, train), warnings=warnings)
+    split, size = machine.training_split(dataset, recipe.data), stored(dataset, train)
+    model = describe_model(recipe)
+    return Planned(lines, model, split.images, stored=size, warnings=warnings, split=split)
 
 
 def describe_model(recipe: Pretrain) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
+from trainer.recipe.automatic import Split
 from trainer.recipe.schema import Data
 from trainer.tasks.data_making import describe_making, folder_to_make
 
@@ -20,6 +21,7 @@ class Planned:
         unit: what they are.
         stored: bytes at rest that an epoch reads; None: not known, or they are mapped into memory.
         warnings: what a person should know.
+        split: images that are decoded; None: none, or they are not there yet.
     """
 
     samples: list[str]
@@ -28,6 +30,7 @@ class Planned:
     unit: str = "images"
     stored: int | None = None
     warnings: list[str] = field(default_factory=list)
+    split: Split | None = None
 
 
 def look_at(data: Data, commands: bool) -> tuple[Dataset | None, str]:

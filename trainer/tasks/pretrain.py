@@ -10,8 +10,10 @@ from trainer.evaluation import online
 from trainer.evaluation.context import EvaluationContext
 from trainer.evaluation.measure import Measured
 from trainer.evaluation.requirements import left_out_online
+from trainer.recipe.automatic import Split
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
+from trainer.runs import machine
 from trainer.runs.folder import RunFolder
 from trainer.runs.run import Run
 from trainer.tasks import commands, evaluate, report
@@ -38,8 +40,8 @@ class Pretraining(TrainingTask[Pretrain]):
         return self.dataset.fingerprint
 
     @property
-    def training_images(self) -> int:
-        return self.dataset.split(self.recipe.data.train).images
+    def training_split(self) -> Split:
+        return machine.training_split(self.dataset, self.recipe.data)
 
     def _check_before_data(self) -> None:
         RunFolder.of(self.loaded).check(self.loaded)

@@ -20,6 +20,7 @@ from trainer.distributed.launch import DistributedContext
 from trainer.distributed.progress import event_of
 from trainer.distributed.signals import Stopped
 from trainer.distributed.watchdog import Watchdog
+from trainer.recipe.automatic import Split
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.recipes import AnyTraining
 from trainer.runs import automatic
@@ -51,12 +52,12 @@ class TrainingTask(ABC, Generic[Recipe]):
 
     @property
     @abstractmethod
-    def training_images(self) -> int | None:
-        """Images of the opened training split; None where it has none, but latents."""
+    def training_split(self) -> Split | None:
+        """The opened training split; None of latents."""
 
     def resolve(self) -> None:
         """Resolves each `auto` that needed the data set; collective, after `open`. Raises UserError."""
-        self.loaded = automatic.resolved(self.loaded, self.context.device, self.training_images)
+        self.loaded = automatic.resolved(self.loaded, self.context.device, self.training_split)
         self.recipe = self.loaded.recipe
 
     @abstractmethod

@@ -7,12 +7,14 @@ from typing import Protocol
 import torch
 
 from data_pipelines.common.retry import to_stderr
-from data_pipelines.dali import ImageViews
+from data_pipelines.dali import image_views
 from data_pipelines.dataset import Dataset
 from data_pipelines.image_options import ImageOptions
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, Maker
+from data_pipelines.pillow import has_dali
 from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
+from data_pipelines.resident import ResidentImages, ResidentViews
 from data_pipelines.rows import Rows, Table
 from trainer.recipe.schema import Data
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -54,7 +56,7 @@ class ImageRecipe(Protocol):
 
 
 class ImageData(TrainingData):
-    """Images of a data set's training split, decoded and augmented by DALI.
+    """Images of a data set's training split, decoded and augmented by DALI, or decoded once and kept.
 
     Args:
         device: of the views.
@@ -75,14 +77,22 @@ class ImageData(TrainingData):
         self.name, self.samples = dataset.name, self.reader.images
         self.options = image_options(recipe, device)
         self.plan = Plan(recipe.seed, self.reader.shards, recipe.data.window)
+        self.resident = (
+            ResidentImages(self.reader, device, recipe.data.threads, warn) if recipe.data.resident else None
+        )
 
     def loader(self, share: BatchShare, start: int, stop: int) -> Loader:
-        views = self.recipe.data.views
-        sources = share.sources(len(views))
-        maker = ImageViews(
-            *(self.reader, self.options, views, sources, self.recipe.seed, share.micro_batch, self.warn)
-        )
+        maker = self._maker(share)
         return Loader(maker, self.plan, share, start=start, stop=stop, prefetch=self.recipe.data.prefetch)
+
+    def _maker(self, share: BatchShare) -> Maker:
+        views, seed = self.recipe.data.views, self.recipe.seed
+        sources = share.sources(len(views))
+        if self.resident:
+            return ResidentViews(self.resident, self.options, views, sources, seed)
+        if not has_dali():
+            self.warn("DALI is not installed: pillow decodes, in one thread; data.resident=true decodes once")
+        return image_views(self.reader, self.options, views, sources, seed, share.micro_batch, self.warn)
 
     def close(self) -> None:
         self.reader.close()

@@ -6,7 +6,16 @@ import pytest
 
 from data_pipelines.common.errors import UserError
 from trainer.recipe import automatic
-from trainer.recipe.automatic import Facts, Rule, automatic_keys, check_machine, choices, kept, with_values
+from trainer.recipe.automatic import (
+    Facts,
+    Rule,
+    Split,
+    automatic_keys,
+    check_machine,
+    choices,
+    kept,
+    with_values,
+)
 from trainer.recipe.loading import load, load_saved
 
 CPU = Facts("cpu", memory=8 * 2**30)
@@ -68,12 +77,51 @@ def test_a_card_without_bf16_is_refused_in_one_line():
 
 def test_a_nested_key_that_needs_the_data_set_waits_for_it(monkeypatch):
     """As a section's key joins: a rule, and the value in its type (this one takes any text)."""
-    fits = Rule(lambda recipe, facts: None if facts.images is None else f"up-to-{facts.images}")
+    fits = Rule(lambda recipe, facts: facts.split and f"up-to-{facts.split.images}")
     monkeypatch.setitem(automatic.RULES, "tracking.experiment", fits)
     loaded = load([*AUTO, "tracking.experiment=auto"])
     assert automatic_keys(loaded.recipe) == ["precision", "tracking.experiment"]
     assert choices(loaded.recipe, CPU) == {"precision": "float32"}
-    values = choices(loaded.recipe, replace(CPU, images=500))
+    values = choices(loaded.recipe, replace(CPU, split=Split(500)))
     done = with_values(loaded, values, "auto").recipe
     assert done.tracking.experiment == "up-to-500"
     assert kept(loaded, done).recipe == done
+
+
+RESIDENT = ["recipe=dim_local", "data.resident=auto"]
+CIFAR = Split(50_000, 50_000 * 32 * 32 * 3)
+BIG = Split(1_000_000, 1_000_000 * 96 * 96 * 3)
+
+
+@pytest.mark.parametrize(
+    ("facts", "split", "words", "value"),
+    [
+        (CPU, CIFAR, [], True),
+        (CPU, CIFAR, ["data.size=48"], False),  # DALI is faster there
+        (CPU, Split(1000, 1000 * 96 * 96 * 3), [], False),
+        (H100, Split(1000, 1000 * 96 * 96 * 3), ["data.size=64"], True),
+        (H100, BIG, [], False),  # more than a quarter of the memory
+        (replace(CPU, memory=2**29), CIFAR, [], False),
+        (H100, Split(50_000), [], False),  # of several sizes
+        (H100, CIFAR, ["data.decode=fast"], False),
+    ],
+)
+def test_images_are_kept_where_that_is_faster_and_a_quarter_of_the_memory(facts, split, words, value):
+    recipe = load([*RESIDENT, *words]).recipe
+    assert choices(recipe, facts) == {}  # before the data set is open
+    assert choices(recipe, replace(facts, split=split)) == {"data.resident": value}
+
+
+@pytest.mark.parametrize(
+    ("split", "words", "line"),
+    [
+        (BIG, [], "the decoded images of 'train' take 27,648,000,000 bytes, and this rank has 8,589,934,592"),
+        (Split(10), [], "the images of 'train' have several sizes"),
+        (CIFAR, ["data.decode=fast"], "images are decoded once and whole; set data.decode=exact"),
+    ],
+)
+def test_images_that_cannot_be_kept_are_refused_in_one_line(split, words, line):
+    recipe = load(["recipe=dim_local", "data.resident=true", *words]).recipe
+    check_machine(recipe, CPU)
+    with pytest.raises(UserError, match=f"^data.resident=true: {line}"):
+        check_machine(recipe, replace(CPU, split=split))

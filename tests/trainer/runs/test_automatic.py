@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.command_lines import mistake, script, tiny
-from trainer.recipe.automatic import Facts
+from trainer.recipe.automatic import Facts, Split
 from trainer.recipe.loading import load_saved
 from trainer.runs import machine
 
@@ -17,12 +17,12 @@ T4 = Facts("cuda", (7, 5), 16 * 2**30, triton=True)
 
 def as_if(monkeypatch, facts: Facts) -> None:
     """The rules see other facts; the run still trains on this machine's processor."""
-    monkeypatch.setattr(machine, "facts", lambda device, images=None: facts)
+    monkeypatch.setattr(machine, "facts", lambda device, split=None: facts)
 
 
 def test_the_facts_of_a_processor():
-    facts = machine.facts(torch.device("cpu"), images=3)
-    assert (facts.device, facts.capability, facts.triton, facts.images) == ("cpu", (0, 0), False, 3)
+    facts = machine.facts(torch.device("cpu"), Split(3))
+    assert (facts.device, facts.capability, facts.triton, facts.split) == ("cpu", (0, 0), False, Split(3))
     assert facts.memory > 2**28
 
 
@@ -31,8 +31,8 @@ def test_the_facts_of_a_card(monkeypatch):
     properties = type("Properties", (), {"total_memory": 24 * 2**30})()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name == "triton")
-    expected = Facts("cuda", (8, 6), 24 * 2**30, triton=True, images=7)
-    assert machine.facts(torch.device("cuda:1"), images=7) == expected
+    expected = Facts("cuda", (8, 6), 24 * 2**30, triton=True, split=Split(7, 84))
+    assert machine.facts(torch.device("cuda:1"), Split(7, 84)) == expected
 
 
 @pytest.mark.slow
