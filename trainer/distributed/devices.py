@@ -18,7 +18,8 @@ def use_gpus() -> bool:
     Prints a line where the CPU is used although this machine has a GPU.
 
     Raises:
-        UserError: there are more ranks than GPUs here, or torch cannot use those that a job asked for.
+        UserError: there are more ranks than GPUs here, or torch cannot use those that a job asked for and
+            that are there.
     """
     import torch
 
@@ -32,7 +33,7 @@ def use_gpus() -> bool:
     if why is None:
         return False
     of_slurm = [name for name in OF_SLURM if os.environ.get(name, "0") not in ("", "0")]
-    if of_slurm and "SLURM_JOB_ID" in os.environ:
+    if of_slurm and "SLURM_JOB_ID" in os.environ and nvidia_gpus():  # a cluster can pretend to have some
         raise _of_this_machine(
             f"the job asked for GPUs ({of_slurm[0]}={os.environ[of_slurm[0]]}), and torch cannot use them: "
             f"{why}; to train on the CPU, export CUDA_VISIBLE_DEVICES=-1"

@@ -138,9 +138,15 @@ def test_a_job_that_asked_for_gpus_is_refused_without(machine, name):
     machine(1, build=None, SLURM_JOB_ID="7", **{name: "2"})
     with pytest.raises(UserError, match=f"asked for GPUs \\({name}=2\\), .* built for the CPU alone; inst"):
         devices.use_gpus()
-    machine(0, error="No CUDA GPUs are available", SLURM_JOB_ID="7", **{name: "2"})  # no file is there either
+    machine(1, error="No CUDA GPUs are available", SLURM_JOB_ID="7", **{name: "2"})
     with pytest.raises(UserError, match="torch cannot use them: No CUDA GPUs are available; `nvidia-smi`"):
         devices.use_gpus()
+
+
+def test_a_cluster_that_pretends_to_have_gpus_trains_on_the_cpu_and_says_so(machine, capsys):
+    machine(0, build=None, SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE="2")
+    assert not devices.use_gpus()
+    assert capsys.readouterr().out.startswith("warning: the CPU is used, for torch cannot use the GPU")
 
 
 @pytest.mark.parametrize(
