@@ -1,28 +1,29 @@
-"""DALI's maker of views: encoded images are read, their augmentations drawn, and DALI decodes."""
+"""The maker of views: encoded images are read, their augmentations drawn, and DALI decodes, or pillow."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from data_pipelines.common.errors import Undecodable, UserError
+from data_pipelines.common.errors import Undecodable
 from data_pipelines.common.retry import Retry, to_stderr
 from data_pipelines.common.shortage import shortage_named
-from data_pipelines.draws import draw
+from data_pipelines.draws import Draws, draw
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Made, Maker, Prefetch
-from data_pipelines.pillow import PillowViews, has_dali
+from data_pipelines.pillow import PillowPipeline, has_dali
 from data_pipelines.reader import Reader
+from data_pipelines.replacements import Replacements
 from data_pipelines.views import View
 
+Pipeline = Callable[[list[list[np.ndarray]], list[np.ndarray], list[Draws]], list[torch.Tensor]]
 AHEAD = 16  # batches: how far ahead of an evaluation shards are fetched
 
 
 class ImageViews(Maker):
-    """Augmented views of a data set's images; an image that cannot be decoded is replaced.
+    """Augmented views of a data set's images; an image that cannot be decoded is replaced (`Replacements`).
 
-    The replacement is the next sample that can be decoded: a function of the data alone, so every rank and
-    every restart makes the same. Views are [n, 3, H, W], channels_last.
+    Views are [n, 3, H, W], channels_last. Where DALI is not installed, pillow decodes.
 
     Args:
         reader: of the split; it stays the caller's to close.
@@ -47,21 +48,11 @@ class ImageViews(Maker):
         self.reader, self.views, self.sources, self.seed, self.warn = reader, views, sources, seed, warn
         self.retry = Retry(reader.dataset.access.retry_seconds, warn)
         self.dtype = options.dtype
-        from data_pipelines.dali_pipeline import ImagePipeline  # importable where DALI is not installed
-
         self.making = f"making batches of {batch} images of {options.size} px on {options.device}"
+        self.replacements = Replacements(reader, warn)
+        self.undecodable = self.replacements.undecodable  # sample ids
         with shortage_named(self.making):
-            self.pipeline = ImagePipeline(
-                views,
-                sources,
-                options.size,
-                options.normalize,
-                batch,
-                options.threads,
-                options.device,
-                options.decode == "fast",
-            )
-        self.undecodable: set[int] = set()  # sample ids
+            self.pipeline = _pipeline(views, sources, options, batch)
 
     def __call__(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
         """The views; an image that cannot be decoded is replaced, for as long as the maker lives.
@@ -73,13 +64,12 @@ class ImageViews(Maker):
         """
         with shortage_named(self.making):
             while True:
-                if self.undecodable:
-                    ids = [np.array([self._decodable(sample) for sample in source]) for source in ids]
+                ids = [self.replacements.applied(source) for source in ids]
                 try:
                     return self._made(ids, positions)
                 except Undecodable as error:
                     slots = zip(ids, error.slots, strict=True)
-                    self._replace(np.concatenate([source[at] for source, at in slots]))
+                    self.replacements.note(np.concatenate([source[at] for source, at in slots]), self.retry)
 
     def _made(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
         encoded = [self.reader.read(source, self.retry) for source in ids]
@@ -103,37 +93,15 @@ class ImageViews(Maker):
     def stop(self) -> None:
         self.retry.stop()
 
-    def _replace(self, samples: np.ndarray) -> None:
-        """Notes samples that cannot be decoded, and reports what takes their place."""
-        samples = np.unique(samples).tolist()
-        self.undecodable.update(samples)
-        for sample in samples:
-            where, other = self.reader.describe(sample, self.retry), self._decodable(sample)
-            self.warn(
-                f"{where} cannot be decoded; image {other} of the split takes its place "
-                f"({len(self.undecodable)} so far)"
-            )
 
-    def _decodable(self, sample: int) -> int:
-        for step in range(self.reader.images):
-            if (candidate := (int(sample) + step) % self.reader.images) not in self.undecodable:
-                return candidate
-        raise UserError(f"{self.reader.root}: no image of '{self.reader.split}' can be decoded")
+def _pipeline(views: list[View], sources: list[int], options: ImageOptions, batch: int) -> Pipeline:
+    """What decodes batches and makes their views."""
+    parts = views, sources, options.size, options.normalize
+    if not has_dali():
+        return PillowPipeline(*parts, options.device)
+    from data_pipelines.dali_pipeline import ImagePipeline
 
-
-def image_views(
-    reader: Reader,
-    options: ImageOptions,
-    views: list[View],
-    sources: list[int],
-    seed: int,
-    batch: int,
-    warn: Callable[[str], None] = to_stderr,
-) -> Maker:
-    """DALI's maker of views, whose arguments these are; pillow's where DALI is not installed."""
-    if has_dali():
-        return ImageViews(reader, options, views, sources, seed, batch, warn)
-    return PillowViews(reader, options, views, sources, seed, warn)
+    return ImagePipeline(*parts, batch, options.threads, options.device, options.decode == "fast")
 
 
 def in_order(
@@ -150,7 +118,7 @@ def in_order(
     Raises:
         Interrupted: a shard cannot be read and the reader's `stopping()` is true.
     """
-    maker = image_views(reader, options, [View()], [0], 0, batch, warn)
+    maker = ImageViews(reader, options, [View()], [0], 0, batch, warn)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(ids), batch):

@@ -1,21 +1,17 @@
-"""The maker of views where DALI is not installed: pillow decodes each batch, and torch makes its views."""
+"""What stands in for DALI's pipeline where DALI is not installed: pillow decodes, torch makes the views."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
 import torch
 
-from data_pipelines.common.errors import UserError
-from data_pipelines.common.retry import Retry, to_stderr
-from data_pipelines.draws import Draws, draw
-from data_pipelines.image_options import ImageOptions
-from data_pipelines.loader import Made, Maker
-from data_pipelines.reader import Reader
-from data_pipelines.resident import decoded
+from data_pipelines.common.errors import Undecodable
+from data_pipelines.common.shortage import shortage
+from data_pipelines.draws import Draws
 from data_pipelines.resident_views import make_view
-from data_pipelines.views import View
+from data_pipelines.sources.images import decode
+from data_pipelines.views import Normalize, View
 
 
 def has_dali() -> bool:
@@ -23,80 +19,70 @@ def has_dali() -> bool:
     return bool(importlib.util.find_spec("nvidia")) and bool(importlib.util.find_spec("nvidia.dali"))
 
 
-class PillowViews(Maker):
-    """As `dali.ImageViews`, in one thread: its arguments, its replacements; views equal within rounding."""
+class PillowPipeline:
+    """As `dali_pipeline.ImagePipeline`, in one thread: what it takes and raises; views equal within rounding.
+
+    Args:
+        views: what becomes of an image, one a view.
+        sources: for each view, which list of images it is made from.
+        size: height and width of a view, pixels.
+        normalize: mean and standard deviation of the views.
+        device: of the views.
+    """
 
     def __init__(
         self,
-        reader: Reader,
-        options: ImageOptions,
         views: list[View],
         sources: list[int],
-        seed: int,
-        warn: Callable[[str], None] = to_stderr,
+        size: int,
+        normalize: Normalize,
+        device: torch.device,
     ):
-        self.reader, self.options, self.views = reader, options, views
-        self.sources, self.seed, self.warn = sources, seed, warn
-        self.retry = Retry(reader.dataset.access.retry_seconds, warn)
-        self.replaced: dict[int, int] = {}  # sample -> the one that takes its place
+        self.views, self.sources, self.size = views, sources, size
+        self.normalize, self.device = normalize, device
 
-    def __call__(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
-        """The views. Raises UserError where no image can be decoded, and as `Reader.read`."""
-        used, pixels = zip(*(self._decoded(source) for source in ids), strict=True)
-        views = [
-            self._view(pixels[source], view, number, positions[number])
+    def __call__(
+        self, encoded: list[list[np.ndarray]], sizes: list[np.ndarray], draws: list[Draws]
+    ) -> list[torch.Tensor]:
+        """The views of one batch, float32 [n, 3, size, size], channels_last; raises Undecodable."""
+        pixels = [[decoded(image) for image in images] for images in encoded]
+        slots = [
+            [
+                slot
+                for slot, (image, size) in enumerate(zip(images, expected.tolist(), strict=True))
+                if image is None or list(image.shape[:2]) != size
+            ]
+            for images, expected in zip(pixels, sizes, strict=True)
+        ]
+        if any(slots):
+            raise Undecodable(slots)
+        whole = [[image for image in images if image is not None] for images in pixels]
+        return [
+            self._view(whole[source], sizes[source], view, draws[number])
             for number, (view, source) in enumerate(zip(self.views, self.sources, strict=True))
         ]
-        labels = self.reader.entries(used[0], self.retry)["label"].astype(np.int64)
-        return Made(views, list(used), torch.from_numpy(labels))
 
-    def _decoded(self, ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The samples that are shown, and their pixels."""
-        used = np.array([self.replaced.get(sample, sample) for sample in ids.tolist()])
-        pixels = [decoded(image) for image in self.reader.read(used, self.retry)]
-        for slot in [slot for slot, image in enumerate(pixels) if image is None]:
-            used[slot], pixels[slot] = self._next(int(ids[slot]))
-        return used, [image for image in pixels if image is not None]
-
-    def _next(self, sample: int) -> tuple[int, np.ndarray]:
-        """The sample that takes the place of one that cannot be decoded: the next that can."""
-        for step in range(1, self.reader.images):
-            other = (sample + step) % self.reader.images
-            image = decoded(self.reader.read(np.array([other]), self.retry)[0])
-            if image is not None:
-                self.replaced[sample] = other
-                self.warn(
-                    f"{self.reader.describe(sample, self.retry)} cannot be decoded; image {other} of the "
-                    f"split takes its place ({len(self.replaced)} so far)"
-                )
-                return other, image
-        raise UserError(f"{self.reader.root}: no image of '{self.reader.split}' can be decoded")
-
-    def _view(self, pixels: list[np.ndarray], view: View, number: int, positions: np.ndarray) -> torch.Tensor:
-        """One view of images of any sizes, those of a size together: [n, 3, size, size]."""
-        size, options = self.options.size, self.options
-        sizes = np.array([image.shape[:2] for image in pixels])
-        draws = draw(view, self.seed, positions, number, sizes)
-        made = torch.empty(len(pixels), 3, size, size, device=options.device, dtype=options.dtype)
-        made = made.contiguous(memory_format=torch.channels_last)
+    def _view(self, pixels: list[np.ndarray], sizes: np.ndarray, view: View, draws: Draws) -> torch.Tensor:
+        """One view of images of any sizes, those of a size together."""
+        made = torch.empty(len(pixels), self.size, self.size, 3, device=self.device).permute(0, 3, 1, 2)
         for same in np.unique(sizes, axis=0):
             slots = np.flatnonzero((sizes == same).all(axis=1))
-            store = torch.from_numpy(np.stack([pixels[slot] for slot in slots])).to(options.device)
-            part = make_view(store, np.arange(len(slots)), view, taken(draws, slots), size, options.normalize)
-            made[torch.from_numpy(slots).to(options.device)] = part.to(options.dtype)
+            store = torch.from_numpy(np.stack([pixels[slot] for slot in slots])).to(self.device)
+            taken = Draws(**{field.name: getattr(draws, field.name)[slots] for field in fields(Draws)})
+            part = make_view(store, np.arange(len(slots)), view, taken, self.size, self.normalize)
+            made[torch.from_numpy(slots).to(self.device)] = part
         return made
 
-    def ahead(self, now: np.ndarray, soon: np.ndarray) -> None:
-        self.reader.ahead(now, soon)
 
-    def interrupted(self, waited: float = 0.0) -> bool:
-        """Whether the run should stop while a shard cannot be read, or the wait takes more than a second."""
-        return (self.retry.failing or waited > 1) and self.reader.stopping()
+def decoded(image: np.ndarray) -> np.ndarray | None:
+    """The pixels of an encoded image, uint8 [height, width, 3]; None where it cannot be read.
 
-    def stop(self) -> None:
-        self.retry.stop()
-
-
-def taken(draws: Draws, slots: np.ndarray) -> Draws:
-    """The draws of some samples."""
-    return Draws(**{field.name: getattr(draws, field.name)[slots] for field in fields(Draws)})
+    Raises:
+        Exception: memory, threads or files are lacking: the image is not to blame.
+    """
+    try:
+        return decode(image.tobytes())
+    except Exception as error:  # pillow raises nearly anything
+        if shortage(error):
+            raise
+        return None

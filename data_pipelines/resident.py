@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import Retry, to_stderr
-from data_pipelines.common.shortage import shortage, shortage_named
+from data_pipelines.common.shortage import shortage_named
 from data_pipelines.draws import draw
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Made, Maker
+from data_pipelines.pillow import decoded
 from data_pipelines.reader import INDEX_ROWS, Reader
+from data_pipelines.replacements import Replacements
 from data_pipelines.resident_views import make_view
-from data_pipelines.sources.images import decode
 from data_pipelines.views import View
 
 AT_ONCE = 1024  # images that are read and decoded together
@@ -30,10 +30,9 @@ def one_size(reader: Reader) -> tuple[int, int] | None:
     size: tuple[int, int] | None = None
     for ids in _parts(reader.images, INDEX_ROWS):
         entries = reader.entries(ids)
-        here = {(int(h), int(w)) for h, w in zip(entries["height"], entries["width"], strict=True)}
-        if len(here) > 1 or (size is not None and here != {size}):
+        size = size or (int(entries["height"][0]), int(entries["width"][0]))
+        if (entries["height"] != size[0]).any() or (entries["width"] != size[1]).any():
             return None
-        size = here.pop()
     return size
 
 
@@ -71,7 +70,8 @@ class ResidentImages:
         """The images, uint8 [images, height, width, 3], on the device.
 
         Raises:
-            UserError: their sizes differ, none can be decoded, or memory is lacking; and as `Reader.read`.
+            ValueError: their sizes differ.
+            UserError: none can be decoded, or memory is lacking; and as `Reader.read`.
             Interrupted: the retry was stopped.
         """
         if self.pixels is None:
@@ -81,10 +81,7 @@ class ResidentImages:
 
     def _decoded(self, retry: Retry) -> torch.Tensor:
         if (size := one_size(self.reader)) is None:
-            raise UserError(
-                f"data.resident=true: the images of '{self.reader.split}' in {self.reader.root} have several "
-                "sizes; set data.resident=false, or make shards of images of one size"
-            )
+            raise ValueError(f"the images of '{self.reader.split}' have several sizes")
         pixels = np.empty((self.reader.images, *size, 3), np.uint8)
         labels, undecodable = [], list[int]()
         with ThreadPoolExecutor(self.threads) as pool:
@@ -97,34 +94,10 @@ class ResidentImages:
                     else:
                         pixels[sample] = image
         self.labels = np.concatenate(labels)
-        self._replace(undecodable, retry)
+        replacements = Replacements(self.reader, self.warn)
+        replacements.note(np.array(undecodable, np.int64), retry)
+        self.shown = replacements.applied(self.shown)
         return torch.from_numpy(pixels)
-
-    def _replace(self, undecodable: list[int], retry: Retry) -> None:
-        sound = np.setdiff1d(np.arange(self.reader.images), undecodable)
-        if not len(sound):
-            raise UserError(f"{self.reader.root}: no image of '{self.reader.split}' can be decoded")
-        for count, sample in enumerate(undecodable, 1):
-            other = int(sound[np.searchsorted(sound, sample) % len(sound)])
-            self.shown[sample] = other
-            self.warn(
-                f"{self.reader.describe(sample, retry)} cannot be decoded; image {other} of the split takes "
-                f"its place ({count} so far)"
-            )
-
-
-def decoded(image: np.ndarray) -> np.ndarray | None:
-    """The pixels of an encoded image, uint8 [height, width, 3]; None where it cannot be read.
-
-    Raises:
-        Exception: memory, threads or files are lacking: the image is not to blame.
-    """
-    try:
-        return decode(image.tobytes())
-    except Exception as error:  # pillow raises nearly anything
-        if shortage(error):
-            raise
-        return None
 
 
 class ResidentViews(Maker):

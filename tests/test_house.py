@@ -172,9 +172,8 @@ FLOORS = [
         )
     ],
     ["data_pipelines/loader", "data_pipelines/dali_pipeline", "data_pipelines/sources"],
-    ["data_pipelines/rows", "data_pipelines/shards", "data_pipelines/resident"],
-    ["data_pipelines/pillow"],
-    ["data_pipelines/dali"],
+    [f"data_pipelines/{name}" for name in ("rows", "shards", "pillow", "replacements")],
+    ["data_pipelines/dali", "data_pipelines/resident"],
     ["trainer/recipe", "trainer/distributed"],
     ["trainer/networks", "trainer/generation", "trainer/checkpoints", "trainer/tracking"],
     ["trainer/objectives", "trainer/exports", "trainer/runs"],

@@ -9,7 +9,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from data_pipelines.dali import image_views
+from data_pipelines.dali import ImageViews
 from data_pipelines.loader import Loader
 from data_pipelines.plan import BatchShare, Plan
 from trainer.engines.precision import forward_precision
@@ -41,7 +41,7 @@ def heldout_estimates(context: EvaluationContext) -> dict[str, float]:
     images = min(test.images, context.options.online_images) // unit * unit
     views, share = recipe.data.views, BatchShare(unit)
     sources = share.sources(len(views))
-    maker = image_views(test, context.images, views, sources, recipe.seed, share.micro_batch)
+    maker = ImageViews(test, context.images, views, sources, recipe.seed, share.micro_batch)
     plan = Plan(recipe.seed, test.shards, recipe.data.window)
     estimates: dict[str, list[Tensor]] = {}
     with closing(Loader(maker, plan, share, start=0, stop=images)) as loader:

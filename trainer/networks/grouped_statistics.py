@@ -1,4 +1,8 @@
-"""Normalisation by each group's mean and variance, as one operation: three ways to compute the same."""
+"""Normalisation by each group's mean and variance, as one operation: three ways to compute the same.
+
+Triton compiles its kernels at their first use, by a C compiler that not every machine has, for GPUs that it
+may not know. So they are compared once with torch's operations, before they are used.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from data_pipelines.common.shortage import shortage
+
 Normalize = Callable[[Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+COMPARED = ("cuda",)  # types of devices on which kernels are compared before they are used
+TOLERANCE = 1e-4  # of the largest value
 _chosen: str | None = None  # by `computed_by`
+_faults: dict[torch.device, str | None] = {}
 
 
 def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, size: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -42,7 +51,50 @@ def way(device: torch.device) -> str:
     """
     if device.type == "cpu":
         return "loop"
-    return "kernels" if device.type == "cuda" and _has_triton() else "vectorized"
+    offered = device.type == "cuda" and _has_triton() and fault_of_kernels(device) is None
+    return "kernels" if offered else "vectorized"
+
+
+def fault_of_kernels(device: torch.device) -> str | None:
+    """What is wrong with the kernels on a device, in words; None: nothing, or they are not to be compared.
+
+    The first call compares, and waits for the device; later ones look it up. Tensors without numbers (fake
+    ones, a trace of torch.compile) decide nothing.
+    """
+    if device.type not in COMPARED or not _has_triton():
+        return None
+    if device not in _faults:
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
+            return None
+        _faults[device] = fault(_kernels, device)
+    return _faults[device]
+
+
+def fault(kernels: Normalize, device: torch.device) -> str | None:
+    """How kernels deviate from torch's operations in float64 on the CPU, in words; None: within TOLERANCE."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 70, 5, 3, generator=generator).contiguous(memory_format=torch.channels_last)
+    drawn = x, *(torch.rand(70, generator=generator) + 0.5 for _ in range(2))
+
+    def results(compute: Normalize, dtype: torch.dtype, where: torch.device) -> list[Tensor]:
+        x, weight, bias = (one.to(where, dtype).requires_grad_() for one in drawn)
+        with torch.enable_grad(), torch.autocast(where.type, enabled=False):
+            output, total = compute(x, weight, bias, 3, 1e-5)
+            gradients = torch.autograd.grad((output * output.detach().cos()).sum(), (x, weight, bias))
+        return [one.double().cpu() for one in (output.detach(), total, *gradients)]
+
+    expected = results(_vectorized, torch.float64, torch.device("cpu"))
+    try:
+        actual = results(kernels, torch.float32, device)
+    except Exception as error:  # a compiler's, a driver's
+        if shortage(error):
+            raise
+        return f"fail ({str(error).strip().partition(chr(10))[0][:200]})"
+    for one, right in zip(actual, expected, strict=True):
+        apart = ((one - right).abs().max() / right.abs().max()).item()
+        if not apart <= TOLERANCE:  # also where it is not a number
+            return f"compute wrong values (off by {apart:.2g} of the largest)"
+    return None
 
 
 @contextmanager

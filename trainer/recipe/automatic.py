@@ -39,14 +39,12 @@ class Facts:
         device: "cpu" or "cuda".
         capability: compute capability of the GPU, (8, 0) for an A100; (0, 0) of a CPU.
         memory: bytes of the device's memory, on a CPU this rank's share of the machine's.
-        triton: whether the compiler of GPU kernels is installed.
         split: what is trained on; None before the data set is open, and for latents.
     """
 
     device: str
     capability: tuple[int, int] = (0, 0)
     memory: int = 0
-    triton: bool = False
     split: Split | None = None
 
 

@@ -1,7 +1,5 @@
 """What the machine of this rank has, for the recipe's `auto`."""
 
-import importlib.util
-
 import psutil
 import torch
 
@@ -22,7 +20,6 @@ def facts(device: torch.device, split: Split | None = None) -> Facts:
         device.type,
         capability=torch.cuda.get_device_capability(device),
         memory=torch.cuda.get_device_properties(device).total_memory,
-        triton=importlib.util.find_spec("triton") is not None,
         split=split,
     )
 

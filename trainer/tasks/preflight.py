@@ -14,6 +14,7 @@ from trainer.checkpoints.format import Damaged, folder_name, read_manifest
 from trainer.checkpoints.load import kept
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
+from trainer.networks.grouped_statistics import fault_of_kernels
 from trainer.objectives.queue_attention import fault_of_fused, path
 from trainer.recipe.schema import Data, Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -126,6 +127,11 @@ def notes(
                 f"warning: torch's fused attention {fault} on this device: the queue takes plain products, "
                 "which are right but slower"
             )
+    if fault := fault_of_kernels(device):
+        yield (
+            f"warning: batch-norm's kernels {fault} on this device: torch's operations take their place, "
+            "which are right but slower"
+        )
     if (shuffle := recipe.key_shuffle) and blocks_span_ranks(recipe, world_size):
         yield (
             f"blocks of {recipe.objective.contrast_key}shuffle={shuffle.groups} groups span "

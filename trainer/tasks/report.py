@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_pipelines.common.errors import UserError
-from data_pipelines.dali import image_views
+from data_pipelines.dali import ImageViews
 from data_pipelines.views import View
 from trainer.evaluation.figures import charts, endings, generation, images, reconstructions
 from trainer.evaluation.pictures import as_picture, drawing
@@ -63,7 +63,7 @@ def draw_views(trainer: ImageTrainer, folder: RunFolder) -> None:
         views, captions = [*views, View()], [*captions, "original"]
     count = SHOWN // len(views)
     with drawing(folder.path, "views.png") as path:
-        maker = image_views(
+        maker = ImageViews(
             trainer.data.reader,
             replace(trainer.data.options, device=torch.device("cpu"), dtype=torch.float32),
             views,

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from data_pipelines.common.retry import to_stderr
-from data_pipelines.dali import image_views
+from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import Dataset
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Loader, Maker
@@ -92,7 +92,7 @@ class ImageData(TrainingData):
             return ResidentViews(self.resident, self.options, views, sources, seed)
         if not has_dali():
             self.warn("DALI is not installed: pillow decodes, in one thread; data.resident=true decodes once")
-        return image_views(self.reader, self.options, views, sources, seed, share.micro_batch, self.warn)
+        return ImageViews(self.reader, self.options, views, sources, seed, share.micro_batch, self.warn)
 
     def close(self) -> None:
         self.reader.close()

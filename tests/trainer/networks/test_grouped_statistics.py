@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers import ROOT
+from trainer.networks import grouped_statistics
 from trainer.networks.batch_norm import GroupBatchNorm, update_running_stats
 from trainer.networks.grouped_statistics import WAYS, computed_by, normalize_groups, way
 
@@ -78,16 +79,74 @@ def test_a_last_part_of_fewer_rows_is_a_group():
 
 
 def test_what_computes_where(monkeypatch):
+    monkeypatch.setattr(grouped_statistics, "_faults", {})
     assert way(torch.device("cpu")) == "loop"
-    for there, expected in ((True, "kernels"), (False, "vectorized")):
-        monkeypatch.setattr("trainer.networks.grouped_statistics._has_triton", lambda there=there: there)
+    for there, wrong, expected in (
+        (True, None, "kernels"),
+        (True, "fail", "vectorized"),
+        (False, None, "vectorized"),
+    ):
+        monkeypatch.setattr(grouped_statistics, "_has_triton", lambda there=there: there)
+        monkeypatch.setitem(grouped_statistics._faults, torch.device("cuda"), wrong)
         assert way(torch.device("cuda")) == expected
     assert set(WAYS) == {"loop", "vectorized", "kernels"}
 
 
-@pytest.mark.parametrize("name", ["loop", "vectorized"])
-def test_a_network_trains_alike_either_way(name):
-    """Its activation changes the norm's output in place, as those of ResNets do."""
+def wrong_output(x, weight, bias, size, eps):
+    output, total = WAYS["vectorized"](x, weight, bias, size, eps)
+    return output * 1.001, total
+
+
+def wrong_gradient(x, weight, bias, size, eps):
+    output, total = WAYS["vectorized"](x, weight, bias, size, eps)
+    return output.detach() + (output - output.detach()) * 1.001, total
+
+
+def not_a_number(x, weight, bias, size, eps):
+    output, total = WAYS["vectorized"](x, weight, bias, size, eps)
+    return output, total * torch.nan
+
+
+def no_compiler(*_):
+    raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "line"),
+    [
+        (WAYS["vectorized"], None),
+        (WAYS["loop"], None),
+        (wrong_output, "compute wrong values (off by 0.001 of the largest)"),
+        (wrong_gradient, "compute wrong values (off by 0.001 of the largest)"),
+        (not_a_number, "compute wrong values (off by nan of the largest)"),
+        (no_compiler, "fail (Failed to find C compiler.)"),
+    ],
+)
+def test_kernels_that_fail_or_are_wrong_are_seen(kernels, line):
+    assert grouped_statistics.fault(kernels, torch.device("cpu")) == line
+
+
+def test_kernels_are_compared_once_on_a_device(monkeypatch):
+    calls = []
+    monkeypatch.setattr(grouped_statistics, "_faults", {})
+    monkeypatch.setattr(grouped_statistics, "COMPARED", ("cpu",))
+    monkeypatch.setattr(grouped_statistics, "_has_triton", lambda: True)
+    monkeypatch.setattr(grouped_statistics, "fault", lambda *words: calls.append(words) or "fail (why)")
+    notes = [grouped_statistics.fault_of_kernels(torch.device("cpu")) for _ in range(3)]
+    assert notes == ["fail (why)"] * 3
+    assert len(calls) == 1
+
+
+def test_lacking_memory_is_no_fault_of_the_kernels():
+    def lacking(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        grouped_statistics.fault(lacking, torch.device("cpu"))
+
+
+def trained(name: str) -> list[float]:
+    """Figures of a network whose activation changes the norm's output in place, as those of ResNets do."""
     torch.manual_seed(0)
     first = nn.Conv2d(3, 6, 3), GroupBatchNorm(6, 4), nn.ReLU(inplace=True)
     net = nn.Sequential(*first, nn.Flatten(), nn.LazyLinear(2))
@@ -96,11 +155,11 @@ def test_a_network_trains_alike_either_way(name):
     with computed_by(name):
         net(images).square().sum().backward()
     update_running_stats(net)
-    figures = [p.grad.norm().item() for p in net.parameters()] + [net[1].running_var.sum().item()]
-    assert figures == pytest.approx(EXPECTED.setdefault("", figures), rel=1e-12)
+    return [p.grad.norm().item() for p in net.parameters()] + [net[1].running_var.sum().item()]
 
 
-EXPECTED: dict[str, list[float]] = {}
+def test_a_network_trains_alike_either_way():
+    assert trained("vectorized") == pytest.approx(trained("loop"), rel=1e-10)
 
 
 # ---- Triton's kernels ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from trainer.recipe.automatic import (
 from trainer.recipe.loading import load, load_saved
 
 CPU = Facts("cpu", memory=8 * 2**30)
-H100 = Facts("cuda", (9, 0), 80 * 2**30, triton=True)
+H100 = Facts("cuda", (9, 0), 80 * 2**30)
 A100 = replace(H100, capability=(8, 0))
 T4 = replace(H100, capability=(7, 5))
 AUTO = ["recipe=dim_local", "precision=auto"]

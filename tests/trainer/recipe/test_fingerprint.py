@@ -2,8 +2,10 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.recipes import NAMES, write
 from trainer.recipe import fingerprint as rules
@@ -226,3 +228,17 @@ def test_no_override_is_promised_for_a_key_that_one_version_lacks(gone):
     del sides[gone]["objective.beta"]
     assert overrides_to_continue(**sides) == []
     assert remedy(**sides) == "start another with run=NAME"
+
+
+OLDEST = yaml.safe_load(Path(__file__).with_name("oldest_fingerprints.yaml").read_text())
+ANEW = {
+    "encoder.y",
+    "data.views.0.hue",
+    "data.views.1.hue",
+}  # whose new values recipes of that time now carry
+
+
+@pytest.mark.parametrize("name", OLDEST["recipes"])
+def test_a_new_key_at_its_default_strands_no_run_of_the_oldest_version(name):
+    """A key that DEFAULTS_OF_NEW_KEYS does not know would stand in the fingerprint, and differ."""
+    assert set(load([f"recipe={name}"]).fingerprint()) <= {*OLDEST["keys"], *ANEW}

@@ -11,8 +11,8 @@ from trainer.recipe.automatic import Facts, Split
 from trainer.recipe.loading import load_saved
 from trainer.runs import machine
 
-H100 = Facts("cuda", (9, 0), 80 * 2**30, triton=True)
-T4 = Facts("cuda", (7, 5), 16 * 2**30, triton=True)
+H100 = Facts("cuda", (9, 0), 80 * 2**30)
+T4 = Facts("cuda", (7, 5), 16 * 2**30)
 
 
 def as_if(monkeypatch, facts: Facts) -> None:
@@ -22,7 +22,7 @@ def as_if(monkeypatch, facts: Facts) -> None:
 
 def test_the_facts_of_a_processor():
     facts = machine.facts(torch.device("cpu"), Split(3))
-    assert (facts.device, facts.capability, facts.triton, facts.split) == ("cpu", (0, 0), False, Split(3))
+    assert (facts.device, facts.capability, facts.split) == ("cpu", (0, 0), Split(3))
     assert facts.memory > 2**28
 
 
@@ -30,8 +30,7 @@ def test_the_facts_of_a_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     properties = type("Properties", (), {"total_memory": 24 * 2**30})()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name == "triton")
-    expected = Facts("cuda", (8, 6), 24 * 2**30, triton=True, split=Split(7, 84))
+    expected = Facts("cuda", (8, 6), 24 * 2**30, split=Split(7, 84))
     assert machine.facts(torch.device("cuda:1"), Split(7, 84)) == expected
 
 
