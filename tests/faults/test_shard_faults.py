@@ -254,10 +254,11 @@ def test_a_whole_plan_and_run_by_a_command_with_permission_alone(shards, tmp_pat
     assert_same_bits(weights(shards.undisturbed_run(RECIPE, 1, WINDOW).folder), weights(outputs / "run"))
 
 
-def test_a_plan_over_http_writes_nothing(shards, tmp_path):
+@pytest.mark.parametrize("resident", ["false", "auto"])
+def test_a_plan_over_http_writes_nothing(shards, tmp_path, resident):
     with serving(shards.data.parent) as server:
         root = [f"data.root={server.address}/digits", f"data.cache={tmp_path}/cache"]
-        words = arguments(RECIPE, tmp_path / "outputs", shards.data, *root)
+        words = arguments(RECIPE, tmp_path / "outputs", shards.data, *root, f"data.resident={resident}")
         ranks = shards.forker.start(shards.new_outputs(), 1, [*words, "--plan"])
         assert ranks.wait(PATIENCE) == [0]
         assert f"{server.address}/digits (digits): 1,438 training images in 72 shards" in ranks.text()

@@ -26,5 +26,8 @@ def facts(device: torch.device, split: Split | None = None) -> Facts:
 
 def training_split(dataset: Dataset, data: Data) -> Split:
     """What rules know of the split that is trained on: the index is read where one asks for the sizes."""
+    images = dataset.split(data.train).images
+    if not data.resident:
+        return Split(images)
     with Reader(dataset, data.train) as reader:
-        return Split(reader.images, decoded_bytes(reader) if data.resident else None)
+        return Split(images, decoded_bytes(reader))

@@ -14,13 +14,12 @@ from trainer.objectives.objective import Objective, size
 from trainer.recipe import loading
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.schema import Pretrain
-from trainer.runs import machine
 from trainer.runs.folder import RunFolder
 from trainer.tasks import commands
 from trainer.tasks.diffuse import describe_samples
 from trainer.tasks.diffusion_checks import check_attention, check_keys
 from trainer.tasks.latent_source import check_decodes, decoding_recipe, latent_shapes
-from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
+from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, planned_split, stored
 from trainer.tasks.resources import sizes_of
 from trainer.tasks.saved_run import choose
 from trainer.training.diffusion import build_diffusion, numbers_of, sample_shapes
@@ -44,9 +43,9 @@ def planned(recipe: Diffuse, allowed: bool) -> Planned:
         if dataset is None:
             return Planned(under("data", lines), describe_model(recipe, shapes), None)
         lines[1] = describe_data(recipe.data, dataset)
-        split, size = machine.training_split(dataset, recipe.data), stored(dataset, recipe.data.train)
-        model = describe_model(recipe, shapes)
-        return Planned(under("data", lines), model, split.images, stored=size, split=split)
+        images, train = dataset.split(recipe.data.train).images, recipe.data.train
+        model, split = describe_model(recipe, shapes), planned_split(dataset, recipe.data)
+        return Planned(under("data", lines), model, images, stored=stored(dataset, train), split=split)
     assert recipe.from_ is not None  # either of the two is there
     folder = RunFolder(Path(recipe.from_))
     encoder, origin = encoder_of(folder)

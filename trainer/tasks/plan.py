@@ -6,16 +6,16 @@ import torch
 
 from data_pipelines.common.errors import UserError
 from trainer.networks.encoder import Encoder
-from trainer.recipe.automatic import automatic_keys
+from trainer.recipe.automatic import AUTO, automatic_keys
 from trainer.recipe.loading import ResolvedRecipe
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.recipe.trees import flatten
 from trainer.recipe.yaml12 import to_yaml_line
-from trainer.runs import automatic, machine
+from trainer.runs import automatic
 from trainer.tasks import diffusion_plan
 from trainer.tasks.checks import check_evaluation, check_splits
-from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, stored
+from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, planned_split, stored
 from trainer.tasks.preflight import notes
 from trainer.tasks.resources import sizes_of
 from trainer.training.build import build_objective
@@ -48,10 +48,10 @@ def run(loaded: ResolvedRecipe) -> int:
     print(f"recipe     {loaded.name}, run {recipe.folder(loaded.name)}")
     for line in (*what.samples, *what.model):
         print(line)
-    for key, value in flatten(automatic.resolved(loaded, device, what.split).resolved()):
-        if key in keys:
-            chosen = f"{key}={to_yaml_line(value)}"
-            print(f"auto       {chosen}, as the first start resolves it on a machine like this one")
+    done = automatic.resolved(loaded, device, what.split)
+    for key, value in flatten(done.resolved()):
+        if key in keys and value != AUTO:
+            print(f"auto       {key}={to_yaml_line(value)}: {done.origin[key]}")
     print(f"optimizer  {recipe.optimizer.kind}")
     print(f"training   {total:,} images = {total // recipe.batch:,} steps of {recipe.batch}")
     if what.count:
@@ -81,9 +81,9 @@ def planned(recipe: Pretrain, commands: bool) -> Planned:
     if dataset.remote is None or not dataset.classes:  # else every index would be fetched
         warnings = check_evaluation(recipe, dataset)
     lines, train = [f"data       {describe_data(recipe.data, dataset)}"], recipe.data.train
-    split, size = machine.training_split(dataset, recipe.data), stored(dataset, train)
-    model = describe_model(recipe)
-    return Planned(lines, model, split.images, stored=size, warnings=warnings, split=split)
+    images, size, model = dataset.split(train).images, stored(dataset, train), describe_model(recipe)
+    split = planned_split(dataset, recipe.data)
+    return Planned(lines, model, images, stored=size, warnings=warnings, split=split)
 
 
 def describe_model(recipe: Pretrain) -> list[str]:

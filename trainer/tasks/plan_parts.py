@@ -7,6 +7,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from trainer.recipe.automatic import Split
 from trainer.recipe.schema import Data
+from trainer.runs import machine
 from trainer.tasks.data_making import describe_making, folder_to_make
 
 
@@ -41,6 +42,11 @@ def look_at(data: Data, commands: bool) -> tuple[Dataset | None, str]:
         if (folder := folder_to_make(data)) is not None:
             return None, f"not there: the run begins with {describe_making(folder, data)}"
         return None, str(error)
+
+
+def planned_split(dataset: Dataset, data: Data) -> Split | None:
+    """The training split; None of a remote one whose sizes are asked for: every index would be fetched."""
+    return None if dataset.remote and data.resident else machine.training_split(dataset, data)
 
 
 def describe_data(data: Data, dataset: Dataset) -> str:
