@@ -49,7 +49,7 @@ class RankForker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._ended: dict[int, int] = {}  # by process: exit status, or minus the signal
+        self._running: dict[int, tuple[ForkedRanks, int]] = {}  # by process: its start, its rank
 
     def start(
         self, logs: Path, world: int, arguments: list[str], engine: str = "ddp", **hooks: object
@@ -74,12 +74,15 @@ class RankForker:
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | engine
         request = {"script": str(script), "logs": str(logs), "world": world, "arguments": arguments}
         request |= {"environment": environment if world > 1 else {}, "hooks": hooks}
-        return ForkedRanks(self, self._ask("start", request), logs)
+        ranks = ForkedRanks(self, self._ask("start", request), logs)
+        self._running |= {process: (ranks, rank) for rank, process in enumerate(ranks.processes)}
+        return ranks
 
-    def ended(self) -> dict[int, int]:
-        """The exit statuses of the processes that have ended, or minus the signal, by process."""
-        self._ended |= {int(process): status for process, status in self._ask("ended", {}).items()}
-        return self._ended
+    def note_ends(self) -> None:
+        """Notes the ends since the last call with their starts: soon a later rank may bear the same number."""
+        for process, status in self._ask("ended", {}).items():
+            ranks, rank = self._running.pop(int(process))
+            ranks.ends[rank] = status
 
     def _ask(self, command: str, request: dict):
         self._process.stdin.write(json.dumps({"command": command} | request) + "\n")
@@ -105,11 +108,12 @@ class ForkedRanks:
 
     def __init__(self, forker: RankForker, processes: list[int], logs: Path):
         self.forker, self.processes, self.logs = forker, processes, logs
+        self.ends: list[int | None] = [None] * len(processes)  # exit status, or minus the signal
 
     def statuses(self) -> list[int | None]:
         """The exit status of each rank, or minus the signal that killed it; None while it runs."""
-        ended = self.forker.ended()
-        return [ended.get(process) for process in self.processes]
+        self.forker.note_ends()
+        return list(self.ends)
 
     def running(self) -> bool:
         return None in self.statuses()
