@@ -1,4 +1,4 @@
-"""The parent of forked ranks: an end belongs to the rank that ended, whatever number a later process bears."""
+"""The parent of forked ranks: an end belongs to one rank, whatever number a later process bears."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tests.helpers.forked_ranks import RankForker
 
 
 class OneNumber(RankForker):
-    """A kernel that gives every process the same number: each has ended with a status of its own when asked."""
+    """As on a kernel that gives every process the same number."""
 
     def __init__(self):
         self._running, self.answers = {}, []

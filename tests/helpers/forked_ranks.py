@@ -79,7 +79,7 @@ class RankForker:
         return ranks
 
     def note_ends(self) -> None:
-        """Notes the ends since the last call with their starts: soon a later rank may bear the same number."""
+        """Notes the ends since the last call with their starts: a later rank may bear the same number."""
         for process, status in self._ask("ended", {}).items():
             ranks, rank = self._running.pop(int(process))
             ranks.ends[rank] = status

@@ -16,10 +16,10 @@ from trainer.objectives.denoiser import Averaging, Diffusion
 from trainer.recipe.evaluation import LinearProbe
 
 
-def tiny_unet(side: int = 8, width: int = 8) -> UNet:
+def tiny_unet(side: int = 8, width: int = 8, dropout: float = 0.1) -> UNet:
     """For images of some pixels a side; attention behind the blocks of level 1 and in the middle."""
     torch.manual_seed(0)
-    return UNet(3, side, width, (1, 2), blocks=1, attention=(side // 2,), dropout=0.1)
+    return UNet(3, side, width, (1, 2), blocks=1, attention=(side // 2,), dropout=dropout)
 
 
 def pixel_diffusion(network: nn.Module, process: str = "flow", predict: str = "v") -> Diffusion:

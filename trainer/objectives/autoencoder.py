@@ -1,5 +1,9 @@
 """The autoencoder's bound: reconstruction of an image from its whole latent z = [y, w] by squared error."""
 
+from collections.abc import Iterator
+
+from torch import nn
+
 from data_pipelines.loader import Batch
 from data_pipelines.views import Normalize
 from trainer.networks.encoder import Encoder
@@ -29,6 +33,10 @@ class Autoencoder(EncoderObjective):
     @property
     def codec(self) -> Codec:
         return Codec(self.encoder, self.decoder, self.normalize)
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from super().networks()
+        yield "decoder", self.decoder
 
     def forward(self, batch: Batch) -> Values:
         """Takes a batch of one view [n, 3, H, W]; `loss` is the squared error of an image."""

@@ -1,7 +1,7 @@
 """Diffusion as an objective: a network predicts what noise has done to a sample, at any time of a process."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from trainer.distributed.ema import ema_update_
 from trainer.generation.processes import Prediction, Process
 from trainer.generation.samplers import Denoiser
 from trainer.generation.scaling import Scaling
-from trainer.networks.dropout import keyed
+from trainer.networks.dropout import GroupDropout, keyed
 from trainer.objectives.objective import Objective, Values, size
 from trainer.recipe.diffusion import PAIR
 
@@ -114,6 +114,11 @@ class Diffusion(Objective):
         momentum = self.averaging.momentum(self.batch, self.seen)
         ema_update_(list(self.average.parameters()), list(self.network.parameters()), momentum)
 
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The network, unless it has dropout: a compiler knows no generators, which draw its masks."""
+        if not any(isinstance(layer, GroupDropout) and layer.p for layer in self.network.modules()):
+            yield f"denoiser of {self.purpose.removeprefix('diffusion').strip() or 'x'}", self.network
+
     def sizes(self) -> dict[str, int]:
         return {"parameters": size(self.network)}
 
@@ -152,6 +157,10 @@ class PooledDiffusion(Objective):
     def after_step(self) -> None:
         self.y.after_step()
         self.w.after_step()
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from self.y.networks()
+        yield from self.w.networks()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """Each denoiser by itself: neither's gradient shortens the other's."""

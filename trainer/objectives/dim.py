@@ -93,6 +93,13 @@ class Dim(ContrastiveObjective):
             values["supervised"] = task.detach()
         return {"loss": loss, **values}
 
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from super().networks()
+        if self.options.beta:
+            yield "critic", self.critic
+        if self.options.alpha:
+            yield "global critic", self.global_critic
+
     def _term(self, name: str, critic: Critic, local: Tensor, y: Tensor, values: Values) -> Tensor:
         """The loss of one term, the mean over its groups; its figures go into `values`."""
         losses, information = [], []

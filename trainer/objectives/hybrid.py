@@ -1,5 +1,7 @@
 """The hybrid bound of Sinha, Song and Ermon: a contrastive objective on y, reconstruction from z = [y, w]."""
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
@@ -71,6 +73,10 @@ class Hybrid(EncoderObjective):
         error = squared_error(self.codec, images, y, w).mean()
         loss = values["loss"] + self.directions * self.omega * error
         return values | {"loss": loss, "sse": error.detach()}
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from self.contrast.networks()
+        yield "decoder", self.decoder
 
     def after_step(self) -> None:
         """Moves the decoder's running statistics too, and the contrastive objective's state."""

@@ -2,10 +2,11 @@
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from trainer.distributed import collectives
@@ -91,6 +92,10 @@ class Moco(ContrastiveObjective):
         self.pending.append(torch.stack(keys[::-1], dim=1).flatten(0, 1))  # in the order (sample, view)
         values = self._over_the_queue(torch.cat(queries), torch.cat(keys))
         return values if self.options.final_momentum is None else values | {"momentum": self._momentum()}
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from super().networks()
+        yield "key encoder", self.key_encoder
 
     def features(self, images: Tensor) -> Features:
         """The encoder's, and `head`, the projection [n, width] that the contrast compares."""

@@ -1,6 +1,7 @@
 """What an objective is: the contract between objectives, the trainer and evaluation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class Objective(nn.Module, ABC):
         """
         update_running_stats(self)
 
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """What `compile` compiles: networks that `forward` calls as a whole, with a name each."""
+        yield from ()
+
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The parameters whose gradients are clipped by one common norm, a list a group; all that learn."""
         return [[parameter for parameter in self.parameters() if parameter.requires_grad]]
@@ -63,6 +68,9 @@ class EncoderObjective(Objective):
     """
 
     encoder: Encoder
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "encoder", self.encoder
 
     def sizes(self) -> dict[str, int]:
         latent = self.encoder.latent_size

@@ -81,6 +81,13 @@ def _lacks_precision(recipe: AnyTask, value: str, facts: Facts) -> str | None:
     )
 
 
+COMPILES_SINCE = (7, 0)  # NVIDIA's Volta: the oldest that Triton knows
+
+
+def _compile(recipe: AnyTask, facts: Facts) -> bool:
+    return facts.device == "cuda" and facts.capability >= COMPILES_SINCE
+
+
 SMALL = 32 * 32  # pixels of an image and of a view up to which a CPU makes views faster than DALI
 
 
@@ -112,6 +119,7 @@ def _cannot_keep(recipe: AnyTask, value: bool, facts: Facts) -> str | None:
 
 RULES = {
     "precision": Rule(_precision, _lacks_precision),
+    "compile": Rule(_compile),
     "data.resident": Rule(_resident, _cannot_keep),
 }
 

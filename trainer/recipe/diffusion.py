@@ -14,6 +14,7 @@ from trainer.recipe.generation import Generation
 from trainer.recipe.groups import Groups
 from trainer.recipe.optimizers import Optimizer
 from trainer.recipe.schema import (
+    COMPILE,
     DETERMINISTIC,
     PRECISION,
     TF32,
@@ -41,6 +42,7 @@ class Diffuse(Section):
     precision: Literal["auto", "float64", "float32", "bf16"] = key("float32", PRECISION)
     tf32: bool = key(False, TF32)
     deterministic: bool = key(True, DETERMINISTIC)
+    compile: bool | Literal["auto"] = key(False, COMPILE)
     outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together, even", "images")

@@ -16,7 +16,8 @@ from trainer.recipe.yaml12 import to_yaml_line
 # What a changed run may go on with: none of these changes what is computed from the images that are seen.
 NOT_FINGERPRINTED = (
     *("outputs", "run", "accumulate", "save", "log", "evaluate", "tracking", "step_timeout", "profile"),
-    "deterministic",  # the choice of kernels: what is computed is the same, but for the last bits
+    # the choice of kernels: what is computed is the same, but for the last bits
+    *("deterministic", "compile"),
     *("from", "checkpoint", "draw"),  # of diffusion, whose samples are known by their digest
 )
 NOT_FINGERPRINTED_DATA = tuple(

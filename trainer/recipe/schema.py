@@ -186,6 +186,12 @@ DETERMINISTIC = (
     "ones, chosen by timing, and a repeated run may differ in the last bits. A CPU does not read it"
 )
 
+COMPILE = (
+    "whether torch.compile makes the networks of a step faster: some minutes at the first step, other values "
+    "in the last bits. Networks that it cannot compile, and those cut into shards (ZeRO-3, FSDP2), stay as "
+    "they are. `auto`: on a GPU"
+)
+
 
 class Pretrain(Section):
     """Pretraining of an encoder by an objective."""
@@ -197,6 +203,7 @@ class Pretrain(Section):
     precision: Literal["auto", "float64", "float32", "bf16"] = key("float32", PRECISION)
     tf32: bool = key(False, TF32)
     deterministic: bool = key(True, DETERMINISTIC)
+    compile: bool | Literal["auto"] = key(False, COMPILE)
     outputs: Folder = key("outputs", "folder of all runs")
     run: Name | None = key(None, "name of the run and its folder; null: the recipe's")
     batch: Positive = key(..., "size of an optimizer step, of all ranks together", "images")

@@ -31,6 +31,9 @@ class TrainingRecipe(Protocol):
     def precision(self) -> str: ...
 
     @property
+    def compile(self) -> bool | str: ...
+
+    @property
     def outputs(self) -> str: ...
 
     @property

@@ -33,6 +33,7 @@ from trainer.tasks.latent_source import (
     tables_of,
 )
 from trainer.tasks.training_run import TrainingTask, run_training
+from trainer.training.compiling import compile_networks
 from trainer.training.data import ImageData, RowData, TrainingData
 from trainer.training.diffusion import build_diffusion, fit_scalings, sample_shapes
 from trainer.training.trainer import Trainer
@@ -132,6 +133,7 @@ class Diffusing(TrainingTask[Diffuse]):
                 scalings = collectives.run_on_main(lambda: fit_scalings(recipe, tables))
             data = RowData(f"latents of {self.source.folder.path}", tables, recipe, device)
         objective = build_diffusion(recipe, self.shapes, scalings).to(device)
+        compile_networks(recipe, self.context.engine, objective, run.warn)
         return Trainer(recipe, self.context, objective, data, run.load(), run.images)
 
     def notes(self, trainer: DiffusionTrainer) -> Iterator[str]:

@@ -31,6 +31,7 @@ from trainer.recipe.objectives import (
 )
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.yaml12 import to_yaml_line
+from trainer.training.compiling import compile_networks
 from trainer.training.data import DTYPES, ImageData
 from trainer.training.trainer import Trainer
 
@@ -50,6 +51,7 @@ def build_trainer(
 ) -> ImageTrainer:
     """The trainer of a pretraining recipe; the arguments are those of `Trainer` and `ImageData`."""
     objective = build_objective(recipe).to(context.device)
+    compile_networks(recipe, context.engine, objective, warn)
     data = ImageData(recipe, dataset, context.device, warn, stopping)
     return Trainer(recipe, context, objective, data, saved, images)
 

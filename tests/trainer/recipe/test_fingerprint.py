@@ -39,6 +39,7 @@ def test_fingerprint_holds_what_changes_the_weights_and_nothing_else():
         "images",
         "step_timeout",
         "deterministic",
+        "compile",
         "profile",
     }
     sections = ("save.", "log.", "evaluate.", "tracking.")
