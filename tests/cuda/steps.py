@@ -22,6 +22,7 @@ from data_pipelines.loader import Batch
 from data_pipelines.noise import Noise
 from data_pipelines.plan import BatchShare, shuffled
 from tests.cuda.spy import Spy
+from trainer.distributed import numerics
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.networks.grouped_statistics import computed_by
@@ -86,6 +87,7 @@ def step(words: str) -> dict:
     began = time.perf_counter()
     name, _, way = words.partition("@")
     recipe, objective, shapes = built(name)
+    numerics.configure(DEVICE, recipe.precision, recipe.tf32, recipe.deterministic)
     context = DistributedContext(0, 1, 1, EngineKind.SINGLE_PROCESS, DEVICE, None)
     spy = Spy()
     with FakeTensorMode(allow_non_fake_inputs=True), computed_by(way or "kernels"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trainer.networks.batch_norm import normalization
 from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import Norm, convolution, dense, fold, patch_grid, refold
+from trainer.networks.pooling import MaxPool
 
 POOLED = (0, 1, 4)  # the convolutions that a pooling (3/2/0) follows
 LOCAL = 2  # the convolution whose map is local
@@ -19,7 +20,7 @@ def convolutions(before: int, channels: list[int], norm: Norm, first: int = 0) -
     for number in range(first, len(channels)):
         layer = convolution(before, channels[number], 3, 1, 1, norm)
         if number in POOLED:
-            layer.append(nn.MaxPool2d(3, 2))
+            layer.append(MaxPool(3, 2))
         layers.append(layer)
         before = channels[number]
     return layers

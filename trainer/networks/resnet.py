@@ -10,6 +10,7 @@ from trainer.networks.batch_norm import normalization
 from trainer.networks.encoder import Encoder, Features
 from trainer.networks.layers import Norm
 from trainer.networks.nvae import NvaeDecoder
+from trainer.networks.pooling import MaxPool
 
 
 class BasicBlock(nn.Module):
@@ -120,7 +121,7 @@ class ResNet(Encoder):
         self.maxpool: nn.Module
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            self.maxpool = MaxPool(3, 2, 1)
             side = _halved(size, times=2)
         else:
             self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
