@@ -39,7 +39,8 @@ HELP = help_page(
         "ENGINE": "ddp, zero1, zero2, zero3 or fsdp2, for several processes; cpu for one",
         "--list": "prints the recipes, a line each",
         "--print": "prints every value of the recipe and where it came from",
-        "--plan": "prints what the recipe will do and cost: parameters, memory, steps, ranks",
+        "--plan": "prints what the recipe will do and cost: parameters, memory, steps, ranks; with nodes=N "
+        "gpus=M on that many, with speed=IMAGES/S of a GPU the hours, with card=GB whether it fits",
         "--folder": "prints the folder of the run",
         "--allow-commands": "lets data.root=pipe:COMMAND and s3://... start programs; default: refused",
     },
@@ -48,6 +49,7 @@ HELP = help_page(
         "accelerate launch trainer/main.py recipe=dim_local objective.bound=infonce run=infonce",
         "accelerate launch trainer/main.py recipe=evaluate from=outputs/quickstart",
         "python trainer/main.py recipe=dim_local --plan",
+        "python trainer/main.py recipe=hybrid_imagenet --plan nodes=2 gpus=8 speed=1000 card=80",
     ],
     {
         0: "finished, also by an earlier start",
@@ -77,6 +79,11 @@ def main(arguments: list[str]) -> int:
         for listed in recipes:
             print(f"{listed.name:<{width}} {listed.task:<9} {listed.description}")
         return 0
+    cluster = None
+    if questions == ["--plan"]:
+        from trainer.tasks import cluster_plan
+
+        cluster, arguments = cluster_plan.taken(arguments)
     loaded = replace(loading.load(arguments), commands=commands)
     for line in loaded.notices if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {line}", file=sys.stderr)
@@ -89,7 +96,7 @@ def main(arguments: list[str]) -> int:
     if questions == ["--plan"]:
         from trainer.tasks import plan
 
-        return plan.run(loaded)
+        return plan.run(loaded, cluster)
     return train(loaded)
 
 

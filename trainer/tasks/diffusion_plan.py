@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,14 +39,17 @@ def planned(recipe: Diffuse, allowed: bool) -> Planned:
     """
     if recipe.data is not None:
         shapes = sample_shapes(recipe, {})
+        made = partial(build_diffusion, recipe, shapes), list(shapes.values())
         dataset, missing = look_at(recipe.data, allowed)
         lines = [describe_samples(shapes, None), missing]
         if dataset is None:
-            return Planned(under("data", lines), describe_model(recipe, shapes), None)
+            return Planned(under("data", lines), describe_model(recipe, shapes), *made)
         lines[1] = describe_data(recipe.data, dataset)
         images, train = dataset.split(recipe.data.train).images, recipe.data.train
         model, split = describe_model(recipe, shapes), planned_split(dataset, recipe.data)
-        return Planned(under("data", lines), model, images, stored=stored(dataset, train), split=split)
+        return Planned(
+            *(under("data", lines), model, *made), count=images, stored=stored(dataset, train), split=split
+        )
     assert recipe.from_ is not None  # either of the two is there
     folder = RunFolder(Path(recipe.from_))
     encoder, origin = encoder_of(folder)
@@ -57,6 +61,7 @@ def planned(recipe: Diffuse, allowed: bool) -> Planned:
             origin = f"not there yet: {error}"
     latent = latent_shapes(encoder)
     shapes = sample_shapes(recipe, latent)
+    made = partial(build_diffusion, recipe, shapes), list(shapes.values())
     dataset, missing = look_at(encoder.data, allowed)
     count, lines = None, [describe_samples(shapes, recipe.objective.components), f"latents {origin}"]
     if dataset is None:
@@ -67,7 +72,7 @@ def planned(recipe: Diffuse, allowed: bool) -> Planned:
         mirrored = " and their mirror images" * recipe.mirrored
         room = megabytes(stored_bytes(latent, images))
         lines.append(f"{count:,} rows, of {images:,} images{mirrored}; {room} in {folder.path}, mapped")
-    return Planned(under("data", lines), describe_model(recipe, shapes), count, unit="rows")
+    return Planned(under("data", lines), describe_model(recipe, shapes), *made, count=count, unit="rows")
 
 
 def encoder_of(folder: RunFolder) -> tuple[Pretrain, str]:

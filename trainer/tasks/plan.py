@@ -1,6 +1,8 @@
 """`--plan`: what a recipe will do and cost, before anything runs."""
 
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import torch
 
@@ -8,13 +10,16 @@ from data_pipelines.common.errors import UserError
 from trainer.networks.encoder import Encoder
 from trainer.recipe.automatic import AUTO, automatic_keys
 from trainer.recipe.loading import ResolvedRecipe
+from trainer.recipe.recipes import AnyTraining
 from trainer.recipe.schema import Pretrain
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.recipe.trees import flatten
 from trainer.recipe.yaml12 import to_yaml_line
 from trainer.runs import automatic
-from trainer.tasks import diffusion_plan
+from trainer.tasks import cluster_plan, diffusion_plan
+from trainer.tasks.activations import saved_bytes
 from trainer.tasks.checks import check_evaluation, check_splits
+from trainer.tasks.cluster_plan import Cluster
 from trainer.tasks.plan_parts import Planned, describe_data, look_at, megabytes, planned_split, stored
 from trainer.tasks.preflight import notes
 from trainer.tasks.resources import sizes_of
@@ -26,8 +31,8 @@ from trainer.training.schedules import whole_batches
 WORLDS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 
-def run(loaded: ResolvedRecipe) -> int:
-    """Prints the plan of a recipe that trains; the process's exit status.
+def run(loaded: ResolvedRecipe, cluster: Cluster | None = None) -> int:
+    """Prints the plan of a recipe that trains, on a cluster where one is asked about; the exit status.
 
     Raises:
         UserError: the recipe is of another task, its parts do not fit together, or the data set, where it is
@@ -64,6 +69,10 @@ def run(loaded: ResolvedRecipe) -> int:
     known = notes(recipe, what.count, 1, torch.device("cpu"))
     for line in (*(f"warning: {line}" for line in what.warnings), *known):
         print(f"           {line}")
+    if cluster:
+        for line in cluster_lines(recipe, cluster, what):
+            print(line)
+        return 0
     for world in WORLDS:
         with suppress(UserError):
             check_batch_division(recipe, world)
@@ -71,11 +80,24 @@ def run(loaded: ResolvedRecipe) -> int:
     return 0
 
 
+def cluster_lines(recipe: AnyTraining, cluster: Cluster, what: Planned) -> Iterator[str]:
+    """The plan on a cluster. Raises UserError: the batch does not divide."""
+    check_batch_division(recipe, cluster.ranks)
+    objective = what.build().train()
+    sizes = sizes_of(recipe, objective)
+    images = recipe.batch // cluster.ranks // recipe.accumulate
+    activations = saved_bytes(recipe, objective, what.views, images)
+    traffic = cluster_plan.traffic_of(recipe, objective, sizes, cluster.ranks)
+    return cluster_plan.lines(recipe, cluster, sizes, traffic, activations, what.stored, what.count)
+
+
 def planned(recipe: Pretrain, commands: bool) -> Planned:
     """The images and the encoder of a pretraining recipe. Raises UserError as `run`."""
     dataset, missing = look_at(recipe.data, commands)
+    views: list[tuple[int, ...]] = [(3, recipe.data.size, recipe.data.size)] * len(recipe.data.views)
+    made = partial(build_objective, recipe), views
     if dataset is None:
-        return Planned([f"data       {missing}"], describe_model(recipe), None)
+        return Planned([f"data       {missing}"], describe_model(recipe), *made)
     warnings = []
     check_splits(recipe, dataset)
     if dataset.remote is None or not dataset.classes:  # else every index would be fetched
@@ -83,7 +105,7 @@ def planned(recipe: Pretrain, commands: bool) -> Planned:
     lines, train = [f"data       {describe_data(recipe.data, dataset)}"], recipe.data.train
     images, size, model = dataset.split(train).images, stored(dataset, train), describe_model(recipe)
     split = planned_split(dataset, recipe.data)
-    return Planned(lines, model, images, stored=size, warnings=warnings, split=split)
+    return Planned(lines, model, *made, count=images, stored=size, warnings=warnings, split=split)
 
 
 def describe_model(recipe: Pretrain) -> list[str]:

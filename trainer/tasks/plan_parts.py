@@ -1,10 +1,12 @@
 """What plans of all tasks have in common."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
+from trainer.objectives.objective import Objective
 from trainer.recipe.automatic import Split
 from trainer.recipe.schema import Data
 from trainer.runs import machine
@@ -23,11 +25,15 @@ class Planned:
         stored: bytes at rest that an epoch reads; None: not known, or they are mapped into memory.
         warnings: what a person should know.
         split: images that are decoded; None: none, or they are not there yet.
+        build: makes what is trained, with its weights.
+        views: shapes of what a sample brings.
     """
 
     samples: list[str]
     model: list[str]
-    count: int | None
+    build: Callable[[], Objective]
+    views: list[tuple[int, ...]]
+    count: int | None = None
     unit: str = "images"
     stored: int | None = None
     warnings: list[str] = field(default_factory=list)
