@@ -35,9 +35,18 @@ PRINT_HELP = help_page(
 PLAN_HELP = help_page(
     "Prints what a recipe that trains will do and cost before anything runs: parameters, memory, steps, "
     "checkpoints, and what each number of ranks reads.",
-    [f"{PROGRAM} plan recipe=NAME [KEY=VALUE ...]"],
-    RECIPE_WORDS,
-    [f"{PROGRAM} plan recipe=dim_local", f"{PROGRAM} plan recipe=moco_imagenet batch=512"],
+    [f"{PROGRAM} plan recipe=NAME [KEY=VALUE ...] [nodes=N gpus=M [speed=S] [network=B] [card=GB]]"],
+    {
+        **RECIPE_WORDS,
+        "nodes=N gpus=M": "machines (default: 1), and GPUs of each (8): what a rank keeps and sends",
+        "speed=S": "images/s of one GPU: the hours, the jobs, what the storage has to deliver",
+        "network=B": "GB/s that a GPU sends to other machines; default: 12.5",
+        "card=GB": "memory of a GPU: what does not fit is marked",
+    },
+    [
+        f"{PROGRAM} plan recipe=dim_local",
+        f"{PROGRAM} plan recipe=hybrid_imagenet nodes=2 gpus=8 speed=1000 card=80",
+    ],
     STATUS,
 )
 

@@ -182,9 +182,9 @@ def test_every_network_of_the_recipes_is_one_graph(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["dim", "hybrid", "diffusion"])
-def test_inductor_computes_the_same(case, monkeypatch):
-    build, batch, _ = CASES[case]
+def test_inductor_computes_the_same(monkeypatch):
+    """An encoder and critics, forward and backward, by the compiler that runs; it takes a minute or two."""
+    build, batch, _ = CASES["dim"]
     objective = build()
     other, lines = compiled(objective, "inductor", monkeypatch)
     torch._dynamo.reset()
