@@ -76,9 +76,14 @@ def until(command: list[str], seconds: float, process: subprocess.Popen, **optio
         time.sleep(0.3)
 
 
+def end(database: subprocess.Popen) -> None:
+    database.send_signal(signal.SIGINT)  # a fast shutdown
+    database.wait(30)
+
+
 @pytest.fixture
 def postgres():
-    """The port of a PostgreSQL with the service's user, password and database."""
+    """A PostgreSQL with the service's user, password and database: its port and its process."""
     pytest.importorskip("psycopg2", reason="psycopg2 missing: pip install psycopg2-binary")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
@@ -118,10 +123,9 @@ def postgres():
                 env=os.environ | {"PGPASSWORD": PASSWORD},
                 check=True,
             )
-            yield port
+            yield port, server
         finally:
-            server.send_signal(signal.SIGINT)  # a fast shutdown
-            server.wait(30)
+            end(server)
     finally:
         shutil.rmtree(folder)
 
@@ -132,7 +136,7 @@ def serve(postgres, tmp_path):
     service, port, servers = SERVICES["mlflow"], free_port(), []
 
     def here(word: str) -> str:
-        word = word.replace("@postgres/", f"@127.0.0.1:{postgres}/").replace(
+        word = word.replace("@postgres/", f"@127.0.0.1:{postgres[0]}/").replace(
             "/mlartifacts", f"{tmp_path}/kept"
         )
         return word.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("5000", str(port))
@@ -149,14 +153,14 @@ def serve(postgres, tmp_path):
                 start_new_session=True,
             )
         )
-        until([here(word) for word in service["healthcheck"]["test"][1:]], 120, servers[-1])
+        until(serve.health, 120, servers[-1])
         return f"http://127.0.0.1:{port}"
 
     def stop() -> None:
         servers[-1].send_signal(signal.SIGTERM)
         servers[-1].wait(30)
 
-    serve.stop = stop
+    serve.stop, serve.health = stop, [here(word) for word in service["healthcheck"]["test"][1:]]
     yield serve
     for server in servers:
         with contextlib.suppress(ProcessLookupError):
@@ -186,4 +190,12 @@ def test_a_run_outlives_the_server(serve, tmp_path):
     back = client.download_artifacts(run.run_id, "figures/note.txt", str(tmp_path))
     assert Path(back).read_text() == "a picture"
     assert list((tmp_path / "kept").rglob("note.txt"))
+    serve.stop()
+
+
+@pytest.mark.slow
+def test_a_server_without_its_database_is_not_healthy(serve, postgres):
+    serve()
+    end(postgres[1])
+    assert subprocess.run(serve.health, capture_output=True).returncode
     serve.stop()
