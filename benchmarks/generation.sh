@@ -42,7 +42,7 @@ encoders() {
 
 noise() { # the same hybrid, whose decoder learns with noise on its input
   for tau in 0.2 0.5; do
-    echo "train noise_$tau recipe=hybrid_cifar10_resnet_small objective.decoder_noise=$tau seed=0 $same"
+    echo "train noise_$tau recipe=hybrid_cifar10_pooled_small objective.decoder_noise=$tau seed=0 $same"
   done
 }
 
@@ -52,7 +52,7 @@ diffusions() { # as long as the recipe says
 
 seeds() {
   for seed in 1 2; do
-    echo "measure pooled_flow seed=$seed"
+    echo "measure pooled_flow seed=$seed evaluate.rows=[samples,samples_of_train_y]"
   done
 }
 
@@ -63,7 +63,7 @@ comparisons() { # a third as long: three processes, three encoders, three decode
   done
   echo "train resnet_flow_short $of from=$outputs/resnet_0 objective.components=null"
   for tau in 0.2 0.5; do
-    echo "train noise_${tau}_flow_short $of from=$outputs/noise_$tau objective.components=null"
+    echo "train noise_${tau}_flow_short $of from=$outputs/noise_$tau"
   done
   echo "train map_flow_short recipe=diffuse_cifar10_map_small images=128000 from=$outputs/map_0"
 }
