@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from trainer.networks.denoising import TimeEmbedding
 from trainer.networks.dropout import GroupDropout
-
-GROUPS, LEAST = 32, 4  # of a norm, channels of a group
+from trainer.networks.group_norm import group_norm
 
 
 class ResidualBlock(nn.Module):
@@ -265,13 +264,3 @@ def _ends(way: str, levels: nn.ModuleList) -> list[dict[str, nn.Module]]:
         for number, level in enumerate(levels)
         if isinstance(level, Level)
     ]
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as published, or fewer of at least 4 channels each, as EDM has (arXiv 2206.00364).
-
-    A time adds a number to each channel of a map: a group of one channel would take it away again.
-    """
-    most = max(1, min(GROUPS, channels // LEAST))
-    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
