@@ -39,12 +39,14 @@ class Facts:
         device: "cpu" or "cuda".
         capability: compute capability of the GPU, (8, 0) for an A100; (0, 0) of a CPU.
         memory: bytes of the device's memory, on a CPU this rank's share of the machine's.
+        tiles: whether a CPU multiplies tiles of bf16 (AMX).
         split: what is trained on; None before the data set is open, and for latents.
     """
 
     device: str
     capability: tuple[int, int] = (0, 0)
     memory: int = 0
+    tiles: bool = False
     split: Split | None = None
 
 
@@ -69,7 +71,10 @@ BF16_SINCE = (8, 0)  # NVIDIA's Ampere; torch emulates bfloat16 on older cards
 
 
 def _precision(recipe: AnyTask, facts: Facts) -> str:
-    return "bf16" if facts.device == "cuda" and facts.capability >= BF16_SINCE else "float32"
+    """On a CPU a denoiser's convolutions gain by bf16; depthwise ones, of other networks, lose."""
+    if facts.device == "cuda":
+        return "bf16" if facts.capability >= BF16_SINCE else "float32"
+    return "bf16" if facts.tiles and recipe.task == "diffuse" else "float32"
 
 
 def _lacks_precision(recipe: AnyTask, value: str, facts: Facts) -> str | None:

@@ -174,7 +174,7 @@ class Tracking(Section):
 
 PRECISION = (
     "what is computed in; with `bf16` weights and moments are float32. `auto`: `bf16` on a GPU that has it, "
-    "else `float32`, resolved at the first start"
+    "and for a denoiser on a CPU with AMX, else `float32`, resolved at the first start"
 )
 
 TF32 = (

@@ -15,7 +15,8 @@ def facts(device: torch.device, split: Split | None = None) -> Facts:
     """The facts of this rank's device, and of a training split (None: not open)."""
     if device.type != "cuda":
         share = psutil.virtual_memory().total // variables.local_world_size()
-        return Facts(device.type, memory=share, split=split)
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # since 2.12
+        return Facts(device.type, memory=share, tiles=bool(known.get("amx_bf16")), split=split)
     return Facts(
         device.type,
         capability=torch.cuda.get_device_capability(device),

@@ -31,6 +31,13 @@ def test_bf16_on_cards_that_have_it_and_float32_elsewhere():
     assert precisions == ["float32", "bf16", "bf16", "float32"]
 
 
+def test_bf16_for_denoisers_on_processors_that_multiply_its_tiles():
+    tiles, words = replace(CPU, tiles=True), ["recipe=diffuse_cifar10_small", "from=somewhere"]
+    assert choices(load(words).recipe, CPU) == {"precision": "float32"}
+    assert choices(load(words).recipe, tiles) == {"precision": "bf16"}
+    assert choices(load(AUTO).recipe, tiles) == {"precision": "float32"}  # others have depthwise convolutions
+
+
 @pytest.mark.parametrize("word", ["float64", "float32", "bf16"])
 def test_a_word_of_the_recipe_stands_above_the_machine(word):
     recipe = load(["recipe=dim_local", f"precision={word}"]).recipe

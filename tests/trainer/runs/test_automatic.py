@@ -1,6 +1,7 @@
 """`auto` at real starts: written resolved, kept by every later start, and refused where a machine cannot."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ def test_the_facts_of_a_processor():
     facts = machine.facts(torch.device("cpu"), Split(3))
     assert (facts.device, facts.capability, facts.split) == ("cpu", (0, 0), Split(3))
     assert facts.memory > 2**28
+    assert facts.tiles == ("amx_bf16" in Path("/proc/cpuinfo").read_text().split())
 
 
 def test_the_facts_of_a_card(monkeypatch):

@@ -30,7 +30,7 @@ def test_fake_tensors_keep_what_real_ones_do(words):
 
 
 def test_a_diffusion_on_latents():
-    recipe = load(["recipe=diffuse_cifar10_small", "from=somewhere"]).recipe
+    recipe = load(["recipe=diffuse_cifar10_small", "from=somewhere", "precision=float32"]).recipe
     shapes = sample_shapes(recipe, {"y": (768,), "w": (3, 16, 16)})
     objective, views = build_diffusion(recipe, shapes).train(), list(shapes.values())
     real = saved_by(objective, empty_batch(recipe, views, 8), False)
