@@ -5,7 +5,7 @@
 #   sbatch --gpus-per-node=4 --cpus-per-task=32 slurm/dim_local.sh recipe=dim_local_paper run=paper
 #   PROCS_PER_NODE=2 sbatch --gpus-per-node=0 slurm/dim_local.sh recipe=dim_local_small     without GPUs
 #
-# Submit it from the repository's root, in the environment that the package is installed in; its arguments are
+# Submit it in the environment that the package is installed in; its arguments are
 # those of trainer/main.py. A job that is preempted, nears its time limit or loses its node continues by itself
 # from its newest checkpoint, and so does the same command submitted again. The first job makes data/cifar10, and
 # needs the network for it, or the archive in data/raw.
@@ -15,27 +15,20 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
-#SBATCH --signal=USR1@300               # to the training, 300..360 s before the limit: keep --time well above it
+#SBATCH --signal=B:USR1@300             # 300..360 s before the limit, passed on to the training
 #SBATCH --requeue
 #SBATCH --open-mode=append              # a requeued job keeps its log
 #SBATCH --output=slurm-%x-%j.out        # in the root: into a folder that does not exist Slurm fails without a word
 set -euo pipefail
+trap 'STOP_REQUEST=USR1' USR1           # from the first instant; slurm/common.sh passes it on
 
-cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}"
-if [[ ! -f slurm/common.sh ]]; then
-  echo "error: submit this job from the repository's root, not from $SLURM_SUBMIT_DIR" >&2
-  exit 2
-fi
+# The repository is where --chdir leads, or where sbatch was called, or where this script lies.
+script=$(scontrol show job "${SLURM_JOB_ID:?submit this script with sbatch}" | sed -n 's/^ *Command=//p')
+for root in . "$SLURM_SUBMIT_DIR" "${script%%/slurm/dim_local.sh*}"; do
+  [[ ! -f $root/slurm/common.sh ]] || break
+done
+cd "$root"
+[[ -f slurm/common.sh ]] || { echo "error: no repository in $PWD: submit slurm/dim_local.sh of a checkout" >&2; exit 2; }
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
-
-[[ " $* " == *" recipe="* ]] || set -- recipe=dim_local "$@"
-folder=$(run_folder "$@")
-processes=$(processes_per_node)
-launcher=(accelerate launch --quiet --num_machines 1 --num_processes "$processes")
-launcher+=(--mixed_precision no --dynamo_backend no)
-if ((processes > 1)); then
-  # Port 0 is a free one: two jobs on one node do not meet.
-  launcher+=(--config_file recipes/launch/ddp.yaml --main_process_port 0)
-fi
-train "$folder" "${launcher[@]}" trainer/main.py "$@"
+on_one_node dim_local "$@"

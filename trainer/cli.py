@@ -118,6 +118,12 @@ def report(words: list[str]) -> int:
     return main(words)
 
 
+def status(words: list[str]) -> int:
+    from trainer.report.status import main
+
+    return main(words)
+
+
 def import_weights(words: list[str]) -> int:
     from trainer.exports.torchvision_resnet import main
 
@@ -139,6 +145,7 @@ DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "checkpoints": (checkpoints, "look at them, make room: list|verify|prune DIR"),
     "tracking": (tracking, "deliver later what MLflow does not have yet: sync DIR"),
     "report": (report, "runs gathered into the papers' tables: DIR, as text, Markdown, CSV or HTML"),
+    "status": (status, "how each run stands, a row a run: DIR"),
     "import": (import_weights, "others' ResNet as an encoder: from=CHECKPOINT to=FILE"),
     "env": (environment, "versions, machine and engines, for a question or a bug report"),
 }

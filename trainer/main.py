@@ -16,7 +16,7 @@ from data_pipelines.common.arguments import HELP_WORDS, MISTAKE, help_page
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.paths import refused_paths
-from trainer.distributed import launch, spare_ranks
+from trainer.distributed import interfaces, launch, spare_ranks
 from trainer.recipe import loading
 from trainer.recipe.recipes import AnyTraining
 from trainer.tracking import mlflow_store
@@ -119,7 +119,7 @@ def train(loaded: loading.ResolvedRecipe) -> int:
     if context.is_main:
         ranks = f"{context.world_size} rank{'s' * (context.world_size > 1)}"
         threads = f"{context.threads} thread{'s' * (context.threads > 1)}"
-        setting = f"{context.engine}, {context.device.type}, {arithmetic}"
+        setting = f"{context.engine}, {context.device.type}, {arithmetic}{interfaces.chosen()}"
         print(f"recipe {loaded.name}: {ranks} x {threads}, {setting}", flush=True)
     from trainer.tasks import diffuse, evaluate, measure, pretrain, sample
 

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 _locked: set[int] = set()  # descriptors of `open_locked`
 _warned_of_no_locks = False
 
@@ -45,7 +47,7 @@ def lock(file: IO | int, wait: bool = False) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno in NO_LOCKS:
             raise NoLocks(error.errno, error.strerror) from None
         raise
     return True
@@ -73,6 +75,25 @@ def open_locked(path: Path, wait: float = 0.0) -> int | None:
         raise
     _locked.add(fd)
     return fd
+
+
+def is_locked_elsewhere(path: Path) -> bool:
+    """Whether another process has a file locked; False where there is no file, or no locks.
+
+    Asks by a shared lock, for a moment: two that ask at once do not see each other. Raises OSError.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return False
 
 
 def _warn_of_no_locks(path: Path, error: OSError) -> None:

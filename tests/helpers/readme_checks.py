@@ -24,7 +24,15 @@ PLACEHOLDERS = re.compile(r"\b(NAME|RUN|CLASS|SOURCE|ROOT|DIR|HOST|FILE|FOLDER|C
 # What a page invites its reader to write, or a command writes.
 EXAMPLES = {"evaluation/norms.py", "tests/trainer/evaluation/test_norms.py", "benchmarks/gpu_hybrid.md"}
 MADE = ("outputs/", "data/")  # by commands; no files of the repository
-JOBS = {"slurm/dim_local.sh": "dim_local", "slurm/hybrid_imagenet.sh": "hybrid_imagenet"}
+JOBS = {  # each script -> its recipe where the command line names none
+    "slurm/dim_local.sh": "dim_local",
+    "slurm/dim_imagenet.sh": "dim_imagenet",
+    "slurm/moco_imagenet.sh": "moco_imagenet",
+    "slurm/hybrid_imagenet.sh": "hybrid_imagenet",
+    "slurm/diffuse.sh": "diffuse_cifar10",
+    "slurm/evaluate.sh": "evaluate",
+    "slurm/sweep.sh": "dim_local",
+}
 
 
 class Repository:
@@ -192,6 +200,7 @@ def check_job(words: list[str]) -> None:
     if start == len(words):
         raise ValueError("sbatch without a script")
     script, words = words[start], words[start + 1 :]
+    words = words[script == "slurm/sweep.sh" :]  # its first word is a file
     if script in JOBS and not any(map(PLACEHOLDERS.search, words)):
         named = any(word.startswith("recipe=") for word in words)
         load(words if named else [f"recipe={JOBS[script]}", *words])

@@ -4,6 +4,7 @@
 #   cluster.sh run                 # in the foreground: ends with TERM, or with its parent
 #   cluster.sh wait                # until all nodes are idle
 #   cluster.sh exec CMD...         # run sbatch, squeue, scontrol, ... on the head node
+#   cluster.sh on n2 CMD...        # run a command on a node
 #   cluster.sh crash n2            # SIGKILL to everything that runs on a node; its network stays
 #   cluster.sh revive n2           # start its slurmd again
 #
@@ -121,7 +122,8 @@ CONF
 
 private_files() {      # in a new mount namespace
   hostname "$1"
-  mount --bind "$CLUSTER_DIR/hosts" /etc/hosts
+  sed "s/^127.0.0.1 localhost$/&\n127.0.1.1 $1/; s/^$NET\S* $1$//" "$CLUSTER_DIR/hosts" > "$RUN/$1.hosts"    # as Debian does
+  mount --bind "$RUN/$1.hosts" /etc/hosts
   mount --bind "$CLUSTER_DIR/nsswitch.conf" /etc/nsswitch.conf
   mount -t tmpfs tmpfs /dev/shm
   ip link set lo up
@@ -195,11 +197,12 @@ case $cmd in
     [[ -e $RUN/booted ]] || die "the head did not boot; see $LOG"
     wait_for "n[1-$NODES]" ;;
   exec) on_head "$@" ;;
+  on) on_head "$SELF" __on_node "$@" ;;
   crash) on_head "$SELF" __on_node "$1" bash -c 'kill -KILL -1' ;;
   revive) on_head "$SELF" __on_node "$1" setsid --fork "$SELF" __daemon "$1" > "$LOG/$1.out" 2>&1 ;;
   __on_node) n=$1; shift; nsenter -t "$(init_of "$(<"$RUN/$n.pid")")" "${NS[@]}" --wdns="$PWD" -- "$@" ;;
   __daemon) daemon "$1" ;;
   __head) head_main ;;
   __node) node_main "$1" ;;
-  *) sed -n '2,9p' "$SELF"; exit 2 ;;
+  *) sed -n '2,10p' "$SELF"; exit 2 ;;
 esac

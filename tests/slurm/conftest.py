@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
 from tests.helpers.slurm.daemons import CLUSTER, Job, Slurm, why_unavailable
 from tests.helpers.slurm.small_runs import arguments
 
@@ -43,8 +44,8 @@ def submit(slurm, tmp_path):
     """Submits a job; whatever is left of it when the test ends is cancelled."""
     jobs = []
 
-    def submit(*words: str, script: str = "dim_local.sh") -> Job:
-        jobs.append(Job(slurm, tmp_path, script, *words))
+    def submit(*words: str, script: str = "dim_local.sh", directory: Path = ROOT) -> Job:
+        jobs.append(Job(slurm, tmp_path, script, *words, directory=directory))
         return jobs[-1]
 
     yield submit

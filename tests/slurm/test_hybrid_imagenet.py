@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_pipelines.shards.make import make
-from tests.helpers import ROOT
 from tests.helpers.slurm.daemons import Job
 from tests.helpers.slurm.small_runs import arguments, continued_once, is_training, journal
 from tests.helpers.tiny_dataset import pictures
@@ -157,9 +156,3 @@ def test_a_training_that_fails_is_not_started_again(start, training, run):
     assert "error: batch=192" in job.text
     assert re.search(rf"failed with status \d+: {run}\n", job.text)  # 1, or 143 of a launcher that srun ended
     assert not run.exists()
-
-
-def test_the_recipe_is_hybrid_imagenet_where_none_is_named(slurm):
-    slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", "slurm/hybrid_imagenet.sh")
-    text = (ROOT / "slurm" / "hybrid_imagenet.sh").read_text()
-    assert 'set -- recipe=hybrid_imagenet "$@"' in text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from data_pipelines.common.errors import UserError
-from trainer.distributed import devices, launcher, variables
+from trainer.distributed import devices, interfaces, launcher, variables
 from trainer.distributed.engine_kind import EngineKind
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class DistributedContext:
         return self.rank == 0
 
     def description(self) -> dict:
-        """The contents of world.json: what the run ran on last."""
+        """The contents of world.json: what the run ran on last, and the Slurm job that started it, if any."""
         import torch
 
-        return {
+        job = os.environ.get("SLURM_JOB_ID")
+        return ({"job": job} if job else {}) | {
             "processes": self.world_size,
             "threads": self.threads,
             "engine": self.engine,
@@ -162,6 +163,8 @@ def start(precision: str) -> DistributedContext:
     import torch
 
     torch.set_num_threads(threads)
+    if world > variables.local_world_size():
+        interfaces.choose()
 
     gpu = devices.use_gpus()
     if not gpu:  # accelerate launch exports False, and would then look for a GPU a rank

@@ -3,6 +3,7 @@
 All ranks agree to stop.
 """
 
+import os
 import signal
 import time
 from contextlib import suppress
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from trainer.distributed import collectives
+from trainer.distributed import collectives, variables
 
 SAME_PRESS = 2.0  # seconds in which two SIGINT are one Ctrl-C: from the terminal, and from the launcher again
 FILE_INTERVAL = 1.0  # seconds between two looks for the file
+EARLIER = "STOP_REQUEST_FILE"
 RAISE_AGAIN = 2.0  # seconds after which Stopped is raised again, in case a finalizer or callback swallowed it
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
@@ -21,6 +23,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 def requests_stop(number: signal.Signals) -> bool:
     """Whether the signal is one to stop for. SIGHUP is not where it was ignored before, as under nohup."""
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+
+
+def earlier_request() -> str | None:
+    """The signal that came to the job before this process had handlers, as `USR1`; None where none did."""
+    with suppress(OSError):
+        if path := os.environ.get(EARLIER):
+            return Path(path).read_text().strip() or None
+    return None
+
+
+def status_of_stopped() -> int:
+    """The exit status of a run that stopped on request and has saved: 1, or that in STATUS_OF_STOPPED.
+
+    A job that reads the file `stopped` sets 0, of which launchers write no traceback.
+    """
+    return variables.whole_number("STATUS_OF_STOPPED", 1, 0)
 
 
 class Stopped(BaseException):
@@ -36,6 +54,9 @@ class StopRequest:
     At every step the ranks reduce whether one of them has received a request; the result is read one step
     later, so that no step waits for it. A second Ctrl-C ends the process at once. `close` restores the
     handlers of the signals.
+
+    A signal that came before there were handlers counts as well where STOP_REQUEST_FILE names a file that the
+    job writes the signal's name to (slurm/node.sh).
 
     Args:
         file: a stop file; while it exists, a stop is requested.
@@ -54,6 +75,7 @@ class StopRequest:
             number: signal.signal(number, self._receive) for number in SIGNALS if requests_stop(number)
         }
         self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
+        self.received = self.received or earlier_request()
 
     def _receive(self, number: int, _: object) -> None:
         again, self._last_signal = time.monotonic() - self._last_signal > SAME_PRESS, time.monotonic()

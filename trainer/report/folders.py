@@ -23,13 +23,7 @@ def read_runs(roots: list[Path]) -> tuple[list[RunRecord], list[str]]:
     """
     records: list[RunRecord] = []
     lines: list[str] = []
-    folders: list[Path] = []
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(f"{root}: {'no folder' if root.exists() else 'does not exist'}; {EXPECTED}")
-        folders += _runs_below(root, lines)
-    if not folders:
-        raise UserError(f"{', '.join(map(str, roots))}: no run there; {EXPECTED}")
+    folders = run_folders(roots, lines)
     for folder in folders:
         try:
             record = read_run(folder)
@@ -39,6 +33,22 @@ def read_runs(roots: list[Path]) -> tuple[list[RunRecord], list[str]]:
         records.append(record)
         lines += [f"{folder}: {remark}" for remark in record.remarks]
     return records + _sources(records), lines
+
+
+def run_folders(roots: list[Path], lines: list[str]) -> list[Path]:
+    """The folders of runs below some folders; adds a line for each folder that has none or cannot be read.
+
+    Raises:
+        UserError: one of the folders is not there, or there is no run in any.
+    """
+    folders: list[Path] = []
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: {'no folder' if root.exists() else 'does not exist'}; {EXPECTED}")
+        folders += _runs_below(root, lines)
+    if not folders:
+        raise UserError(f"{', '.join(map(str, roots))}: no run there; {EXPECTED}")
+    return folders
 
 
 def source_places(record: RunRecord) -> list[str]:

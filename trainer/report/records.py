@@ -9,16 +9,13 @@ from typing import Any
 
 from data_pipelines.common.errors import UserError
 from trainer.recipe.loading import load_saved
-from trainer.recipe.trees import strip_origins
-from trainer.recipe.yaml12 import parse
 from trainer.report import methods
 from trainer.report.drawings import Evaluation, drawing_of, read_evaluations
 from trainer.report.parameters import count_parameters
+from trainer.report.run_files import NO_RECIPE, checkpoint_manifests, content_of, recipe_as_it_stands, world
 from trainer.runs.folder import RunFolder
 from trainer.tracking import journal
 
-CHECKPOINT = re.compile(r"images-([0-9]{12,})")  # trainer.checkpoints.load has it too, behind torch
-NO_RECIPE = "recipe.yaml is no recipe of a run; put the file back, or remove the folder"
 EVALUATED = "results/images-"  # metrics of an evaluation of another drawing, seed or checkpoint
 
 
@@ -81,7 +78,7 @@ def read_run(path: Path) -> RunRecord:
         record.evaluations, damaged = read_evaluations(path)
         record.remarks += damaged
     log = _journal(record, folder)
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoint_manifests(folder)
     record.hours, record.dataset = log.hours(), str(log.tags.get("dataset", ""))
     record.device = _device(record, folder)
     record.parameters = _parameters(record, checkpoints, log.tags)
@@ -129,7 +126,10 @@ def saved_recipe(path: Path) -> tuple[dict[str, Any], list[str]]:
         loaded = load_saved(path)
         recipe, remarks = loaded.resolved(), []
     except UserError as error:
-        recipe, remarks = _as_it_stands(path), [f"recipe.yaml is read as it stands: {_reason(error, path)}"]
+        recipe, remarks = (
+            recipe_as_it_stands(path),
+            [f"recipe.yaml is read as it stands: {_reason(error, path)}"],
+        )
     if "objective" not in recipe:
         raise UserError(f"recipe.yaml is of the task {recipe.get('task')}, not of a run that trains")
     try:
@@ -143,17 +143,6 @@ def saved_recipe(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _has_numbers(recipe: dict[str, Any]) -> bool:
     return all(type(recipe.get(key, 0)) is int for key in ("seed", "images"))
-
-
-def _as_it_stands(path: Path) -> dict[str, Any]:
-    """Raises UserError."""
-    try:
-        tree = strip_origins(parse(path.read_text(encoding="utf-8"), "recipe.yaml"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe.yaml cannot be read: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(NO_RECIPE)
-    return tree
 
 
 def _reason(error: UserError, path: Path) -> str:
@@ -206,7 +195,7 @@ def _journal(record: RunRecord, folder: RunFolder) -> _Log:
 def _ended(record: RunRecord, folder: RunFolder, log: _Log, saved: int) -> int:
     """Images seen at the end; adds a remark where the run is not finished."""
     for status in ("done", "failed", "stopped"):
-        content = _text(folder.path / status)
+        content = content_of(folder.path / status)
         if content is None:
             continue
         first, _, rest = content.partition("\n")
@@ -223,42 +212,18 @@ def _ended(record: RunRecord, folder: RunFolder, log: _Log, saved: int) -> int:
     return saved or log.images
 
 
-def _text(path: Path) -> str | None:
-    """A small file; None where there is none, '' for what is there and no file that can be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return ""
-
-
 def _device(record: RunRecord, folder: RunFolder) -> str:
     """Such as "2 x cpu": how many processes there were at the last start, and on what."""
-    content = _text(folder.path / "world.json")
-    if content is None:
-        return ""
     try:
-        world = json.loads(content)
-        device, processes = world.get("device", ""), world.get("processes", 1)
-        return f"{processes} x {device}" if device and processes != 1 else str(device)
-    except (ValueError, AttributeError, RecursionError):
+        last = world(folder)
+    except ValueError:
         record.remarks.append("world.json is damaged: the device is not known")
         return ""
+    device, processes = last.get("device", ""), last.get("processes", 1)
+    return f"{processes} x {device}" if device and processes != 1 else str(device)
 
 
 # ---- parameters ----------------------------------------------------------------------------------
-
-
-def _checkpoints(folder: RunFolder) -> dict[int, Path]:
-    """Images -> the manifest of each checkpoint."""
-    try:
-        paths = list(folder.checkpoints.iterdir())
-    except OSError:
-        return {}
-    return {
-        int(match[1]): path / "manifest.json" for path in paths if (match := CHECKPOINT.fullmatch(path.name))
-    }
 
 
 def _parameters(record: RunRecord, checkpoints: dict[int, Path], tags: dict[str, Any]) -> dict[str, int]:

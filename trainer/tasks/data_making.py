@@ -26,7 +26,7 @@ from data_pipelines.sources.archives import ARCHIVES, describe
 from trainer.checkpoints.load import kept
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
-from trainer.distributed.signals import Stopped, StopRequest
+from trainer.distributed.signals import Stopped, StopRequest, status_of_stopped
 from trainer.distributed.variables import local_world_size
 from trainer.recipe.schema import Data
 from trainer.runs.folder import RunFolder
@@ -95,7 +95,7 @@ def stopped(folder: RunFolder, context: DistributedContext, why: str) -> int:
         print(f"told to stop ({why}): the data set is not made yet, and what is there of it stays")
         again = continuation()
         print(f"the same command continues it{f': {again}' * bool(again)}", flush=True)
-    return 130 if why == "SIGINT" else 1
+    return 130 if why == "SIGINT" else status_of_stopped()
 
 
 def folder_to_make(options: Data) -> Path | None:

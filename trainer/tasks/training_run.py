@@ -18,7 +18,7 @@ from data_pipelines.common.retry import Interrupted
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.progress import event_of
-from trainer.distributed.signals import Stopped
+from trainer.distributed.signals import Stopped, status_of_stopped
 from trainer.distributed.watchdog import Watchdog
 from trainer.recipe.automatic import Split
 from trainer.recipe.loading import ResolvedRecipe
@@ -178,7 +178,7 @@ def stopped(run: Run) -> int:
     again = commands.continuation()
     run.progress.say(f"the same command continues it{f': {again}' * bool(again)}")
     run.end("KILLED")
-    return 1
+    return status_of_stopped()
 
 
 def run_tags(loaded: ResolvedRecipe[AnyTraining], trainer: Trainer) -> dict[str, object]:

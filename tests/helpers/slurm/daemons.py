@@ -38,10 +38,12 @@ class Slurm:
     def __init__(self, directory: Path):
         self.env = ENVIRONMENT | {"CLUSTER_DIR": str(directory), "NODES": "2"}
 
-    def __call__(self, *words: str, cluster: tuple[str, ...] = ("exec",)) -> str:
+    def __call__(self, *words: str, cluster: tuple[str, ...] = ("exec",), directory: Path = ROOT) -> str:
         command = [CLUSTER, *cluster, *words]
         for _ in range(3 if "scontrol" in words else 1):  # a slow controller drops the connection: SIGPIPE
-            done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                command, env=self.env, cwd=directory, capture_output=True, text=True, timeout=60
+            )
             if done.returncode != 128 + signal.SIGPIPE:
                 break
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -49,17 +51,18 @@ class Slurm:
 
 
 class Job:
-    """A job of one of the scripts in slurm/, submitted from the repository's root."""
+    """A job of one of the scripts in slurm/."""
 
-    def __init__(self, slurm: Slurm, folder: Path, script: str, *words: str):
-        """`words`: sbatch's options, then the training's arguments."""
+    def __init__(self, slurm: Slurm, folder: Path, script: str, *words: str, directory: Path = ROOT):
+        """`words`: sbatch's options, then the training's arguments; `directory`: where it is submitted."""
         self.slurm, self.log = slurm, folder / "job.log"
         options = [word for word in words if word.startswith("-")]
         arguments = [word for word in words if word not in options]
         # --time: well above the 300 s of --signal, which would be sent at once otherwise
         self.id = slurm(
             *("sbatch", "--parsable", "--time=30", f"--output={self.log}", *options),
-            *(f"slurm/{script}", *arguments),
+            *(os.path.relpath(ROOT / "slurm" / script, directory), *arguments),
+            directory=directory,
         )
 
     def field(self, key: str) -> str:

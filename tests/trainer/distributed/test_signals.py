@@ -87,3 +87,20 @@ def test_the_first_of_several_signals_is_the_reason(stop_request):
     os.kill(os.getpid(), signal.SIGINT)
     send_sigterm()
     assert stop_request.received == "SIGINT"
+
+
+def test_a_signal_before_there_were_handlers(tmp_path, monkeypatch):
+    (tmp_path / "request").write_text("USR1\n")
+    monkeypatch.setenv("STOP_REQUEST_FILE", str(tmp_path / "request"))
+    stop_request = StopRequest()
+    try:
+        assert stop_request.received == "USR1"
+        assert stop_request.should_stop()
+    finally:
+        stop_request.close()
+
+
+def test_the_status_of_a_stopped_run(monkeypatch):
+    assert signals.status_of_stopped() == 1
+    monkeypatch.setenv("STATUS_OF_STOPPED", "0")
+    assert signals.status_of_stopped() == 0

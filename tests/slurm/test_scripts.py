@@ -1,0 +1,62 @@
+"""Every job of slurm/: clean, accepted by Slurm, its recipe that of the pages; two that pretrain nothing."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.helpers.latent_runs import OF_IMAGES, diffuse
+from tests.helpers.readme_checks import JOBS
+from tests.helpers.slurm.small_runs import continued_once, is_training
+from trainer.recipe.loading import load
+
+SOURCED = {"common.sh", "node.sh"}
+SCRIPTS = sorted({path.name for path in (ROOT / "slurm").glob("*.sh")} - SOURCED)
+
+
+def test_scripts_are_clean():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck missing: apt-get install shellcheck")
+    scripts = [*(ROOT / "slurm").glob("*.sh"), ROOT / "tests/slurm/cluster.sh"]
+    done = subprocess.run(["shellcheck", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_recipe_where_none_is_named(script):
+    text = (ROOT / "slurm" / script).read_text()
+    (recipe,) = re.findall(r'^(?:on_one_node|over_nodes) (\w+) "\$@"', text, re.MULTILINE)
+    assert recipe == JOBS[f"slurm/{script}"]
+    assert load([f"recipe={recipe}"]).name == recipe
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_slurm_accepts_it(slurm, script):
+    """The nodes pretend to have four GPUs and eight cores."""
+    slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", f"slurm/{script}")
+
+
+def test_a_diffusion_is_stopped_and_continued(slurm, submit, digits, tmp_path):
+    run = tmp_path / "outputs" / "drawn"
+    words = [*OF_IMAGES, f"data.root={digits.root}", "images=3200", "save.every=3200", "log.every=128"]
+    words += ["evaluate.every=0", "evaluate.at_end=false"]
+    job = submit(*diffuse(run, *words), script="diffuse.sh")
+    job.until(lambda: is_training(run))
+    slurm("scancel", "--signal=USR1", job.id)
+    continued_once(run, job)
+
+
+def test_an_evaluation_leaves_the_files_of_the_training_alone(submit, training, tmp_path):
+    """A run that was stopped is evaluated: complete by the launcher's status, and `stopped` stays."""
+    run = tmp_path / "outputs" / "quickstart"
+    job = submit("images=2560", *training)
+    assert job.end() == "COMPLETED", job.text
+    (run / "done").rename(run / "stopped")
+    job.log.unlink()
+    job = submit(f"from={run}", "tracking.uri=none", script="evaluate.sh")
+    assert job.end() == "COMPLETED", job.text
+    assert "complete: evaluate" in job.text
+    assert (run / "stopped").exists()
+    assert not (run / "done").exists()
