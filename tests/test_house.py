@@ -277,6 +277,7 @@ def test_the_recipe_imports_neither_torch_nor_numpy():
 PROBES_OF_OTHERS = {
     ("trainer/recipe/yaml12.py", "tag"),
     ("trainer/distributed/collectives.py", "reduce_scatter_single"),
+    ("trainer/runs/machine.py", "get_capabilities"),
 }
 BUILDERS = {"trainer/training/build.py", "trainer/networks/build.py", "trainer/training/optimizers.py"}
 OPTIONS = ("objective", "objectives", "encoders", "optimizers", "evaluation", "schema")

@@ -19,6 +19,7 @@ from trainer import cli
 from trainer.checkpoints import __main__ as checkpoints
 from trainer.main import ALLOWED, QUESTIONS
 from trainer.recipe.loading import load
+from trainer.tasks import cluster_plan
 
 PLACEHOLDERS = re.compile(r"\b(NAME|RUN|CLASS|SOURCE|ROOT|DIR|HOST|FILE|FOLDER|COMMIT|ENGINE)\b|[<>*…{}$]")
 # What a page invites its reader to write, or a command writes.
@@ -153,6 +154,8 @@ def check_main(words: list[str]) -> None:
     if unknown := set(options) - {*QUESTIONS, ALLOWED, "--help"}:
         raise ValueError(f"trainer/main.py has no {unknown.pop()}")
     words = [word for word in words if word not in options]
+    if "--plan" in options:
+        _, words = cluster_plan.taken(words)
     if (words or not {"--list", "--help"} & set(options)) and not any(map(PLACEHOLDERS.search, words)):
         load(words)
 
@@ -187,7 +190,7 @@ def check_console(words: list[str]) -> None:
         cli.parse(words[:1])
         door, words = words[0], words[1:]
         if door in ("train", "print", "plan") and not words[0].startswith("launch/"):
-            check_main(words)
+            check_main([*words, "--plan"] if door == "plan" else words)
         elif door == "print":
             cli.launch_file(words)
         elif door in ("shards", "checkpoints", "tracking"):
