@@ -93,6 +93,7 @@ def step(words: str) -> dict:
         trainer.step()
         with spy:
             trainer.step()
+        looks = [look_at(trainer, weights_only) for weights_only in (True, False)]
         seconds = time.perf_counter() - began
     return {
         "recipe": words,
@@ -103,7 +104,15 @@ def step(words: str) -> dict:
         "nondeterministic": dict(spy.nondeterministic),
         "operations": dict(spy.launches.most_common()),
         "seconds": seconds,
+        "looks": dict(zip(("log", "save"), looks, strict=True)),
     }
+
+
+def look_at(trainer: Trainer, weights_only: bool) -> dict:
+    """What the engine's look for numbers that are not finite does, before a log line and before a save."""
+    with Spy() as spy:
+        trainer.engine.finite(DEVICE, weights_only)
+    return {"launches": spy.launches.total(), "copies": dict(spy.copies), "faults": dict(spy.faults)}
 
 
 def misuse() -> dict:

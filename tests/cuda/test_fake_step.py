@@ -12,6 +12,7 @@ from tests.cuda.device import TORCH, steps
 pytestmark = pytest.mark.slow
 BUDGETS = read()
 # Operations whose kernels for CUDA add in any order: a run does not repeat to the bit where they are.
+LOOK = 12  # launches in which state is looked at, however many tensors it has
 EXCEPTIONS = {"upsample_bilinear2d_backward", "max_pool2d_with_indices_backward"}
 
 
@@ -50,6 +51,14 @@ def test_a_step_copies_from_the_host_what_is_listed(measured, name):
     copies = measured[name]["copies"]
     assert copies == BUDGETS[name]["copies"]
     assert all(copy.endswith(": pinned") for copy in copies)  # of any other the host waits for the device
+
+
+@pytest.mark.parametrize("when", ["log", "save"])
+@pytest.mark.parametrize("name", BUDGETS)
+def test_state_is_looked_at_in_few_launches_and_nothing_waits(measured, name, when):
+    look = measured[name]["looks"][when]
+    assert look["launches"] <= LOOK
+    assert look["copies"] == look["faults"] == {}
 
 
 @pytest.mark.parametrize("what", ["launches", "megabytes"])

@@ -194,18 +194,18 @@ class Zero(Engine[Trained]):
         slots = self.base_optimizer.state.get(place.flat, {})
         return {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
 
-    def local_tensors(self) -> Iterator[Tensor]:
-        for tensor in self.objective.state_dict(keep_vars=True).values():
-            if is_partitioned(tensor):  # its padding is uninitialized
-                yield tensor.ds_tensor.narrow(0, 0, partition_range(tensor)[1])
-            else:
-                yield tensor
+    def local_part(self, tensor: Tensor) -> Tensor:
+        if not is_partitioned(tensor):
+            return tensor
+        return tensor.ds_tensor.narrow(0, 0, partition_range(tensor)[1])  # its padding is uninitialized
+
+    def local_slots(self) -> Iterator[Tensor]:
         for place in self.slices.values():
             for value in self._slots(place).values():
                 yield place.view(value) if value.shape == place.flat.shape else value
 
-    def finite(self) -> Tensor:
-        return super().finite() & (not self.skipped_step)
+    def finite(self, device: torch.device, weights_only: bool = False) -> Tensor:
+        return super().finite(device, weights_only) & (not self.skipped_step)
 
     @torch.no_grad()
     def unsharded(self) -> Trained:
