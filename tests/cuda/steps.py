@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipelines.loader import Batch
+from data_pipelines.loader import Batch, Loader
 from data_pipelines.noise import Noise
-from data_pipelines.plan import BatchShare, shuffled
+from data_pipelines.plan import BatchShare, Plan, shuffled
+from data_pipelines.rows import Rows
+from data_pipelines.views import Shuffle
 from tests.cuda.spy import Spy
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
@@ -36,7 +38,7 @@ from trainer.training.diffusion import build_diffusion, sample_shapes
 from trainer.training.trainer import Trainer
 
 DEVICE = torch.device("cuda", 0)
-MISUSE = "misuse"  # in the place of a recipe's name
+BATCH, MISUSE = "batch", "misuse"  # in the place of a recipe's name
 Shapes = list[tuple[int, ...]]
 
 
@@ -61,7 +63,7 @@ class Batches(TrainingData):
                     view.to(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views
                 ]
                 places = np.stack([seen + np.arange(share.batch)[micro]] * len(views))
-                labels = torch.zeros(n, dtype=torch.int64, device=DEVICE)
+                labels = torch.zeros(n, dtype=torch.int64)
                 noise = Noise(recipe.seed, seen, micro.start, n)
                 yield Batch(views, places, places, labels, seen, noise, order)
 
@@ -115,6 +117,23 @@ def look_at(trainer: Trainer, weights_only: bool) -> dict:
     return {"launches": spy.launches.total(), "copies": dict(spy.copies), "faults": dict(spy.faults)}
 
 
+def batch() -> dict:
+    """What a loader does to make a batch of rows in memory, whose second view is shuffled."""
+    share = BatchShare(64, shuffle=Shuffle(group=8, groups=2, views=(1,)))
+    table = np.zeros((1000, 3), np.float32)
+    loader = Loader(Rows([table, table], device=DEVICE), Plan(7, [1000], 2), share, start=0, stop=0)
+    with FakeTensorMode(allow_non_fake_inputs=True), Spy() as spy:
+        made = loader._batch(0, share.slices[0])
+    loader.close()
+    assert all(view.is_cuda for view in made.views)
+    return {
+        "recipe": BATCH,
+        "copies": dict(spy.copies),
+        "faults": dict(spy.faults),
+        "labels": str(made.label.device),
+    }
+
+
 def misuse() -> dict:
     """What a spy says of a few lines that do all that is not allowed: that it says something is tested."""
     spy, host = Spy(), torch.ones(2)
@@ -155,4 +174,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     pretend_cuda_build()
     for recipe_name in sys.argv[1:]:
-        print(json.dumps(misuse() if recipe_name == MISUSE else step(recipe_name)), flush=True)
+        others = {BATCH: batch, MISUSE: misuse}
+        done = others[recipe_name]() if recipe_name in others else step(recipe_name)
+        print(json.dumps(done), flush=True)

@@ -26,7 +26,7 @@ def measured(tmp_path_factory):
     ):
         if missing:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return steps(["misuse", *BUDGETS], tmp_path_factory.mktemp("device"))
+    return steps(["misuse", "batch", *BUDGETS], tmp_path_factory.mktemp("device"))
 
 
 def test_what_is_not_allowed_is_seen(measured):
@@ -39,6 +39,13 @@ def test_what_is_not_allowed_is_seen(measured):
     }
     assert misuse["copies"] == {f"{place}: pageable": 1, f"{place}: pinned": 1}
     assert misuse["nondeterministic"] == {"cumsum": 1}
+
+
+def test_a_batch_is_made_without_a_copy_that_waits_and_keeps_its_labels_on_the_host(measured):
+    """Two tables and the slots of a shuffled view go to the device."""
+    assert measured["batch"]["copies"] == {"data_pipelines/pinned.py on_device: pinned": 3}
+    assert measured["batch"]["faults"] == {}
+    assert measured["batch"]["labels"] == "cpu"
 
 
 @pytest.mark.parametrize("name", BUDGETS)

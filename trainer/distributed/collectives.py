@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.paths import refused_paths
+from data_pipelines.pinned import on_device
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -123,12 +124,6 @@ def local_part(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor  # takes a second, which one process does not pay
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def on_device(index: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on the device, without a synchronisation."""
-    tensor = torch.from_numpy(index)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def store() -> "Store":
