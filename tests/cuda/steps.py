@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from tests.cuda.spy import Spy
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.networks.grouped_statistics import computed_by
+from trainer.objectives import queue_attention
 from trainer.objectives.objective import Objective
+from trainer.objectives.queue_attention import Kernel
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import load
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -38,7 +41,7 @@ from trainer.training.diffusion import build_diffusion, sample_shapes
 from trainer.training.trainer import Trainer
 
 DEVICE = torch.device("cuda", 0)
-BATCH, MISUSE = "batch", "misuse"  # in the place of a recipe's name
+BATCH, QUEUE, MISUSE = "batch", "queue", "misuse"  # in the place of a recipe's name
 Shapes = list[tuple[int, ...]]
 
 
@@ -134,6 +137,26 @@ def batch() -> dict:
     }
 
 
+def queue() -> dict:
+    """In how many pieces the published queue is attended to where it is kept in bf16, by way."""
+    calls = {"fused": 0, "chunked": 0}
+
+    def counted(way: str, kernel: Kernel) -> Kernel:
+        def call(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            calls[way] += 1
+            return kernel(*arguments)
+
+        return call
+
+    queue_attention.fused = counted("fused", queue_attention.fused)
+    queue_attention.chunk = counted("chunked", queue_attention.chunk)
+    with FakeTensorMode():
+        keys = torch.empty(2**16, 128, dtype=torch.bfloat16, device=DEVICE)
+        for way in calls:
+            queue_attention.attend(torch.empty(256, 128, device=DEVICE), keys, 0.2, way)
+    return {"recipe": QUEUE, "pieces": calls}
+
+
 def misuse() -> dict:
     """What a spy says of a few lines that do all that is not allowed: that it says something is tested."""
     spy, host = Spy(), torch.ones(2)
@@ -174,6 +197,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     pretend_cuda_build()
     for recipe_name in sys.argv[1:]:
-        others = {BATCH: batch, MISUSE: misuse}
+        others = {BATCH: batch, QUEUE: queue, MISUSE: misuse}
         done = others[recipe_name]() if recipe_name in others else step(recipe_name)
         print(json.dumps(done), flush=True)

@@ -87,9 +87,10 @@ def all_gather(rows: Tensor) -> Tensor:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        everyones = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+        gather = vars(dist).get("all_gather_single")  # its name since torch 2.13
+        (gather or dist.all_gather_into_tensor)(everyones, rows.contiguous())
+        return everyones
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
