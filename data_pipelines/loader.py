@@ -15,6 +15,7 @@ import torch
 from data_pipelines.common.retry import Interrupted
 from data_pipelines.common.shortage import shortage_named
 from data_pipelines.noise import Noise
+from data_pipelines.pinned import on_device
 from data_pipelines.plan import BatchShare, Plan, shuffled
 
 
@@ -25,7 +26,7 @@ class Batch:
     views: list[torch.Tensor]  # each [n, ...]; of images [n, 3, H, W], channels_last
     ids: np.ndarray  # int64 [views, n]: the samples that the views are made of
     positions: np.ndarray  # int64 [views, n]: their places in the run
-    label: torch.Tensor  # int64 [n], of the first view's samples, on the device of the views
+    label: torch.Tensor  # int64 [n], of the first view's samples, on the CPU: few objectives read it
     images_seen: int  # by all ranks, before this global batch
     noise: Noise
     order: np.ndarray | None = None  # int64 [global batch]: whose key view each slot holds; None: its own
@@ -143,11 +144,10 @@ class Loader:
         if share.shuffle and share.keys_are_local:
             slots = keys[micro] - micro.start
             for number in share.shuffle.views:
-                views[number] = views[number][torch.from_numpy(slots).to(views[number].device)]
+                views[number] = views[number][on_device(slots, views[number].device)]
                 view_ids[number], positions[number] = view_ids[number][slots], positions[number][slots]
         noise = Noise(plan.seed, seen, micro.start, micro.stop - micro.start)
-        labels = made.labels.to(views[0].device)
-        return Batch(views, np.stack(view_ids), np.stack(positions), labels, seen, noise, order)
+        return Batch(views, np.stack(view_ids), np.stack(positions), made.labels, seen, noise, order)
 
 
 Item = TypeVar("Item")

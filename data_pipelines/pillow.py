@@ -9,6 +9,7 @@ import torch
 from data_pipelines.common.errors import Undecodable
 from data_pipelines.common.shortage import shortage
 from data_pipelines.draws import Draws
+from data_pipelines.pinned import on_device
 from data_pipelines.resident_views import make_view
 from data_pipelines.sources.images import decode
 from data_pipelines.views import Normalize, View
@@ -67,10 +68,10 @@ class PillowPipeline:
         made = torch.empty(len(pixels), self.size, self.size, 3, device=self.device).permute(0, 3, 1, 2)
         for same in np.unique(sizes, axis=0):
             slots = np.flatnonzero((sizes == same).all(axis=1))
-            store = torch.from_numpy(np.stack([pixels[slot] for slot in slots])).to(self.device)
+            store = on_device(np.stack([pixels[slot] for slot in slots]), self.device)
             taken = Draws(**{field.name: getattr(draws, field.name)[slots] for field in fields(Draws)})
             part = make_view(store, np.arange(len(slots)), view, taken, self.size, self.normalize)
-            made[torch.from_numpy(slots).to(self.device)] = part
+            made[on_device(slots, self.device)] = part
         return made
 
 

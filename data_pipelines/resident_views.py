@@ -10,6 +10,7 @@ import torch
 
 from data_pipelines.draws import Draws, windows
 from data_pipelines.hsv import LUMA, thirds_and_steps
+from data_pipelines.pinned import on_device
 from data_pipelines.views import Normalize, View
 
 # DALI's `color_twist` has three digits.
@@ -41,9 +42,8 @@ def make_view(
 
 
 def on(like: torch.Tensor, values: np.ndarray) -> torch.Tensor:
-    """An array on the device of a tensor; to a GPU by a pinned copy that the host does not wait for."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor if like.device.type == "cpu" else tensor.pin_memory().to(like.device, non_blocking=True)
+    """An array on the device of a tensor."""
+    return on_device(values, like.device)
 
 
 def replaced(images: torch.Tensor, rows: np.ndarray, values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data_pipelines.loader import Made, Maker
+from data_pipelines.pinned import on_device
 
 
 class Table(Protocol):
@@ -82,8 +83,5 @@ class Rows(Maker):
 
     def __call__(self, ids: list[np.ndarray], positions: list[np.ndarray]) -> Made:
         """The rows `ids[0]`, int64 [n], whatever their places."""
-        views = [
-            torch.from_numpy(np.ascontiguousarray(table[ids[0]])).to(self.device, self.dtype)
-            for table in self.tables
-        ]
+        views = [on_device(table[ids[0]], self.device).to(self.dtype) for table in self.tables]
         return Made(views, ids, torch.full((len(ids[0]),), -1))

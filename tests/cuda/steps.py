@@ -13,20 +13,25 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipelines.loader import Batch
+from data_pipelines.loader import Batch, Loader
 from data_pipelines.noise import Noise
-from data_pipelines.plan import BatchShare, shuffled
+from data_pipelines.plan import BatchShare, Plan, shuffled
+from data_pipelines.rows import Rows
+from data_pipelines.views import Shuffle
 from tests.cuda.spy import Spy
 from trainer.distributed import numerics
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.networks.grouped_statistics import computed_by
+from trainer.objectives import queue_attention
 from trainer.objectives.objective import Objective
+from trainer.objectives.queue_attention import Kernel
 from trainer.recipe.diffusion import Diffuse
 from trainer.recipe.loading import load
 from trainer.recipe.training_recipe import TrainingRecipe
@@ -37,7 +42,7 @@ from trainer.training.diffusion import build_diffusion, sample_shapes
 from trainer.training.trainer import Trainer
 
 DEVICE = torch.device("cuda", 0)
-MISUSE = "misuse"  # in the place of a recipe's name
+BATCH, QUEUE, MISUSE = "batch", "queue", "misuse"  # in the place of a recipe's name
 Shapes = list[tuple[int, ...]]
 
 
@@ -62,7 +67,7 @@ class Batches(TrainingData):
                     view.to(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views
                 ]
                 places = np.stack([seen + np.arange(share.batch)[micro]] * len(views))
-                labels = torch.zeros(n, dtype=torch.int64, device=DEVICE)
+                labels = torch.zeros(n, dtype=torch.int64)
                 noise = Noise(recipe.seed, seen, micro.start, n)
                 yield Batch(views, places, places, labels, seen, noise, order)
 
@@ -95,6 +100,7 @@ def step(words: str) -> dict:
         trainer.step()
         with spy:
             trainer.step()
+        looks = [look_at(trainer, weights_only) for weights_only in (True, False)]
         seconds = time.perf_counter() - began
     return {
         "recipe": words,
@@ -105,7 +111,52 @@ def step(words: str) -> dict:
         "nondeterministic": dict(spy.nondeterministic),
         "operations": dict(spy.launches.most_common()),
         "seconds": seconds,
+        "looks": dict(zip(("log", "save"), looks, strict=True)),
     }
+
+
+def look_at(trainer: Trainer, weights_only: bool) -> dict:
+    """What the engine's look for numbers that are not finite does, before a log line and before a save."""
+    with Spy() as spy:
+        trainer.engine.finite(DEVICE, weights_only)
+    return {"launches": spy.launches.total(), "copies": dict(spy.copies), "faults": dict(spy.faults)}
+
+
+def batch() -> dict:
+    """What a loader does to make a batch of rows in memory, whose second view is shuffled."""
+    share = BatchShare(64, shuffle=Shuffle(group=8, groups=2, views=(1,)))
+    table = np.zeros((1000, 3), np.float32)
+    loader = Loader(Rows([table, table], device=DEVICE), Plan(7, [1000], 2), share, start=0, stop=0)
+    with FakeTensorMode(allow_non_fake_inputs=True), Spy() as spy:
+        made = loader._batch(0, share.slices[0])
+    loader.close()
+    assert all(view.is_cuda for view in made.views)
+    return {
+        "recipe": BATCH,
+        "copies": dict(spy.copies),
+        "faults": dict(spy.faults),
+        "labels": str(made.label.device),
+    }
+
+
+def queue() -> dict:
+    """In how many pieces the published queue is attended to where it is kept in bf16, by way."""
+    calls = {"fused": 0, "chunked": 0}
+
+    def counted(way: str, kernel: Kernel) -> Kernel:
+        def call(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            calls[way] += 1
+            return kernel(*arguments)
+
+        return call
+
+    queue_attention.fused = counted("fused", queue_attention.fused)
+    queue_attention.chunk = counted("chunked", queue_attention.chunk)
+    with FakeTensorMode():
+        keys = torch.empty(2**16, 128, dtype=torch.bfloat16, device=DEVICE)
+        for way in calls:
+            queue_attention.attend(torch.empty(256, 128, device=DEVICE), keys, 0.2, way)
+    return {"recipe": QUEUE, "pieces": calls}
 
 
 def misuse() -> dict:
@@ -148,4 +199,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     pretend_cuda_build()
     for recipe_name in sys.argv[1:]:
-        print(json.dumps(misuse() if recipe_name == MISUSE else step(recipe_name)), flush=True)
+        others = {BATCH: batch, QUEUE: queue, MISUSE: misuse}
+        done = others[recipe_name]() if recipe_name in others else step(recipe_name)
+        print(json.dumps(done), flush=True)

@@ -11,6 +11,7 @@ from tests.cuda.device import TORCH, steps
 
 pytestmark = pytest.mark.slow
 BUDGETS = read()
+LOOK = 12  # launches in which state is looked at, however many tensors it has
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def measured(tmp_path_factory):
     ):
         if missing:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return steps(["misuse", *BUDGETS], tmp_path_factory.mktemp("device"))
+    return steps(["misuse", "batch", "queue", *BUDGETS], tmp_path_factory.mktemp("device"))
 
 
 def test_what_is_not_allowed_is_seen(measured):
@@ -38,6 +39,18 @@ def test_what_is_not_allowed_is_seen(measured):
     assert misuse["nondeterministic"] == {"cumsum": 1}
 
 
+def test_a_batch_is_made_without_a_copy_that_waits_and_keeps_its_labels_on_the_host(measured):
+    """Two tables and the slots of a shuffled view go to the device."""
+    assert measured["batch"]["copies"] == {"data_pipelines/pinned.py on_device: pinned": 3}
+    assert measured["batch"]["faults"] == {}
+    assert measured["batch"]["labels"] == "cpu"
+
+
+def test_a_queue_in_bf16_is_converted_in_few_pieces(measured):
+    """65,536 keys against 256 queries: on a CPU four, or eight."""
+    assert measured["queue"]["pieces"] == {"fused": 1, "chunked": 1}
+
+
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_mixes_no_devices_never_waits_and_keeps_channels_last(measured, name):
     assert measured[name]["faults"] == {}
@@ -48,6 +61,14 @@ def test_a_step_copies_from_the_host_what_is_listed(measured, name):
     copies = measured[name]["copies"]
     assert copies == BUDGETS[name]["copies"]
     assert all(copy.endswith(": pinned") for copy in copies)  # of any other the host waits for the device
+
+
+@pytest.mark.parametrize("when", ["log", "save"])
+@pytest.mark.parametrize("name", BUDGETS)
+def test_state_is_looked_at_in_few_launches_and_nothing_waits(measured, name, when):
+    look = measured[name]["looks"][when]
+    assert look["launches"] <= LOOK
+    assert look["copies"] == look["faults"] == {}
 
 
 @pytest.mark.parametrize("what", ["launches", "megabytes"])

@@ -139,6 +139,32 @@ class Job:
             different += [] if equal else [step]
         return {"different": everyones(different), "tensors": len(final)}
 
+    def diverge(self) -> dict:
+        """What is known, before a log line and before a save, of gradients that are not finite under a loss
+        that is."""
+        trainer = self.trainer()
+        backward = trainer.engine.backward
+        trainer.engine.backward = lambda loss: backward(loss * torch.inf)
+        assert trainer.step()["loss"].isfinite()
+        seen = [trainer.all_finite(weights_only=True), trainer.all_finite()]
+        trainer.close()
+        return {"finite": everyones(seen)}
+
+    def buckets(self) -> dict:
+        """Names of what differs after two steps where DDP copies gradients from its buckets."""
+        ends, handler = [], self.context.accelerator.ddp_handler
+        views = handler.gradient_as_bucket_view
+        for handler.gradient_as_bucket_view in (True, False):
+            trainer = self.trainer()
+            assert trainer.engine.model.gradient_as_bucket_view is handler.gradient_as_bucket_view
+            trainer.step()
+            trainer.step()
+            ends.append(host(trainer.state()))
+            trainer.close()
+        handler.gradient_as_bucket_view = views
+        different = [name for name, value in ends[0].items() if not torch.equal(value, ends[1][name])]
+        return {"views": views, "different": everyones(different)}
+
 
 def load(path: Path) -> dict:
     """What a rank reads from a checkpoint."""
@@ -174,6 +200,8 @@ def assert_engine(trainer: Trainer) -> None:
         optimizer = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
         assert isinstance(model.optimizer, optimizer)
         assert stage == 3 or model.optimizer.partition_gradients == (stage == 2)
+        assert stage == 3 or not (model.optimizer.compute_grad_norm or model.optimizer.overlap_comm)
+        assert not model.tput_timer.config.enabled
         assert inside(trainer, model.module) is trainer.objective
         partitioned = [zero.is_partitioned(p) for p in trainer.objective.parameters()]
         assert all(partitioned) if stage == 3 else not any(partitioned)

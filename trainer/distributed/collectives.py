@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_pipelines.common.errors import SharedError, UserError
 from data_pipelines.common.paths import refused_paths
+from data_pipelines.pinned import on_device
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -86,9 +87,10 @@ def all_gather(rows: Tensor) -> Tensor:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        everyones = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+        gather = vars(dist).get("all_gather_single")  # its name since torch 2.13
+        (gather or dist.all_gather_into_tensor)(everyones, rows.contiguous())
+        return everyones
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -123,12 +125,6 @@ def local_part(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor  # takes a second, which one process does not pay
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def on_device(index: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on the device, without a synchronisation."""
-    tensor = torch.from_numpy(index)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def store() -> "Store":

@@ -179,11 +179,13 @@ def start(precision: str) -> DistributedContext:
 
     from trainer.distributed import collectives
 
-    # With find_unused_parameters DDP keeps its buckets. Rebuilt after the first backward pass, they would add
-    # up in another order, and a resumed run would differ in the last bits.
+    # With find_unused_parameters DDP keeps its buckets. Rebuilt after the first backward pass, as a static
+    # graph's are too, they would add up in another order: a resumed run would differ in the last bits.
     # accelerate knows no other name for it yet.
     warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
     # The watchdog ends a step that hangs. While rank 0 measures alone, the others may wait for hours.
     group = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(mixed_precision="no", cpu=not gpu, kwargs_handlers=[ddp, group])

@@ -7,7 +7,9 @@ where we clip; its wrapper of FSDP2 silently becomes DDP without a GPU.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic
@@ -24,7 +26,6 @@ from trainer.distributed.launch import DistributedContext
 from trainer.engines.precision import with_precision
 from trainer.objectives.objective import Trained, Values
 
-CHUNK = 2**22  # numbers that `all_finite` looks at in one call
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -87,19 +88,28 @@ class Engine(ABC, Generic[Trained]):
     def state(self) -> dict[str, state.StateValue]:
         """What a checkpoint holds, by names that are the same under every engine."""
 
-    def local_tensors(self) -> Iterator[Tensor]:
-        """This rank's part of every tensor that a checkpoint would hold, but those of ShardedModules."""
-        tensors = list(self.objective.state_dict().values())
-        for slots in self.optimizer.state.values():
-            tensors += [value for value in slots.values() if isinstance(value, Tensor)]
-        for tensor in tensors:
-            yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    def local_part(self, tensor: Tensor) -> Tensor:
+        """This rank's part of a parameter or buffer, as a view."""
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
-    def finite(self) -> Tensor:
-        """Whether all that a checkpoint would hold of this rank is finite: a bool [] on the device."""
-        shards = [shard.rows for shard in state.sharded_state(self.objective).values()]
-        flags = [all_finite(tensor) for tensor in (*self.local_tensors(), *shards)]
-        return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
+    def local_slots(self) -> Iterator[Tensor]:
+        """This rank's part of every tensor of the optimizer that a checkpoint would hold."""
+        for slots in self.optimizer.state.values():
+            for value in slots.values():
+                if isinstance(value, Tensor):
+                    yield self.local_part(value)
+
+    def finite(self, device: torch.device, weights_only: bool = False) -> Tensor:
+        """Whether all that a checkpoint would hold of this rank is finite: a bool [] on the device.
+
+        With `weights_only` buffers, the optimizer's state and shards are not looked at. Nothing waits for the
+        device.
+        """
+        if weights_only:
+            return all_finite(map(self.local_part, self.objective.parameters()), device)
+        weights = map(self.local_part, self.objective.state_dict(keep_vars=True).values())
+        shards = (shard.rows for shard in state.sharded_state(self.objective).values())
+        return all_finite((*weights, *self.local_slots(), *shards), device)
 
     def unsharded(self) -> Trained:
         """The objective with all its parameters on every rank: for evaluation, export and pictures.
@@ -149,15 +159,23 @@ class Ddp(SingleProcess[Trained]):
         return nullcontext() if last else self.model.no_sync()
 
 
-def all_finite(tensor: Tensor) -> Tensor:
-    """Whether all numbers of a tensor are finite: a bool [].
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Whether all numbers of all tensors are finite: a bool [] on the device, by some few launches.
 
-    In chunks of a few million numbers: `isfinite` of a whole queue's shard would allocate as much again.
+    The largest absolute value of a tensor is finite where all its numbers are: unlike a sum of squares it
+    does not overflow. It is taken of all tensors of a type in one call, and nothing of their size is made.
     """
-    if not tensor.dim() or not tensor.numel():
-        return tensor.isfinite().all()
-    rows = max(1, CHUNK * len(tensor) // tensor.numel())
-    return torch.stack([part.isfinite().all() for part in tensor.split(rows)]).all()
+    alike = defaultdict[tuple[torch.device, torch.dtype], list[Tensor]](list)
+    for tensor in tensors:
+        if tensor.numel() and tensor.is_floating_point():
+            alike[tensor.device, tensor.dtype].append(tensor)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    for group in alike.values():
+        flag = torch.stack(torch._foreach_norm(group, math.inf)).isfinite().all()
+        # Optimizers count steps on the host: a copy of their flag would wait for the device, a number not.
+        finite &= flag if flag.device == device else flag.item()
+    return finite
 
 
 def make_contiguous(objective: nn.Module) -> None:

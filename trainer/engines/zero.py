@@ -2,6 +2,10 @@
 
 The optimizer works on flat float32 tensors, of which a rank has a part. `FlatSlice` says where a parameter
 lies in it; checkpoints and clipping read and write everything through it.
+
+DeepSpeed's `safe_get_*` and `safe_set_*` do not serve here. Those of a rank's own part are of stage 3 alone,
+and wait for the device at each parameter; the others gather each parameter for every rank, and cannot set
+what an optimizer has not made yet. So its fields are read where a `FlatSlice` is made, and in `gradient`.
 """
 
 import copy
@@ -151,7 +155,7 @@ class Zero(Engine[Trained]):
 
     def step(self) -> None:
         self.model.step()
-        # DeepSpeed makes no step where a gradient is not finite.
+        # Stage 3 makes no step where a gradient is not finite; after that of the others the weights are not.
         self.skipped_step |= self.optimizer.overflow
 
     # ---- checkpoints -----------------------------------------------------------------------------
@@ -194,18 +198,18 @@ class Zero(Engine[Trained]):
         slots = self.base_optimizer.state.get(place.flat, {})
         return {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
 
-    def local_tensors(self) -> Iterator[Tensor]:
-        for tensor in self.objective.state_dict(keep_vars=True).values():
-            if is_partitioned(tensor):  # its padding is uninitialized
-                yield tensor.ds_tensor.narrow(0, 0, partition_range(tensor)[1])
-            else:
-                yield tensor
+    def local_part(self, tensor: Tensor) -> Tensor:
+        if not is_partitioned(tensor):
+            return tensor
+        return tensor.ds_tensor.narrow(0, 0, partition_range(tensor)[1])  # its padding is uninitialized
+
+    def local_slots(self) -> Iterator[Tensor]:
         for place in self.slices.values():
             for value in self._slots(place).values():
                 yield place.view(value) if value.shape == place.flat.shape else value
 
-    def finite(self) -> Tensor:
-        return super().finite() & (not self.skipped_step)
+    def finite(self, device: torch.device, weights_only: bool = False) -> Tensor:
+        return super().finite(device, weights_only) & (not self.skipped_step)
 
     @torch.no_grad()
     def unsharded(self) -> Trained:
@@ -222,6 +226,25 @@ def partition_range(parameter: PartitionedParameter) -> tuple[int, int]:
     return first, min(size, parameter.ds_numel - first)
 
 
+def options(stage: int, cuda: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration: nothing that it does by default and we do, or nobody reads.
+
+    On a CPU gradients are reduced after the backward pass, in the order that old runs have.
+    """
+    zero = {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if stage < 3:  # stage 3 overlaps by itself, and takes its norm whatever is asked
+        zero |= {"overlap_comm": cuda, "compute_grad_norm": False}  # the host would wait for the norm
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # for its own log only, as is the next
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in each pass
+        "zero_optimization": zero,
+    }
+
+
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -> Any:
     """DeepSpeed's engine around a model, without what it does by default: clipping, its own optimizer."""
     import deepspeed
@@ -230,23 +253,14 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -
 
     logger.setLevel(logging.WARNING)
     ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it, for inference, takes a minute
-    options = {
-        "train_micro_batch_size_per_gpu": 1,  # for its own log only, as is the next
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-        },
-    }
     # DeepSpeed calls collectives by the names they had before torch 2.13.
     warnings.filterwarnings(
         "ignore", category=FutureWarning, message=r".*(all_gather_into|reduce_scatter)_tensor.*"
     )
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=options, dist_init_required=False
+        model=model,
+        optimizer=optimizer,
+        config=options(stage, next(model.parameters()).is_cuda),
+        dist_init_required=False,
     )
     return engine

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from data_pipelines.pinned import on_device
 from trainer.networks.build import build_global_critic, build_local_critic
 from trainer.networks.encoder import Encoder, Features
 from trainer.networks.heads import Critic
@@ -88,7 +89,8 @@ class Dim(ContrastiveObjective):
             values["coordinates"] = task.detach()
             values["coordinates/random_guess"] = 2 * math.log(self.encoder.local_side)
         if self.classifier and options.supervised:
-            task = self.classifier(features[self.conv], batch.label, self._noise(batch, "dropout"))
+            label = on_device(batch.label, images.device)
+            task = self.classifier(features[self.conv], label, self._noise(batch, "dropout"))
             loss = loss + options.supervised.weight * task
             values["supervised"] = task.detach()
         return {"loss": loss, **values}

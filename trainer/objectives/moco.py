@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from data_pipelines.pinned import on_device
 from trainer.distributed import collectives
 from trainer.distributed.ema import ema_update_
 from trainer.networks.encoder import Encoder, Features
@@ -84,7 +85,7 @@ class Moco(ContrastiveObjective):
             queries.append(self._query(self.encoder(second_view)))
             if batch.order is not None:
                 places = batch.order[first : first + len(first_view)] - first
-                first_view = first_view[collectives.on_device(places, first_view.device)]
+                first_view = first_view[on_device(places, first_view.device)]
             keys.append(collectives.unshuffle(self._key(first_view), batch.order, first))
         if not self.training:
             return self._of_the_batch(queries[0], keys[0])

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from data_pipelines.common.shortage import shortage
 
-PIECE = 2**21  # numbers that exist at a time where the fused kernel cannot take the shard as it is
+# Numbers that exist at a time where the fused kernel cannot take the shard as it is: those of a CPU fit its
+# caches, and old runs added in pieces of that size; a GPU would only launch more often.
+PIECE, PIECE_ON_CUDA = 2**21, 2**25
 COMPARED = ("cuda",)  # types of devices on which the fused kernel is compared before it is used
 TOLERANCE = 1e-3  # of the largest value; float32 with TF32's products stays below
 Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -108,7 +110,8 @@ def attend(
     if way == "fused" and shard.dtype == queries.dtype:
         return fused(queries, shard, temperature)
     kernel = fused if way == "fused" else chunk
-    rows = max(1, PIECE // (shard.shape[1] if way == "fused" else max(queries.shape)))
+    numbers = shard.shape[1] if way == "fused" else max(queries.shape)  # a key
+    rows = max(1, (PIECE_ON_CUDA if shard.is_cuda else PIECE) // numbers)
     mean, log = torch.zeros_like(queries), queries.new_full((len(queries),), -math.inf)
     for keys in shard.split(rows):
         part, part_log = kernel(queries, keys.to(queries.dtype), temperature)

@@ -256,7 +256,7 @@ def start_profiler(trainer: Trainer, run: Run) -> "torch.profiler.profile | None
 
 def log(trainer: Trainer, run: Run, values: dict, clock: Clock) -> None:
     """Writes the figures of this step, the mean over ranks, to journal and screen."""
-    check_finite(trainer, run)
+    check_finite(trainer, run, weights_only=True)
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     means = collectives.all_reduce_mean(torch.stack([value.double() for value in tensors.values()])).tolist()
     figures = dict(zip(tensors, means, strict=True))
@@ -268,11 +268,12 @@ def log(trainer: Trainer, run: Run, values: dict, clock: Clock) -> None:
     run.progress.status(trainer.images, figures)
 
 
-def check_finite(trainer: Trainer, run: Run) -> None:
+def check_finite(trainer: Trainer, run: Run, weights_only: bool = False) -> None:
     """Raises:
-    UserError: a loss since the start was not finite; nothing of it was saved.
+    UserError: a loss since the start was not finite, or what a checkpoint would hold is not; nothing of it
+        was saved.
     """
-    if not trainer.all_finite():
+    if not trainer.all_finite(weights_only):
         run.drain()  # the checkpoint that is being written is named
         raise SharedError(
             f"the loss or a weight is not finite (seen at {trainer.images:,} images) and was not saved; "
@@ -281,6 +282,6 @@ def check_finite(trainer: Trainer, run: Run) -> None:
 
 
 def save(trainer: Trainer, run: Run) -> None:
-    """A checkpoint, if all losses were finite."""
+    """A checkpoint, if all losses were finite, and all of it is."""
     check_finite(trainer, run)
     run.save(trainer.state(), trainer.images)

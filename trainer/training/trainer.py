@@ -116,12 +116,13 @@ class Trainer(Generic[Recipe, Data, Trained]):
                 self.engine.backward(loss / self.recipe.accumulate)
         return {name: detached(value) for name, value in values.items()}
 
-    def all_finite(self) -> bool:
+    def all_finite(self, weights_only: bool = False) -> bool:
         """Whether every loss so far was finite, and all that a checkpoint would hold is, on every rank.
 
-        A finite loss can have a gradient, or a square of one, that is not.
+        A finite loss can have a gradient, or a square of one, that is not. With `weights_only` that is looked
+        for in the weights alone, which the next step reads.
         """
-        finite = self.finite & self.engine.finite()
+        finite = self.finite & self.engine.finite(self.context.device, weights_only)
         return collectives.all_reduce_mean(finite.double()).item() == 1.0
 
     def state(self) -> dict[str, StateValue]:
