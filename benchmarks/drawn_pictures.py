@@ -1,11 +1,13 @@
 """Data sets for the benchmarks: random pictures, where no real ones are at hand, and any number of images.
 
-`drawn_pictures.py FOLDER COUNT` makes FOLDER/shards of so many drawn photographs.
+python -m benchmarks.drawn_pictures FOLDER cifar10           # FOLDER/shards of 6,000 of 32 px, ten classes
+python -m benchmarks.drawn_pictures FOLDER COUNT [SIDE]      # of so many photographs
 """
 
 import hashlib
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,26 +17,34 @@ from PIL import Image
 from data_pipelines.dataset import INDEX, Dataset, Shard, Split, describe, fingerprint, index_name
 from data_pipelines.shards.make import make
 
+LINKS = 30_000  # to one file
+
 
 def cifar10(folder: Path) -> Dataset:
     """Smooth random pictures as CIFAR-10's official files hold them, made into shards."""
     source, random = folder / "cifar-10-batches-py", np.random.default_rng(0)
-    source.mkdir()
+    source.mkdir(parents=True)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         coarse = random.integers(0, 256, (1000, 12, 12, 3), dtype=np.uint8)
         grown = [np.asarray(smooth(pixels, 32, 32)) for pixels in coarse]
         rows = np.stack(grown).transpose(0, 3, 1, 2).reshape(1000, -1)
-        (source / name).write_bytes(pickle.dumps({b"data": rows, b"labels": [0] * 1000}, protocol=2))
+        (source / name).write_bytes(
+            pickle.dumps({b"data": rows, b"labels": [i % 10 for i in range(1000)]}, protocol=2)
+        )
     names = {b"label_names": [b"%d" % i for i in range(10)], b"num_cases_per_batch": 1000}
     (source / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
     return make("cifar10", folder / "shards", source, images_per_shard=500, progress=False)
 
 
-def photographs(folder: Path, count: int = 100) -> Dataset:
-    """JPEGs of the sizes of ImageNet's (500 x 375 px and about) and a little more than their bytes."""
+def photographs(folder: Path, count: int = 100, side: int | None = None) -> Dataset:
+    """JPEGs of the sizes of ImageNet's (500 x 375 px and about) and a little more than their bytes.
+
+    Args:
+        side: all are squares of so many pixels a side instead.
+    """
     random = np.random.default_rng(0)
     for i in range(count):
-        height, width = (375, 500) if i % 4 else (500, 375)
+        height, width = (side, side) if side else (375, 500) if i % 4 else (500, 375)
         noise = random.normal(0, 12, (height, width, 1))
         pixels = smooth(random.integers(0, 256, (12, 16, 3), dtype=np.uint8), height, width) + noise
         path = folder / "images" / "train" / f"{i % 10}" / f"{i}.jpg"
@@ -58,6 +68,10 @@ def links(root: Path, shards: int, images_per_shard: int) -> None:
     length, entries = (root / "index.npy").stat().st_size, []
     for number in range(shards):
         name = f"train/{number:06d}.tar"
+        if number % LINKS == 0 and number:  # file systems limit the links to one file, ext4 to 65,000
+            for file in ("shard.tar", "index.npy"):
+                shutil.copy(root / file, root / "copy")
+                (root / "copy").replace(root / file)
         os.link(root / "shard.tar", root / name)
         os.link(root / "index.npy", root / index_name(name))
         entries.append(Shard(name, images_per_shard, 512, digests[0], length, digests[1]))
@@ -68,4 +82,7 @@ def links(root: Path, shards: int, images_per_shard: int) -> None:
 
 
 if __name__ == "__main__":
-    photographs(Path(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[2] == "cifar10":
+        cifar10(Path(sys.argv[1]))
+    else:
+        photographs(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -28,6 +28,7 @@ import torch
 from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.loader import Batch
+from trainer.distributed import numerics
 from trainer.recipe import loading
 from trainer.runs import automatic
 from trainer.training.build import build_trainer
@@ -85,6 +86,7 @@ def measure(
 ) -> dict[str, float]:
     """Images a second by what is measured, and the share of waiting."""
     recipe = loaded.recipe.model_copy(update={"images": ENDLESS})
+    numerics.configure(context.device, recipe.precision, recipe.tf32, recipe.deterministic)
     trainer = build_trainer(recipe, context, load_dataset(recipe.data.root, recipe.data.source))
     loader = trainer.loader
     try:

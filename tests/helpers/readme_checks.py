@@ -23,7 +23,7 @@ from trainer.tasks import cluster_plan
 
 PLACEHOLDERS = re.compile(r"\b(NAME|RUN|CLASS|SOURCE|ROOT|DIR|HOST|FILE|FOLDER|COMMIT|ENGINE)\b|[<>*…{}$]")
 # What a page invites its reader to write, or a command writes.
-EXAMPLES = {"evaluation/norms.py", "tests/trainer/evaluation/test_norms.py", "benchmarks/gpu_hybrid.md"}
+EXAMPLES = {"evaluation/norms.py", "tests/trainer/evaluation/test_norms.py"}
 MADE = ("outputs/", "data/")  # by commands; no files of the repository
 JOBS = {  # each script -> its recipe where the command line names none
     "slurm/dim_local.sh": "dim_local",
