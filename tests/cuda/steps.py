@@ -25,8 +25,11 @@ from data_pipelines.plan import BatchShare, Plan, shuffled
 from data_pipelines.rows import Rows
 from data_pipelines.views import Shuffle
 from tests.cuda.spy import Spy
+from trainer.checkpoints.save import PinnedMemory, snapshot
+from trainer.checkpoints.state import StateValue
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.rows import TensorShard
 from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives import queue_attention
 from trainer.objectives.objective import Objective
@@ -99,6 +102,7 @@ def step(words: str) -> dict:
         with spy:
             trainer.step()
         looks = [look_at(trainer, weights_only) for weights_only in (True, False)]
+        saves = saved(trainer)
         seconds = time.perf_counter() - began
     return {
         "recipe": words,
@@ -110,7 +114,29 @@ def step(words: str) -> dict:
         "operations": dict(spy.launches.most_common()),
         "seconds": seconds,
         "looks": dict(zip(("log", "save"), looks, strict=True)),
+        "saves": saves,
     }
+
+
+def saved(trainer: Trainer) -> dict:
+    """What the second save of a run does; the first also makes the memory that is copied to."""
+    memory = PinnedMemory()
+    first = snapshot(trainer.state(), 0, 1, memory)
+    with Spy() as spy:
+        second = snapshot(trainer.state(), 0, 1, memory)
+    copies = spy.launches.pop("copy_", 0)
+    on_device = [name for name, value in trainer.state().items() if rows_of(value).is_cuda]
+    return {
+        "copies": copies,
+        "tensors": len(on_device),
+        "others": dict(spy.launches),
+        "faults": dict(spy.faults),
+        "kept": all(second.parts[name].rows is first.parts[name].rows for name in on_device),
+    }
+
+
+def rows_of(value: StateValue) -> torch.Tensor:
+    return value.rows if isinstance(value, TensorShard) else value
 
 
 def look_at(trainer: Trainer, weights_only: bool) -> dict:

@@ -73,6 +73,15 @@ def test_state_is_looked_at_in_few_launches_and_nothing_waits(measured, name, wh
     assert look["copies"] == look["faults"] == {}
 
 
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_save_copies_into_the_memory_of_the_last_and_nothing_waits(measured, name):
+    """One copy a tensor, as it lies there: keys are not transposed first, nor weights in channels_last."""
+    saves = measured[name]["saves"]
+    assert saves["copies"] == saves["tensors"] > 0
+    assert saves["others"] == saves["faults"] == {}
+    assert saves["kept"] is True
+
+
 @pytest.mark.parametrize("what", ["launches", "megabytes"])
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_stays_within_its_budget_which_is_tight(measured, name, what):
