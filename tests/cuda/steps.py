@@ -30,11 +30,13 @@ from trainer.checkpoints.state import StateValue
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.rows import TensorShard
+from trainer.evaluation.heads import Mlp, fit
 from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives import queue_attention
 from trainer.objectives.objective import Objective
 from trainer.objectives.queue_attention import Kernel
 from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.evaluation import MlpProbe
 from trainer.recipe.loading import load
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.tasks.latent_source import latent_shapes
@@ -44,7 +46,7 @@ from trainer.training.diffusion import build_diffusion, sample_shapes
 from trainer.training.trainer import Trainer
 
 DEVICE = torch.device("cuda", 0)
-BATCH, QUEUE, MISUSE = "batch", "queue", "misuse"  # in the place of a recipe's name
+BATCH, QUEUE, PROBE, MISUSE = "batch", "queue", "probe", "misuse"  # in the place of a recipe's name
 Shapes = list[tuple[int, ...]]
 
 
@@ -163,6 +165,18 @@ def batch() -> dict:
     }
 
 
+def probe() -> dict:
+    """What two steps of the MLP probe do, whose dropout is drawn on the host."""
+    head = Mlp(8, 10, MlpProbe(epochs=1, batch=32, units=16), seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = torch.empty(64, 8, device=DEVICE), torch.zeros(64, dtype=torch.int64, device=DEVICE)
+        mean, scale = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)
+        head.to(DEVICE)
+        with Spy() as spy:
+            fit([head], x, y, mean, scale, seed=0)
+    return {"recipe": PROBE, "copies": dict(spy.copies), "faults": dict(spy.faults)}
+
+
 def queue() -> dict:
     """In how many pieces the published queue is attended to where it is kept in bf16, by way."""
     calls = {"fused": 0, "chunked": 0}
@@ -223,6 +237,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     pretend_cuda_build()
     for recipe_name in sys.argv[1:]:
-        others = {BATCH: batch, QUEUE: queue, MISUSE: misuse}
+        others = {BATCH: batch, QUEUE: queue, PROBE: probe, MISUSE: misuse}
         done = others[recipe_name]() if recipe_name in others else step(recipe_name)
         print(json.dumps(done), flush=True)

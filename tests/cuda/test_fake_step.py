@@ -26,7 +26,7 @@ def measured(tmp_path_factory):
     ):
         if missing:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return steps(["misuse", "batch", "queue", *BUDGETS], tmp_path_factory.mktemp("device"))
+    return steps(["misuse", "batch", "queue", "probe", *BUDGETS], tmp_path_factory.mktemp("device"))
 
 
 def test_what_is_not_allowed_is_seen(measured):
@@ -51,6 +51,12 @@ def test_a_batch_is_made_without_a_copy_that_waits_and_keeps_its_labels_on_the_h
 def test_a_queue_in_bf16_is_converted_in_few_pieces(measured):
     """65,536 keys against 256 queries: on a CPU four, or eight."""
     assert measured["queue"]["pieces"] == {"fused": 1, "chunked": 1}
+
+
+def test_the_dropout_of_a_probe_comes_from_the_host_and_nothing_waits_for_it(measured):
+    """In two steps: the order of the epoch, and two masks."""
+    assert measured["probe"]["copies"] == {"data_pipelines/pinned.py on_device: pinned": 3}
+    assert measured["probe"]["faults"] == {}
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -4,7 +4,7 @@
 
 Saving is `snapshot` (a copy in host memory, inside the step; of a GPU's tensors it is only begun there) then
 `write` (files only, no collective: it may run beside the next steps). The ranks write into a hidden folder,
-which gets its name by one rename when every byte of it is on the disk; only then is an older checkpoint hidden
+which gets its name by one rename when every byte of it is on the disk; only then is an older one hidden
 by a rename and removed. So after a kill at any instant every visible checkpoint is whole, and `clean` removes
 the hidden rest.
 """
