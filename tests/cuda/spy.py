@@ -101,10 +101,11 @@ class Spy(TorchDispatchMode):
 
     def _copy(self, source: Tensor, args: Any, kwargs: Any, func: Any) -> None:
         """A copy between the host and the device."""
-        if source.is_cuda:
-            self.faults[f"the host waits: a copy from the device at {place()}"] += 1
-            return
         waits = not (kwargs.get("non_blocking") or (func._schema.name == "aten::copy_" and True in args[2:]))
+        if source.is_cuda:
+            if waits or not getattr(args[0], "pinned", False):
+                self.faults[f"the host waits: a copy from the device at {place()}"] += 1
+            return
         pinned = getattr(source, "pinned", False)
         kind = "pageable" * (not pinned) or "waited for" * waits or "pinned"
         self.copies[f"{place()}: {kind}"] += 1

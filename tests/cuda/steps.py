@@ -25,14 +25,19 @@ from data_pipelines.plan import BatchShare, Plan, shuffled
 from data_pipelines.rows import Rows
 from data_pipelines.views import Shuffle
 from tests.cuda.spy import Spy
+from trainer.checkpoints.save import PinnedMemory, snapshot
+from trainer.checkpoints.state import StateValue
 from trainer.distributed import numerics
 from trainer.distributed.engine_kind import EngineKind
 from trainer.distributed.launch import DistributedContext
+from trainer.distributed.rows import TensorShard
+from trainer.evaluation.heads import Mlp, fit
 from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives import queue_attention
 from trainer.objectives.objective import Objective
 from trainer.objectives.queue_attention import Kernel
 from trainer.recipe.diffusion import Diffuse
+from trainer.recipe.evaluation import MlpProbe
 from trainer.recipe.loading import load
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.tasks.latent_source import latent_shapes
@@ -42,7 +47,7 @@ from trainer.training.diffusion import build_diffusion, sample_shapes
 from trainer.training.trainer import Trainer
 
 DEVICE = torch.device("cuda", 0)
-BATCH, QUEUE, MISUSE = "batch", "queue", "misuse"  # in the place of a recipe's name
+BATCH, QUEUE, PROBE, MISUSE = "batch", "queue", "probe", "misuse"  # in the place of a recipe's name
 Shapes = list[tuple[int, ...]]
 
 
@@ -101,6 +106,7 @@ def step(words: str) -> dict:
         with spy:
             trainer.step()
         looks = [look_at(trainer, weights_only) for weights_only in (True, False)]
+        saves = saved(trainer)
         seconds = time.perf_counter() - began
     return {
         "recipe": words,
@@ -112,7 +118,29 @@ def step(words: str) -> dict:
         "operations": dict(spy.launches.most_common()),
         "seconds": seconds,
         "looks": dict(zip(("log", "save"), looks, strict=True)),
+        "saves": saves,
     }
+
+
+def saved(trainer: Trainer) -> dict:
+    """What the second save of a run does; the first also makes the memory that is copied to."""
+    memory = PinnedMemory()
+    first = snapshot(trainer.state(), 0, 1, memory)
+    with Spy() as spy:
+        second = snapshot(trainer.state(), 0, 1, memory)
+    copies = spy.launches.pop("copy_", 0)
+    on_device = [name for name, value in trainer.state().items() if rows_of(value).is_cuda]
+    return {
+        "copies": copies,
+        "tensors": len(on_device),
+        "others": dict(spy.launches),
+        "faults": dict(spy.faults),
+        "kept": all(second.parts[name].rows is first.parts[name].rows for name in on_device),
+    }
+
+
+def rows_of(value: StateValue) -> torch.Tensor:
+    return value.rows if isinstance(value, TensorShard) else value
 
 
 def look_at(trainer: Trainer, weights_only: bool) -> dict:
@@ -137,6 +165,18 @@ def batch() -> dict:
         "faults": dict(spy.faults),
         "labels": str(made.label.device),
     }
+
+
+def probe() -> dict:
+    """What two steps of the MLP probe do, whose dropout is drawn on the host."""
+    head = Mlp(8, 10, MlpProbe(epochs=1, batch=32, units=16), seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = torch.empty(64, 8, device=DEVICE), torch.zeros(64, dtype=torch.int64, device=DEVICE)
+        mean, scale = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)
+        head.to(DEVICE)
+        with Spy() as spy:
+            fit([head], x, y, mean, scale, seed=0)
+    return {"recipe": PROBE, "copies": dict(spy.copies), "faults": dict(spy.faults)}
 
 
 def queue() -> dict:
@@ -199,6 +239,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     pretend_cuda_build()
     for recipe_name in sys.argv[1:]:
-        others = {BATCH: batch, QUEUE: queue, MISUSE: misuse}
+        others = {BATCH: batch, QUEUE: queue, PROBE: probe, MISUSE: misuse}
         done = others[recipe_name]() if recipe_name in others else step(recipe_name)
         print(json.dumps(done), flush=True)

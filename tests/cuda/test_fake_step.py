@@ -24,7 +24,7 @@ def measured(tmp_path_factory):
     ):
         if missing:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return steps(["misuse", "batch", "queue", *BUDGETS], tmp_path_factory.mktemp("device"))
+    return steps(["misuse", "batch", "queue", "probe", *BUDGETS], tmp_path_factory.mktemp("device"))
 
 
 def test_what_is_not_allowed_is_seen(measured):
@@ -51,6 +51,12 @@ def test_a_queue_in_bf16_is_converted_in_few_pieces(measured):
     assert measured["queue"]["pieces"] == {"fused": 1, "chunked": 1}
 
 
+def test_the_dropout_of_a_probe_comes_from_the_host_and_nothing_waits_for_it(measured):
+    """In two steps: the order of the epoch, and two masks."""
+    assert measured["probe"]["copies"] == {"data_pipelines/pinned.py on_device: pinned": 3}
+    assert measured["probe"]["faults"] == {}
+
+
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_mixes_no_devices_never_waits_and_keeps_channels_last(measured, name):
     assert measured[name]["faults"] == {}
@@ -69,6 +75,15 @@ def test_state_is_looked_at_in_few_launches_and_nothing_waits(measured, name, wh
     look = measured[name]["looks"][when]
     assert look["launches"] <= LOOK
     assert look["copies"] == look["faults"] == {}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_save_copies_into_the_memory_of_the_last_and_nothing_waits(measured, name):
+    """One copy a tensor, as it lies there: keys are not transposed first, nor weights in channels_last."""
+    saves = measured[name]["saves"]
+    assert saves["copies"] == saves["tensors"] > 0
+    assert saves["others"] == saves["faults"] == {}
+    assert saves["kept"] is True
 
 
 @pytest.mark.parametrize("what", ["launches", "megabytes"])

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def part_name(rank: int, world: int) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> dict:
-    """Writes contiguous host tensors as a safetensors file, flushed; returns its "size" and "sha256".
+    """Writes host tensors as a safetensors file, flushed; returns its "size" and "sha256".
 
     Raises OSError, and KeyError for a dtype that the format does not have.
     """
@@ -80,7 +81,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         head = memoryview(len(text).to_bytes(8, "little") + text)
-        for content in (head, *(bytes_of(tensor) for _, tensor in ordered)):
+        for content in chain([head], (bytes_of(tensor.contiguous()) for _, tensor in ordered)):
             for start in range(0, len(content), BLOCK):
                 digest.update(content[start : start + BLOCK])
                 file.write(content[start : start + BLOCK])

@@ -2,17 +2,18 @@
 
     folder/images-000012800000/part-00000-of-00002.safetensors  part-00001-of-00002.safetensors  manifest.json
 
-Saving is `snapshot` (a copy in host memory, inside the step) then `write` (files only, no collective: it may
-run beside the next steps). The ranks write into a hidden folder, which gets its name by one rename when every
-byte of it is on the disk; only then is an older checkpoint hidden by a rename and removed. So after a kill at
-any instant every visible checkpoint is whole, and `clean` removes the hidden rest.
+Saving is `snapshot` (a copy in host memory, inside the step; of a GPU's tensors it is only begun there) then
+`write` (files only, no collective: it may run beside the next steps). The ranks write into a hidden folder,
+which gets its name by one rename when every byte of it is on the disk; only then is an older one hidden
+by a rename and removed. So after a kill at any instant every visible checkpoint is whole, and `clean` removes
+the hidden rest.
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,28 +36,63 @@ from trainer.distributed.rows import TensorShard, row_range
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's rows of the state in host memory; a tensor of which it has no row may be absent."""
+    """One rank's rows of the state in host memory; a tensor of which it has no row may be absent.
+
+    They may be read after `wait`.
+    """
 
     rank: int
     world: int
     parts: Mapping[str, TensorShard]
+    wait: Callable[[], object] = lambda: None
 
 
-def snapshot(state: Mapping[str, torch.Tensor | TensorShard], rank: int, world: int) -> Snapshot:
+class PinnedMemory:
+    """Host memory that a GPU copies tensors to by itself, kept from one save to the next.
+
+    Copies to other memory are the process's, page by page, and it starts no step meanwhile. These are in the
+    stream of the steps: the next step changes what they read, so it would wait for another stream too.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Begins the copy of a GPU's tensor, in the order in which it lies there: no kernel reorders it."""
+        memory = self._kept.get(name)
+        if memory is None or (memory.shape, memory.dtype) != (tensor.shape, tensor.dtype):
+            memory = self._kept[name] = torch.empty_like(tensor, device="cpu").pin_memory()
+        return memory.copy_(tensor, non_blocking=True)
+
+
+def snapshot(
+    state: Mapping[str, torch.Tensor | TensorShard], rank: int, world: int, memory: PinnedMemory | None = None
+) -> Snapshot:
     """Copies this rank's rows of a state to the host.
 
     Of a tensor, which is equal on all ranks, a rank copies the rows that fall to it (of a 0-dim one rank 0
-    does); of a `TensorShard` all. The copies are contiguous and share no memory with the state or each other.
-    The device is synchronised once.
+    does); of a `TensorShard` all.
+
+    Args:
+        memory: where a GPU's tensors are copied to; the snapshot before this one is lost then. None: the
+            copies are complete, contiguous and share no memory with the state or each other.
     """
     parts = {}
     for name, value in state.items():
         shard = value if isinstance(value, TensorShard) else _shard_of(value, rank, world)
         if rank == 0 or (shard.shape and len(shard.rows)):  # rank 0 also names tensors without any row
-            parts[name] = TensorShard(shard.shape, shard.offset, _host_copy(shard.rows))
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return Snapshot(rank, world, parts)
+            if memory is not None and shard.rows.is_cuda:
+                rows = memory.copy(name, shard.rows)
+            else:
+                rows = _host_copy(shard.rows)
+            parts[name] = TensorShard(shard.shape, shard.offset, rows)
+    if not torch.cuda.is_initialized():
+        return Snapshot(rank, world, parts)
+    copied = torch.cuda.Event()
+    copied.record()
+    if memory is None:
+        copied.synchronize()
+    return Snapshot(rank, world, parts, copied.synchronize)
 
 
 def _shard_of(tensor: torch.Tensor, rank: int, world: int) -> TensorShard:
@@ -106,6 +142,7 @@ def write(
     sidecar = _sidecar(partial, snapshot.rank, snapshot.world)
     try:
         partial.mkdir(parents=True, exist_ok=True)
+        snapshot.wait()
         description = write_part(part, snapshot.parts)
         # Once the sidecar has its name, rank 0 may publish: this rank must not fail after that.
         with replacing(sidecar, flush_name=False) as temporary:

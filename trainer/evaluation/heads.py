@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from data_pipelines.common.errors import UserError
 from data_pipelines.draws import permutation, stream
+from data_pipelines.pinned import on_device
 from trainer.evaluation.probes import ROWS, check, statistics
 from trainer.recipe.evaluation import MlpProbe, SgdProbe, SvmProbe
 
@@ -101,7 +102,7 @@ def fit(
     for epoch in range(heads[0].options.epochs):
         active = [head for head in heads if epoch < head.options.epochs]
         widths = [head.units for head in active]
-        order = torch.from_numpy(permutation(len(x), seed, "probe epochs", epoch)).to(x.device)
+        order = on_device(permutation(len(x), seed, "probe epochs", epoch), x.device)
         for step, chosen in enumerate(order[: steps * batch].split(batch)):
             images = x.index_select(0, chosen).sub_(mean).mul_(scale)
             products = functional.linear(images, stacked[: sum(widths)]).requires_grad_()
@@ -248,7 +249,7 @@ class Mlp(Head[MlpProbe]):
         if self.training:  # drawn on the host, so that every device drops the same
             keep = 1 - self.options.dropout
             kept = torch.empty(hidden.shape).bernoulli_(keep, generator=self.draws)
-            hidden = hidden * (kept / keep).to(hidden.device, hidden.dtype)
+            hidden = hidden * on_device(kept / keep, hidden.device).to(hidden.dtype)
         return functional.linear(self.norm(hidden).relu(), self.last, self.last_bias)
 
 

@@ -24,7 +24,9 @@ class Health(Evaluator):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         rows = context.sampled(context.test, mirrored=True)
-        return health(rows[0]["y"], rows[0]["mirrored"]) if rows else {}
+        if rows is None:
+            return {}
+        return health(*(rows[0][name].to(context.device) for name in ("y", "mirrored")))
 
 
 def health(y: Tensor, mirrored: Tensor | None = None) -> dict[str, float]:

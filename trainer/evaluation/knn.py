@@ -28,17 +28,17 @@ class Knn(Evaluator):
             return {}
         k, figures = context.options.knn, {}
         for name in (name for name in KNN_FEATURES if name in train[0]):
-            train_x, train_y = _labelled_rows(train[0][name], train[1])
-            test_x, test_y = _labelled_rows(test[0][name], test[1])
+            train_x, train_y = _labelled_rows(train[0][name], train[1], context.device)
+            test_x, test_y = _labelled_rows(test[0][name], test[1], context.device)
             if len(train_y) and len(test_y):
                 accuracy = knn_accuracy(train_x, train_y, test_x, test_y, k)
                 figures[f"knn/{name}/online"] = accuracy
         return figures
 
 
-def _labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Those rows [n, d] and labels [n] that have a label."""
-    return rows[labels >= 0], labels[labels >= 0]
+def _labelled_rows(rows: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Those rows [n, d] and labels [n] that have a label, on the device."""
+    return rows[labels >= 0].to(device), labels[labels >= 0].to(device)
 
 
 def knn_accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int) -> float:

@@ -13,7 +13,7 @@ from trainer.checkpoints.background import BackgroundWriter
 from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import Checkpoint, kept, newest
 from trainer.checkpoints.retention import clean
-from trainer.checkpoints.save import snapshot, write
+from trainer.checkpoints.save import PinnedMemory, snapshot, write
 from trainer.distributed import collectives
 from trainer.distributed.launch import DistributedContext
 from trainer.distributed.signals import StopRequest
@@ -59,6 +59,7 @@ class Run:
         self.follower: Follower | None = None
         self.new = False
         self._last_save = 0  # images of the checkpoint that was begun last
+        self._memory = PinnedMemory()
         self.checkpoint = collectives.run_on_main(lambda: self._take_over(world))
         self.attempt = collectives.broadcast_object(f"{time.time_ns():x}")  # names this start's saves
         self.images = self._last_save = self.checkpoint.images if self.checkpoint else 0
@@ -188,7 +189,7 @@ class Run:
             "data": self.data,
             "engine": self.context.engine,
         }
-        copy = snapshot(values, self.context.rank, self.context.world_size)
+        copy = snapshot(values, self.context.rank, self.context.world_size, self._memory)
         folder, attempt, rule = self.folder.checkpoints, self.attempt, self.loaded.recipe.save
         self.writer.start(
             lambda: write(copy, folder, images, manifest, attempt, rule.keep, keep_every=rule.keep_every)

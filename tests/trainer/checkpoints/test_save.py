@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from data_pipelines.common.errors import UserError
 from tests.helpers.checkpoint_states import edit, flip, refuse, same, save, state
 from trainer.checkpoints.load import load, load_rows, newest
-from trainer.checkpoints.save import Snapshot, snapshot
+from trainer.checkpoints.save import PinnedMemory, Snapshot, snapshot, write
 from trainer.distributed.rows import TensorShard
 
 # ---- what is saved is what is loaded ---------------------------------------------------------------
@@ -72,6 +73,33 @@ def test_a_snapshot_is_a_copy_of_its_own(tmp_path):
     live["n"] += 1
     assert share.parts["w"].rows.tolist() == share.parts["tied"].rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert share.parts["n"].rows == 1
+
+
+def test_a_snapshot_in_kept_memory_is_written_in_rows_whatever_its_layout(tmp_path, monkeypatch):
+    """As of a GPU: tensors are copied as they lie there, and come to be in rows when they are written."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    memory, paths, waits = PinnedMemory(), {}, []
+    for images in (100, 200):
+        live = {
+            "maps": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+            "queue": TensorShard((3, 5, 2), 0, torch.randn(5, 3, 2).transpose(0, 1)),
+            "step": torch.tensor(float(images)),
+        }
+        expected = {
+            name: (value.rows if isinstance(value, TensorShard) else value).clone()
+            for name, value in live.items()
+        }
+        share = snapshot(live, 0, 1, memory)
+        assert share.parts["maps"].rows.stride() == live["maps"].stride()
+        assert share.parts["queue"].rows.stride() == live["queue"].rows.stride()
+        live["maps"].zero_()
+        share = replace(share, wait=lambda: waits.append(None))
+        path = write(share, tmp_path, images, {}, f"{images}", keep=9)
+        assert same(load(path), expected)
+        paths[images] = share.parts
+    assert len(waits) == 2
+    assert all(paths[100][name].rows is paths[200][name].rows for name in expected)
 
 
 def test_an_engine_may_hand_over_other_cuts_than_the_formula(tmp_path):

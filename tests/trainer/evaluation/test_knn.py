@@ -102,7 +102,12 @@ def test_the_projection_head_has_a_knn_of_its_own_during_pretraining(clusters):
             for x, y in ((train_x, train_y), (test_x, test_y))
         )
         context = SimpleNamespace(
-            sampled=lambda split: split, labelled=train, test=test, classes=("a", "b", "c"), options=options
+            sampled=lambda split: split,
+            labelled=train,
+            test=test,
+            classes=("a", "b", "c"),
+            options=options,
+            device=torch.device("cpu"),
         )
         figures = Knn().run(context)
         assert list(figures) == [f"knn/{name}/online" for name in names]
