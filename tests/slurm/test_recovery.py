@@ -89,7 +89,7 @@ def test_a_signal_for_the_batch_shell_before_there_is_a_step(slurm, submit, late
     assert (run / "done").exists()
     assert "recipe quickstart: 2 ranks x 1 thread, ddp, cpu, float32, over eth0\n" in job.text
     assert "Traceback" not in job.text
-    assert "DerivedExitCode=1" not in slurm("scontrol", "show", "job", job.id)
+    assert job.field("DerivedExitCode") == "0:0"
 
 
 def test_a_signal_for_the_steps_before_the_ranks_have_handlers(slurm, submit, late, training, run):

@@ -26,11 +26,16 @@ def is_training(run: Path) -> bool:
 
 
 def continued_once(run: Path, job) -> None:
-    """The job was stopped, requeued, continued from the checkpoint that it had saved, and finished."""
+    """The job was stopped, requeued, continued from the checkpoint that it had saved, and finished.
+
+    A stop that was asked for is no failure: no tracebacks of launchers, and no step that failed.
+    """
     assert job.end() == "COMPLETED", job.text
     assert job.field("Restarts") == "1", job.text
     assert "stopped at a checkpoint, requeued" in job.text
     assert "User defined signal" not in job.text, job.text  # what srun says of a launcher that it has ended
+    assert "Traceback" not in job.text, job.text
+    assert job.field("DerivedExitCode") == "0:0", job.text
     (resumed,) = journal(run, "resumed")
     assert resumed["images"] > 0
     assert (run / "done").exists()
