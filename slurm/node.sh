@@ -22,6 +22,7 @@ file=$(mktemp)
 trap 'rm -f "$file"' EXIT
 [[ -z $came ]] || note "$came"
 export STOP_REQUEST_FILE=$file
+export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT    # torch's launcher of several ranks would handle TERM itself
 
 (trap '' USR1 TERM; exec "$@") &
 while interrupted='' status=0; wait "$!" || status=$?; [[ -n $interrupted ]]; do :; done

@@ -66,8 +66,9 @@ class Job:
         )
 
     def field(self, key: str) -> str:
-        """A field of `scontrol show job`: JobState, Restarts, ExitCode, ..."""
-        return re.search(rf"\b{key}=(\S+)", self.slurm("scontrol", "show", "job", self.id))[1]
+        """A field of `scontrol --details show job`: JobState, Restarts, ExitCode, ..."""
+        shown = self.slurm("scontrol", "--details", "show", "job", self.id)
+        return re.search(rf"\b{key}=(\S+)", shown)[1]
 
     @property
     def text(self) -> str:
