@@ -19,6 +19,7 @@ from benchmarks.throughput import ENDLESS
 from data_pipelines.common.errors import UserError
 from data_pipelines.loader import Batch
 from trainer.checkpoints import load as checkpoints
+from trainer.distributed import numerics
 from trainer.distributed.launch import DistributedContext
 from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives import queue_attention
@@ -133,6 +134,7 @@ class small_trainer:
     def __init__(self, context: DistributedContext, sizes: str, folder: Path):
         words = [*SMALL[sizes], "precision=float32", "optimizer.lr=0.01"]
         recipe, dataset = opened("moco_cifar10", words, folder, sizes, context.device)
+        numerics.configure(context.device, recipe.precision, tf32=False, deterministic=True)
         self.trainer = build_trainer(recipe.model_copy(update={"images": ENDLESS}), context, dataset)
         self.loader = self.trainer.loader
 
