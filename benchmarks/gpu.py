@@ -62,6 +62,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> int:
     """All tasks that have no row yet, while there is time; the status is 1 where one is missing or failed."""
     rows, end = Rows(options.to / "rows.jsonl", setting(options)), time.monotonic() + 60 * options.minutes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a task's processes end with this one
     tasks = options.tasks or list(LIMITS)
     for task in tasks:
         left = end - time.monotonic()

@@ -8,8 +8,9 @@
 # so the same command goes on where a call was cut off, and measures again what failed. The status is 1 where a check
 # fails or a row is missing.
 #
-# It needs torch (2.11 will do), numpy, pillow, pydantic, PyYAML, accelerate, safetensors and psutil: neither DALI nor
-# a data set, for pictures are drawn, nor MLflow or DeepSpeed. The environment changes:
+# It needs torch (2.11 will do), numpy, pillow, matplotlib, scikit-learn, pydantic, PyYAML, accelerate, safetensors,
+# psutil, and webdataset, which writes the shards of the drawn pictures: neither DALI nor a data set, nor MLflow or
+# DeepSpeed. The environment changes:
 #   DEVICE=cuda      cpu: the same on a CPU
 #   SIZES=full       tiny: networks and batches of a trial, which says nothing about speed
 #   MINUTES=9        of a call

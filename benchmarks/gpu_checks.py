@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.throughput import ENDLESS
 from data_pipelines.common.errors import UserError
 from data_pipelines.loader import Batch
 from trainer.checkpoints import load as checkpoints
+from trainer.distributed import numerics
 from trainer.distributed.launch import DistributedContext
 from trainer.networks.grouped_statistics import computed_by
 from trainer.objectives import queue_attention
@@ -127,21 +129,19 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([parameter.double().cpu().flatten() for parameter in learned])
 
 
-class small_trainer:
-    """A small MoCo's trainer on the device of a context, closed at the end."""
-
-    def __init__(self, context: DistributedContext, sizes: str, folder: Path):
-        words = [*SMALL[sizes], "precision=float32", "optimizer.lr=0.01"]
-        recipe, dataset = opened("moco_cifar10", words, folder, sizes, context.device)
-        self.trainer = build_trainer(recipe.model_copy(update={"images": ENDLESS}), context, dataset)
-        self.loader = self.trainer.loader
-
-    def __enter__(self) -> Trainer:
-        return self.trainer
-
-    def __exit__(self, *_: object) -> None:
-        self.trainer.loader = self.loader
-        self.trainer.close()
+@contextmanager
+def small_trainer(context: DistributedContext, sizes: str, folder: Path) -> Iterator[Trainer]:
+    """A small MoCo's trainer on the device of a context."""
+    words = [*SMALL[sizes], "precision=float32", "optimizer.lr=0.01"]
+    recipe, dataset = opened("moco_cifar10", words, folder, sizes, context.device)
+    numerics.configure(context.device, recipe.precision, tf32=False, deterministic=True)
+    trainer = build_trainer(recipe.model_copy(update={"images": ENDLESS}), context, dataset)
+    loader = trainer.loader
+    try:
+        yield trainer
+    finally:
+        trainer.loader = loader
+        trainer.close()
 
 
 # ---- kill and resume -------------------------------------------------------------------------------

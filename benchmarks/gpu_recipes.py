@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, list[str]]] = {  # by sizes: the overrides of each 
 
 
 def drawn(folder: Path, size: int, sizes: str) -> Path:
-    """Shards of pictures of a size, drawn at the first call: CIFAR-10's files, or square JPEGs."""
+    """Shards of pictures of a size, drawn at the first call: CIFAR-10's files, or square PNGs."""
     name = "cifar10" if size == 32 else f"squares_{size}"
     target = folder / name
     if not target.exists():
@@ -57,17 +57,18 @@ def drawn(folder: Path, size: int, sizes: str) -> Path:
             if size == 32:
                 drawn_pictures.cifar10(made)
             else:
-                drawn_pictures.photographs(made, 1024 if sizes == "full" else 64, size)
+                drawn_pictures.squares(made, 1024 if sizes == "full" else 64, size)
             made.rename(target)
     return target / "shards"
 
 
 def opened(name: str, words: list[str], folder: Path, sizes: str, device: torch.device) -> Opened:
     """A recipe with its `auto` resolved, on drawn pictures that are kept decoded, and these."""
-    words = [*RECIPES[sizes].get(name, []), "data.resident=true", "tracking.uri=none", *words]
-    loaded = loading.load([f"recipe={name}", *words])
-    root = drawn(folder, loaded.recipe.data.size, sizes)
-    loaded = loading.load([f"recipe={name}", *words, f"data.root={root}", "precision=auto", *words])
+    # in the pictures' folder no run lies whose recipe.yaml would decide what `auto` is
+    words = ["precision=auto", "data.resident=true", f"outputs={folder}", *RECIPES[sizes][name], *words]
+    size = loading.load([f"recipe={name}", *words]).recipe.data.size
+    root = drawn(folder, size, sizes)
+    loaded = loading.load([f"recipe={name}", *words, f"data.root={root}"])
     dataset = load_dataset(root)
     split = machine.training_split(dataset, loaded.recipe.data)
     return automatic.resolved(loaded, device, split).recipe, dataset
@@ -102,7 +103,8 @@ def operations(step: Callable[[], object]) -> float:
 def traced(step: Callable[[], object], device: torch.device) -> tuple[int, float]:
     """Launches of `TRACED` steps, and the seconds in which something ran; on a CPU, of torch's operations."""
     finish()
-    with torch.profiler.profile() as profile:
+    activities = [getattr(torch.profiler.ProfilerActivity, device.type.upper())]
+    with torch.profiler.profile(activities=activities) as profile:
         for _ in range(TRACED):
             step()
         finish()

@@ -4,8 +4,9 @@
 
 Along each axis one size changes and the others stand still. A measurement is the median of --repeats, whose
 sizes take turns, in processor time of one thread (on a GPU: by the clock, behind a synchronize). Data sets
-are opened in processes of their own. The exponent is the slope of a straight line through the logarithms, by
-least squares: 1 is proportional, 0 is no growth. Sizes end where free memory would not hold them.
+are opened in processes of their own. The exponent is the slope of a straight line through the logarithms of
+the three largest sizes, by least squares: 1 is proportional, 0 is no growth; at smaller sizes fixed costs
+count. Sizes end where free memory would not hold them.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from trainer.objectives import bounds
 from trainer.objectives.momentum_queue import MomentumQueue
 
 WIDTH, TAU, UNITS = 128, 0.2, 256
+LARGEST = 3  # sizes, by which the exponent is taken
 Work = Callable[[], object]
 
 
@@ -241,7 +243,7 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
 
 def line(what: str, sizes: Sequence[int], costs: Sequence[float], unit: str, expected: float) -> str:
     ends = f"{sizes[0]:,} | {sizes[-1]:,} | {costs[0]:,.3g} {unit} | {costs[-1]:,.3g} {unit}"
-    return f"| {what} | {ends} | {expected:g} | {exponent(sizes, costs):.2f} |"
+    return f"| {what} | {ends} | {expected:g} | {exponent(sizes[-LARGEST:], costs[-LARGEST:]):.2f} |"
 
 
 def main() -> None:

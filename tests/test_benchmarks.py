@@ -7,9 +7,16 @@ import torch
 
 from benchmarks.gpu_rows import KERNELS, OPERATIONS, Rows, covered, idle, of_trace, speed, table
 from benchmarks.growth import exponent
-from benchmarks.plain_steps import BatchNorm, infonce_of_all_scores, jsd_of_all_scores, plain_norms
+from benchmarks.plain_steps import (
+    BatchNorm,
+    ClonedQueue,
+    infonce_of_all_scores,
+    jsd_of_all_scores,
+    plain_norms,
+)
 from trainer.networks.batch_norm import GroupBatchNorm
 from trainer.objectives import bounds
+from trainer.objectives.momentum_queue import MomentumQueue
 
 SETTING = {"name": "card", "sizes": "tiny", "torch": "2", "commit": "a"}
 
@@ -98,6 +105,24 @@ def test_a_plain_loss_with_all_scores_is_ours(bound, plain):
 
 def ours(bound, local, y):
     return bounds.LOSSES[bound](bounds.reduce_scores(torch.einsum("iu,jlu->ijl", y, local)))
+
+
+def test_a_cloned_queue_gives_our_loss_and_gradient_and_takes_keys_in_turn():
+    queue = MomentumQueue(24, 8, 8)
+    plain = ClonedQueue(24, 8, 0.2, torch.device("cpu"))
+    plain.queue = queue.sharded_state_dict()["keys"].rows.transpose(0, 1).flatten(0, 1).T.clone()
+    draws = torch.Generator().manual_seed(0)
+    for step in range(5):  # the queue wraps
+        query, key = torch.nn.functional.normalize(torch.randn(2, 8, 8, generator=draws), dim=2)
+        query.requires_grad_()
+        loss = bounds.softplus(queue.log_sum_exp(query, 0.2, step) - (query * key).sum(1) / 0.2).mean()
+        expected = torch.autograd.grad(loss, query)[0]
+        other = plain(query, key)
+        gradient = torch.autograd.grad(other, query)[0]
+        torch.testing.assert_close(other, loss)
+        along = (expected * query.detach()).sum(1, keepdim=True) * query.detach()
+        torch.testing.assert_close(gradient, expected - along)  # the plain one normalises the query again
+        queue.enqueue(key, step)
 
 
 def test_plain_norms_replaces_each_of_ours():
