@@ -29,6 +29,9 @@ unset SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
 JOB=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 
+# shellcheck source=slurm/inside.sh
+source slurm/inside.sh
+
 say() { echo "$(date +%FT%T) job $SLURM_JOB_ID: $*"; }
 
 mistake() {
@@ -62,10 +65,10 @@ check_job() {
   [[ ! $limit =~ ^[0-9]+(-|:) ]] || (($(seconds "$limit") > lead + 60)) ||
     mistake "--time=$limit: the signal to stop comes up to $((lead + 60)) s before the limit, so at once: ask for more" \
       "time, or set both --signal=B:USR1@SECONDS and SIGNAL_SECONDS"
-  { command -v python && command -v accelerate; } > /dev/null ||
+  inside bash -c 'command -v python && command -v accelerate' > /dev/null ||
     mistake "no python or no accelerate in PATH on $(hostname): submit in the environment of the package, or" \
-      "activate it in the login profile where --export=NONE is used"
-  missing=$(python -c 'import importlib.util as u
+      "activate it in slurm/site.sh"
+  missing=$(inside python -c 'import importlib.util as u
 print(*(n for n in ("torch", "accelerate", "numpy", "yaml", "pydantic", "psutil") if not u.find_spec(n)))' 2>&1) ||
     missing=${missing##*$'\n'}
   [[ -z $missing ]] || mistake "$(command -v python) on $(hostname) lacks: $missing; pip install -c constraints.txt -e ."
@@ -80,8 +83,9 @@ read_recipe() {
     trap "came=USR1" USR1
     trap "came=TERM" TERM
     (trap "" USR1 TERM
-     python trainer/main.py "$@" --folder &&
-       python trainer/main.py "$@" --print 2> /dev/null | sed -n "s/^task: *\([a-z]*\).*/\1/p")
+     source slurm/inside.sh
+     inside python trainer/main.py "$@" --folder &&
+       inside python trainer/main.py "$@" --print 2> /dev/null | sed -n "s/^task: *\([a-z]*\).*/\1/p")
     echo "$? ${came:-}"' read "$@")
   mapfile -t answer <<< "$answer"
   local last=${answer[-1]}
@@ -97,7 +101,7 @@ processes_per_node() {
 
 # free_port FIRST: the first port of this node from FIRST that nobody listens on.
 free_port() {
-  python -c 'import socket, sys
+  inside python -c 'import socket, sys
 for port in range(int(sys.argv[1]), 65536):
     try:
         socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
@@ -140,6 +144,7 @@ on_one_node() {
   local recipe=$1 processes launcher
   shift
   [[ " $* " == *" recipe="* ]] || set -- "recipe=$recipe" "$@"
+  set -- ${SITE_WORDS[@]+"${SITE_WORDS[@]}"} "$@"
   check_job 1
   processes=$(processes_per_node)
   launcher=(accelerate launch --quiet --num_machines 1 --num_processes "$processes")
@@ -159,12 +164,13 @@ over_nodes() {
   local recipe=$1 engine=${ENGINE:-ddp} processes port wanted options
   shift
   [[ " $* " == *" recipe="* ]] || set -- "recipe=$recipe" "$@"
+  set -- ${SITE_WORDS[@]+"${SITE_WORDS[@]}"} "$@"
   check_job "$SLURM_JOB_NUM_NODES"
   processes=$((SLURM_JOB_NUM_NODES * $(processes_per_node)))
   [[ -f recipes/launch/$engine.yaml ]] ||
     mistake "ENGINE=$engine: no recipes/launch/$engine.yaml; there are: $(cd recipes/launch && echo *.yaml)"
   # accelerate would say so in a traceback on every node
-  [[ $engine != zero* ]] || python -c 'import importlib.util as u; assert u.find_spec("deepspeed")' 2> /dev/null ||
+  [[ $engine != zero* ]] || inside python -c 'import importlib.util as u; assert u.find_spec("deepspeed")' 2> /dev/null ||
     mistake "ENGINE=$engine: DeepSpeed is not installed: pip install deepspeed, or ENGINE=ddp or fsdp2"
   ((processes >= 2)) ||
     mistake "one process in all: ask for more --nodes or --gpus-per-node, or set PROCS_PER_NODE"

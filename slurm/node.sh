@@ -14,7 +14,9 @@ note() {
 trap 'note USR1' USR1
 trap 'note TERM' TERM
 
-if ! command -v accelerate > /dev/null; then
+# shellcheck source=slurm/inside.sh
+source slurm/inside.sh
+if ! inside bash -c 'command -v accelerate' > /dev/null; then
   echo "error: $(hostname): no accelerate in PATH; the environment of the package must be on every node" >&2
   exit 2
 fi
@@ -24,7 +26,7 @@ trap 'rm -f "$file"' EXIT
 export STOP_REQUEST_FILE=$file
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT    # torch's launcher of several ranks would handle TERM itself
 
-(trap '' USR1 TERM; exec "$@") &
+(trap '' USR1 TERM; inside "$@") &
 while interrupted='' status=0; wait "$!" || status=$?; [[ -n $interrupted ]]; do :; done
 [[ $came == TERM && $status != 0 ]] && status=143    # the launcher turns every exit code into 1
 exit "$status"

@@ -86,7 +86,7 @@ shift
 finish() {
   local status=$?
   if [[ -n $folder ]]; then
-    python -m trainer.report "${folder%/*}" -o "${folder%/*}/report.txt" || true
+    inside python -m trainer.report "${folder%/*}" -o "${folder%/*}/report.txt" || true
   fi
   ((status == 0)) || say "element $element of the sweep has not ended well, status $status: ${values[*]}"
 }

@@ -80,3 +80,32 @@ def test_a_port_that_is_taken(slurm, submit, training, tmp_path):
             refused.text == f"error: MASTER_PORT={port} is taken on n1: unset it, and a free one is chosen\n"
         )
         process.stdin.close()
+
+
+SITE = """
+: "$of_a_variable_that_is_not_set"
+false
+export FROM_THE_SITE=yes
+inside() {{ echo "$(hostname) $FROM_THE_SITE $*" >> {log}; "$@"; }}
+SITE_WORDS=(images=2560 log.every=640)
+"""
+
+
+def test_what_is_particular_to_a_cluster(submit, training, tmp_path):
+    """Its file is read on every node; its words stand before those of the command line."""
+    site, log = tmp_path / "site.sh", tmp_path / "inside"
+    site.write_text(SITE.format(log=log))
+    words = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=1", f"--export=ALL,SITE={site}"]
+    job = submit(*words, *training, "images=1280", script="hybrid_imagenet.sh")
+    assert job.end() == "COMPLETED", job.text
+    assert (tmp_path / "outputs" / "quickstart" / "done").read_text().split() == ["1280"]
+    lines = log.read_text().splitlines()
+    assert {line.split()[0] for line in lines if "accelerate launch" in line} == {"n1", "n2"}
+    assert all(line.split()[1] == "yes" for line in lines)
+
+
+def test_a_site_that_is_not_there_is_one_line(submit, tmp_path):
+    job = submit(f"--export=ALL,SITE={tmp_path}/none.sh", f"outputs={tmp_path}/outputs")
+    assert job.end() == "FAILED"
+    assert job.text.startswith(f"error: SITE={tmp_path}/none.sh: no such file on n")
+    assert job.text.count("\n") == 1

@@ -1,0 +1,22 @@
+# shellcheck shell=bash disable=SC2034
+# What is particular to a cluster. Copy it to slurm/site.sh, which Git ignores, and keep the lines that apply there;
+# SITE=FILE in the environment of sbatch names another. Every job reads it, in its first shell and on every node.
+
+# ---- words of sbatch itself, which it reads where it is called: `source slurm/site.sh` in that shell too
+# export SBATCH_ACCOUNT=project SBATCH_PARTITION=gpu
+
+# ---- the environment that the package is installed in
+# module load python/3.11
+# source "$HOME/venvs/infomax/bin/activate"
+
+# ---- or an image of it: how a command is run there. The checkout must be in it, under the same path
+# inside() { apptainer exec --nv --bind "$PWD" "$HOME/infomax.sif" "$@"; }
+
+# ---- the network, where the route to the other nodes is not the fast one
+# export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME==ib0 NCCL_IB_HCA=mlx5
+
+# ---- a disk of the node, for shards of a web address and other files that may go
+# export XDG_CACHE_HOME=/scratch/$USER/cache TMPDIR=/scratch/$USER
+
+# ---- words for every run, before those of the command line
+# SITE_WORDS=(tracking.uri=http://mlflow.example.org:5000)
