@@ -139,7 +139,11 @@ def test_images_draw_in_every_precision(capsys, images, tmp_path, precision):
         done = drawn(capsys, images, "samples=4", f"precision={kind}", f"to={tmp_path}/{kind}")
         assert done.status == 0, done.err
     one, other = (np.load(tmp_path / kind / "samples.npy").astype(int) for kind in ("float32", precision))
-    assert np.abs(one - other).max() <= (1 if precision == "float64" else 40)
+    apart = np.abs(
+        one - other
+    )  # in bf16 a pixel between black and white may be anything: processors round apart
+    assert apart.mean() <= 3
+    assert precision == "bf16" or apart.max() <= 1
 
 
 # ---- mistakes --------------------------------------------------------------------------------------
