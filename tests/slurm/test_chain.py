@@ -50,8 +50,8 @@ def test_an_evaluation_and_a_report_follow_the_training(chain, training, tmp_pat
     assert "quickstart" in (tmp_path / "outputs" / "report.txt").read_text()
 
 
-def test_what_waits_for_a_training_that_fails_never_starts(chain, training):
-    jobs = chain("optimizer.lr=-1", *training)
+def test_what_waits_for_a_training_that_fails_never_starts(chain, training, tmp_path):
+    jobs = chain(*training, "data.source=folder", f"data.root={tmp_path}/none")
     assert jobs["training"].end() == "FAILED"
     assert jobs["evaluation"].end() == "CANCELLED"
     assert not jobs["evaluation"].text
