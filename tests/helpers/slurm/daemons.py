@@ -15,6 +15,7 @@ CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+PATIENCE = 240  # seconds for a command; on a busy machine one that starts Python takes a minute
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -42,7 +43,7 @@ class Slurm:
         command = [CLUSTER, *cluster, *words]
         for _ in range(3 if "scontrol" in words else 1):  # a slow controller drops the connection: SIGPIPE
             done = subprocess.run(
-                command, env=self.env, cwd=directory, capture_output=True, text=True, timeout=60
+                command, env=self.env, cwd=directory, capture_output=True, text=True, timeout=PATIENCE
             )
             if done.returncode != 128 + signal.SIGPIPE:
                 break
