@@ -156,7 +156,7 @@ def test_a_rank_that_is_killed_without_a_new_checkpoint_ends_the_job(submit, tra
 
 def test_a_start_takes_over_from_one_that_slurm_has_lost_sight_of(slurm, submit, training, run):
     """Only the slurmd of the batch node dies: what it had started trains on, beside the job's next start."""
-    job = submit("images=20480", *training, SAVING)
+    job = submit("images=76800", *training, SAVING)  # more than one start takes of a fast machine
     job.until(lambda: saved(run))
     node = job.field("BatchHost")
     slurm(node, "pkill", "-KILL", "-x", "slurmd", cluster=("on",))
