@@ -47,7 +47,7 @@ def test_an_evaluation_and_a_report_follow_the_training(chain, training, tmp_pat
     jobs = chain("images=2560", *training)
     assert [job.end() for job in jobs.values()] == ["COMPLETED"] * 3, jobs["evaluation"].text
     assert "complete: evaluate" in jobs["evaluation"].text
-    assert "quickstart" in (tmp_path / "outputs" / "report.txt").read_text()
+    assert "linear y, %" in (tmp_path / "outputs" / "report.txt").read_text()
 
 
 def test_what_waits_for_a_training_that_fails_never_starts(chain, training, tmp_path):
