@@ -11,7 +11,7 @@ from trainer.objectives.objective import Objective
 from trainer.recipe.training_recipe import TrainingRecipe
 from trainer.tasks.resources import Sizes
 from trainer.training.data import DTYPES
-from trainer.training.groups import blocks_span_ranks, check_batch_division
+from trainer.training.groups import blocks_span_ranks
 from trainer.training.schedules import whole_batches
 
 JOB = 48  # hours, as the scripts of slurm/ ask for
@@ -131,17 +131,13 @@ def lines(
     stored: int | None,
     images: int | None,
 ) -> Iterator[str]:
-    """The plan on a cluster.
+    """The plan on a cluster over whose ranks the batch divides.
 
     Args:
         activations: bytes that a rank keeps between forward and backward pass.
         stored: bytes at rest of an epoch; None: not known, or nothing is read.
         images: of an epoch; None: not known.
-
-    Raises:
-        UserError: the batch does not divide; what would is named.
     """
-    check_batch_division(recipe, cluster.ranks)
     ranks, unit = cluster.ranks, recipe.groups.indivisible_images
     share = recipe.batch // ranks
     yield (

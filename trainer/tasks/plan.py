@@ -81,7 +81,7 @@ def run(loaded: ResolvedRecipe, cluster: Cluster | None = None) -> int:
 
 
 def cluster_lines(recipe: AnyTraining, cluster: Cluster, what: Planned) -> Iterator[str]:
-    """The plan on a cluster. Raises UserError: the batch does not divide."""
+    """The plan on a cluster. Raises UserError: the batch does not divide; what would is named."""
     check_batch_division(recipe, cluster.ranks)
     objective = what.build().train()
     sizes = sizes_of(recipe, objective)
