@@ -13,6 +13,7 @@ import torch
 from tests.helpers.faults.tiny_runs import CLOCKS, assert_same_bits, complain, figures, resumed
 from tests.helpers.latent_runs import BATCH, OF_IMAGES, diffuse, encoder_run
 from trainer.checkpoints import load as load_module
+from trainer.checkpoints.format import folder_name
 from trainer.checkpoints.load import load
 
 pytestmark = pytest.mark.slow
@@ -95,7 +96,8 @@ def test_two_ranks_then_one_then_two_under_another_engine(runs):
     kind, wide = "latents", "precision=float64"
     undisturbed, run = runs.whole(kind, wide), runs.new()
     for world, engine, until in ((2, "ddp", 3), (1, "ddp", 5)):
-        die = {"rank": world - 1, "images": until * BATCH}
+        saved = run / "checkpoints" / folder_name((until - 1) * BATCH)
+        die = {"rank": world - 1, "images": until * BATCH, "behind": str(saved)}
         statuses, text = runs.start(run, kind, world, wide, engine=engine, die=die)
         assert KILLED in statuses, text
     runs.finish(run, kind, 2, wide, engine="fsdp2")

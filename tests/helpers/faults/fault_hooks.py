@@ -35,7 +35,8 @@ def install(
 
     Args:
         die: {"rank", "phase", "time"}: SIGKILL to itself when that rank reaches the phase of a save for the
-            time-th time; {"rank", "images"}: before the step after so many images.
+            time-th time; {"rank", "images"}: before the step after so many images, and, with {"behind"},
+            not before that path exists: a checkpoint is written beside the steps that follow it.
         hang: {"rank", "images", "where"}: SIGSTOP to itself before it makes a step ("step"), evaluates
             ("evaluate_online"), saves ("save"), starts the final evaluation ("finish") or logs a step
             ("log"), after so many images; "data": its loader returns nothing any more, "disk": its next
@@ -64,7 +65,7 @@ def install(
         if "phase" in die:
             follow_saves(dying(die["phase"], die["time"]))
         else:
-            before("step", die["images"], lambda trainer: kill_self())
+            before("step", die["images"], lambda trainer: kill_self(die.get("behind")))
     if hang and hang["where"] == "disk":
         wait_for_disk(**hang, this_rank=rank)
     elif hang and hang["rank"] == rank and hang["where"] == "data":
@@ -96,7 +97,9 @@ def wait_for_disk(rank: int, images: int, this_rank: int, **_: object) -> None:
     run.write = write
 
 
-def kill_self() -> None:
+def kill_self(behind: str | None = None) -> None:
+    while behind and not os.path.exists(behind):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
