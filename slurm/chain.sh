@@ -1,15 +1,18 @@
 #!/bin/bash
-# A training and what follows it, each job once the one before has ended well: evaluation, diffusion, report.
+# A training, what it needs and what follows it, each job once the one before has ended well: shards, training,
+# evaluation, diffusion, report.
 #
 #   bash slurm/chain.sh slurm/dim_local.sh run=first
 #   DIFFUSE=recipe=diffuse_cifar10 bash slurm/chain.sh slurm/dim_local.sh recipe=hybrid_cifar10_pooled
+#   SHARDS=from=ILSVRC/Data/CLS-LOC bash slurm/chain.sh slurm/hybrid_imagenet.sh
 #   TRAIN_OPTIONS=--nodes=4 bash slurm/chain.sh slurm/hybrid_imagenet.sh run=four optimizer.clip=1
 #
 # Run it where sbatch is, in a checkout; words behind the script are those of the training. A job that is requeued has
 # not ended: what waits for it goes on waiting. Where the training fails, evaluation and diffusion are cancelled; the
 # report is made in any case, of what there is. The environment may hold
-#   EVALUATE, DIFFUSE                                     words of evaluate.sh and diffuse.sh; no DIFFUSE: none is trained
-#   TRAIN_OPTIONS, EVALUATE_OPTIONS, DIFFUSE_OPTIONS      options of sbatch
+#   SHARDS, EVALUATE, DIFFUSE     words of shard_imagenet.sh, evaluate.sh and diffuse.sh; no SHARDS: the data set is
+#                                 there, or the training makes it; no DIFFUSE: none is trained
+#   SHARDS_OPTIONS, TRAIN_OPTIONS, EVALUATE_OPTIONS, DIFFUSE_OPTIONS      options of sbatch
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=slurm/inside.sh
@@ -35,9 +38,16 @@ submit() {
   sbatch --parsable ${options[@]+"${options[@]}"} "$@"
 }
 
+read -ra shards <<< "${SHARDS:-}"
 read -ra evaluate <<< "${EVALUATE:-}"
 read -ra diffuse <<< "${DIFFUSE:-}"
-train=$(submit "${TRAIN_OPTIONS:-}" "$script" "$@")
+after=''
+if ((${#shards[@]})); then
+  made=$(submit "${SHARDS_OPTIONS:-}" slurm/shard_imagenet.sh "${shards[@]}")
+  echo "$made  shards"
+  after="--dependency=afterok:$made --kill-on-invalid-dep=yes"
+fi
+train=$(submit "${TRAIN_OPTIONS:-} $after" "$script" "$@")
 echo "$train  training     $folder"
 after="--dependency=afterok:$train --kill-on-invalid-dep=yes"
 all=$(submit "${EVALUATE_OPTIONS:-} $after" slurm/evaluate.sh "from=$folder" ${evaluate[@]+"${evaluate[@]}"})

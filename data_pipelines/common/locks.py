@@ -1,4 +1,4 @@
-"""Exclusive locks on files, which end with the process that holds them."""
+"""Locks on files, which end with the process that holds them."""
 
 import errno
 import fcntl
@@ -29,11 +29,12 @@ def _forget_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
-def lock(file: IO | int, wait: bool = False) -> bool:
+def lock(file: IO | int, wait: bool = False, shared: bool = False) -> bool:
     """Locks an open file; it stays locked until it is closed, also by the end of the process.
 
     Args:
         wait: until whoever else holds the lock lets go of it.
+        shared: with others that share it, in place of alone.
 
     Returns:
         False where another holds the lock.
@@ -42,8 +43,9 @@ def lock(file: IO | int, wait: bool = False) -> bool:
         NoLocks: the file system has none.
         OSError: it refuses.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -53,8 +55,8 @@ def lock(file: IO | int, wait: bool = False) -> bool:
     return True
 
 
-def open_locked(path: Path, wait: float = 0.0) -> int | None:
-    """Opens `path` for reading and appending under an exclusive lock that ends with the process.
+def open_locked(path: Path, wait: float = 0.0, shared: bool = False) -> int | None:
+    """Opens `path` for reading and appending under a lock that ends with the process, exclusive or `shared`.
 
     The file is made where there is none. Returns the descriptor (for `close_locked`), or None where another
     holds the lock for longer than `wait` seconds. Raises OSError. A file system without locks counts as
@@ -63,7 +65,7 @@ def open_locked(path: Path, wait: float = 0.0) -> int | None:
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + wait
     try:
-        while not lock(fd):
+        while not lock(fd, shared=shared):
             if time.monotonic() >= deadline:
                 os.close(fd)
                 return None

@@ -16,6 +16,7 @@ from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import is_made, make
+from data_pipelines.shards.parts import Part, make_part
 from data_pipelines.shards.summary import summary, without_test
 from data_pipelines.shards.verify import verify
 
@@ -40,6 +41,8 @@ HELP = help_page(
         "name; default: 10",
         "label=KEY": "of wds: the key of the label in <key>.json; default: <key>.cls. classes.txt beside the "
         "tars names the classes, one a line",
+        "part=I/N": "makes every N-th shard from the I-th on: parts run at the same time, on machines that "
+        "share DIR, and the last to end completes the data set; a part that was killed is given again",
         "verify DIR": "reads every byte of a data set again",
     },
     [
@@ -47,13 +50,14 @@ HELP = help_page(
         f"{PROGRAM} source=cifar10 to=data/cifar10",
         f"{PROGRAM} source=folder from=photos to=data/photos",
         f"{PROGRAM} source=wds from='laion/*.tar' to=data/laion",
+        f"{PROGRAM} source=folder from=ILSVRC/Data/CLS-LOC to=data/imagenet part=3/16",
     ],
     {
-        0: "the data set is made, also by an earlier start",
+        0: "the data set is made, also by an earlier start; with part=: that part is",
         1: "verify: something differs from what was written",
         2: MISTAKE,
         130: "interrupted; the same command continues",
-        143: "ended by SIGTERM; the same command continues",
+        143: "ended by SIGTERM or SIGUSR1; the same command continues",
     },
 )
 VERIFY_HELP = help_page(
@@ -66,7 +70,7 @@ VERIFY_HELP = help_page(
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as of a batch system: workers are ended as after Ctrl-C, and leave no semaphores behind."""
+    """A batch system's signal: workers are ended as after Ctrl-C, and leave no semaphores behind."""
 
 
 def main(arguments: list[str]) -> int:
@@ -74,8 +78,8 @@ def main(arguments: list[str]) -> int:
     try:
         with refused_paths():
             return _run(arguments)
-    except _Terminated:
-        print("ended by SIGTERM; the same command continues", file=sys.stderr)
+    except _Terminated as signalled:
+        print(f"ended by {signalled}; the same command continues", file=sys.stderr)
         return 143
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -98,7 +102,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> dict:
-    known, options = ("source", "from", "to", "shard", "workers", "test_percent", "label"), {}
+    known = ("source", "from", "to", "shard", "workers", "test_percent", "label", "part")
+    options: dict[str, Any] = {}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in known:
@@ -111,6 +116,9 @@ def _options(arguments: list[str]) -> dict:
             raise UserError(f"{argument}: expected a whole number of at least 1")
         if key == "test_percent" and not re.fullmatch("[0-9]{1,2}", value):
             raise UserError(f"{argument}: expected a whole number from 0 to 99")
+        if key == "part":
+            options[key] = _part(argument, value)
+            continue
         if key in ("from", "to"):
             try:
                 value = expand_home(value)
@@ -123,6 +131,13 @@ def _options(arguments: list[str]) -> dict:
     return options
 
 
+def _part(argument: str, value: str) -> Part:
+    numbers = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", value)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise UserError(f"{argument}: expected I/N, the I-th of N parts, such as part=1/16 to part=16/16")
+    return Part(int(numbers[1]), int(numbers[2]))
+
+
 def _make(options: dict) -> int:
     start = time.monotonic()
     to = options["to"]
@@ -130,7 +145,15 @@ def _make(options: dict) -> int:
     more["access"] = Access(retry_seconds=RETRY_SECONDS)
     more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
     there = is_made(Path(to))
-    dataset = make(options["source"], to, **more)
+    if part := options.get("part"):
+        made = make_part(part, options["source"], to, **more)
+        if made is None:
+            took = f"{time.monotonic() - start:.1f} s"
+            print(f"{to}: part {part.number} of {part.count} is made; shards of others are missing; {took}")
+            return 0
+        dataset = made
+    else:
+        dataset = make(options["source"], to, **more)
     for line in summary(dataset):
         print(line)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]
@@ -161,11 +184,12 @@ def _verify(root: str) -> int:
     return 0
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _terminate(number: int, _: object) -> None:
+    raise _Terminated(signal.Signals(number).name)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the latter Slurm sends before a time limit
+        signal.signal(number, _terminate)
     outlive_readers()
     sys.exit(main(sys.argv[1:]))

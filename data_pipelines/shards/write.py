@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,19 @@ from data_pipelines.sources.tars import index_shard
 from data_pipelines.sources.wds import Tars
 
 UNFINISHED = ".making"  # folder inside the data set's, for as long as it is being made
+
+
+def note_of(root: Path, name: str) -> Path:
+    """The file that says that a shard of an unfinished data set is written."""
+    return root / UNFINISHED / (name.replace("/", "-") + ".json")
+
+
+def temporary(root: Path, name: str) -> Path:
+    """Where this process writes a file of an unfinished data set until it is whole.
+
+    Machine and process are in its name: the worker of a killed run, or another part's, may be writing too.
+    """
+    return root / UNFINISHED / f"{name}.{socket.gethostname()}-{os.getpid()}.part"
 
 
 def write_shard(chunk: Chunk | Tars, root: Path, name: str, classes: int) -> dict:
@@ -38,9 +52,8 @@ def write_shard(chunk: Chunk | Tars, root: Path, name: str, classes: int) -> dic
     Raises:
         UserError: the disk refuses.
     """
-    note = root / UNFINISHED / (name.replace("/", "-") + ".json")
-    # Until it is whole, its name has the process id: the worker of a killed run may still be writing.
-    part = root / UNFINISHED / f"{name.replace('/', '-')}.{os.getpid()}.part"
+    note = note_of(root, name)
+    part = temporary(root, name.replace("/", "-"))
     try:
         wanted = chunk.digest()
         if (done := _finished(note, root, name, wanted)) is not None:

@@ -3,7 +3,9 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import ROOT
 from tests.helpers.slurm.daemons import Job
@@ -21,14 +23,18 @@ def chain(slurm, tmp_path, monkeypatch):
     """Submits a chain of small jobs; the jobs by what they are."""
     jobs: dict[str, Submitted] = {}
 
-    def chain(*words: str) -> dict[str, Submitted]:
+    def chain(*words: str, shards: str = "") -> dict[str, Submitted]:
         for kind in ("TRAIN", "EVALUATE"):
             monkeypatch.setitem(slurm.env, f"{kind}_OPTIONS", f"--time=30 --output={tmp_path}/{kind}.log")
         small = "linear_sgd=null svm=null mlp=null few_shot=null controls=false"
         probes = " ".join(f"evaluate.{word}" for word in small.split())
         monkeypatch.setitem(slurm.env, "EVALUATE", f"tracking.uri=none {probes}")
+        monkeypatch.setitem(slurm.env, "SHARDS", shards)
+        alone = f"--array=1 --export=ALL,PARTS=1 --time=30 --output={tmp_path}/SHARDS.log"
+        monkeypatch.setitem(slurm.env, "SHARDS_OPTIONS", alone)
         lines = slurm("bash", "slurm/chain.sh", "slurm/dim_local.sh", *words).splitlines()
-        logs = [tmp_path / "TRAIN.log", tmp_path / "EVALUATE.log", tmp_path / "report.log"]
+        names = ["TRAIN", "EVALUATE", "report"]
+        logs = [tmp_path / f"{name}.log" for name in (["SHARDS"] if shards else []) + names]
         for line, log in zip(lines, logs, strict=True):
             number, what, *_ = line.split()
             jobs[what] = Submitted(slurm, number, log)
@@ -48,6 +54,21 @@ def test_an_evaluation_and_a_report_follow_the_training(chain, training, tmp_pat
     assert [job.end() for job in jobs.values()] == ["COMPLETED"] * 3, jobs["evaluation"].text
     assert "complete: evaluate" in jobs["evaluation"].text
     assert "linear y, %" in (tmp_path / "outputs" / "report.txt").read_text()
+
+
+def test_a_training_waits_for_its_data_set(chain, training, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
+    for split, count in (("train", 80), ("val", 20)):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(images[number]).save(tmp_path / "photos" / split / f"{number}.png")
+    words = [word for word in training if not word.startswith("data.root=")]
+    words += [f"data.root={tmp_path}/set", "data.source=folder", "data.test=val", "images=128"]
+    jobs = chain(*words, shards=f"from={tmp_path}/photos to={tmp_path}/set")
+    jobs.pop("evaluation"), jobs.pop("report")  # of images without classes
+    assert list(jobs) == ["shards", "training"]
+    assert jobs["training"].end() == "COMPLETED", jobs["training"].text
+    assert "train 80 in 1 shards, val 20 in 1 shards" in jobs["shards"].text
 
 
 def test_what_waits_for_a_training_that_fails_never_starts(chain, training, tmp_path):

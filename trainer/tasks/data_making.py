@@ -20,7 +20,8 @@ from data_pipelines.common.files import cannot_write
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.remote.archive import NotFetched
-from data_pipelines.shards.make import LOCK, make
+from data_pipelines.shards.make import make
+from data_pipelines.shards.turns import LOCK
 from data_pipelines.shards.write import UNFINISHED
 from data_pipelines.sources.archives import ARCHIVES, describe
 from trainer.checkpoints.load import kept

@@ -175,7 +175,7 @@ def test_an_interrupted_start_unpacks_stl10_once(stl10, tmp_path, access, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipelines.shards.make.open_source", interrupted)
+        patch.setattr("data_pipelines.shards.request.open_source", interrupted)
         with pytest.raises(KeyboardInterrupt):
             made("stl10", tmp_path / "to", access, from_=stl10)
     [unpacked] = (tmp_path / "to/.making").iterdir()
