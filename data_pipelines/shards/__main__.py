@@ -149,7 +149,7 @@ def _make(options: dict) -> int:
         made = make_part(part, options["source"], to, **more)
         if made is None:
             took = f"{time.monotonic() - start:.1f} s"
-            print(f"{to}: part {part.number} of {part.count} is made; shards of others are missing; {took}")
+            print(f"{to}: part {part.number} of {part.of} is made; shards of others are missing; {took}")
             return 0
         dataset = made
     else:

@@ -15,10 +15,10 @@ from data_pipelines.sources.catalog import Option
 
 
 class Part(NamedTuple):
-    """The `number`-th of `count` parts of a data set; numbers count from 1."""
+    """Part `number` `of` so many of a data set; numbers count from 1."""
 
     number: int
-    count: int
+    of: int
 
 
 def make_part(
@@ -58,7 +58,7 @@ def make_part(
             opened, per_shard = request.opened(request.refuse_another())
             begin(request.to, opened, per_shard)
             jobs = shard_jobs(request.to, opened, per_shard)
-            for _ in write_shards(request, jobs[part.number - 1 :: part.count]):
+            for _ in write_shards(request, jobs[part.number - 1 :: part.of]):
                 pass
         with last_of_all(request.to) as last:
             if last and not is_made(request.to):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ class Request:
     workers: int | None = None
     progress: bool = True
     access: Access = ONCE
-    options: dict[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
 
     def refuse_another(self) -> dict:
         """The options that the folder was begun with, such as {"source", "shard"}, or {}.
@@ -58,7 +58,7 @@ class Request:
         An unfinished data set continues with the options that it was `begun` with. Raises UserError.
         """
         from_ = begun.get("from", self.from_)
-        options = {key: begun[key] for key in begun.keys() - {"source", "from", "shard"}} | self.options
+        options = {key: begun[key] for key in begun.keys() - {"source", "from", "shard"}} | dict(self.options)
         inside = from_ is not None and Path(os.path.realpath(self.to)).is_relative_to(os.path.realpath(from_))
         if self.source == "folder" and inside:
             raise UserError(f"to={self.to} lies in from={from_}, among the images; choose another folder")
