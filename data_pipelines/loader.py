@@ -130,11 +130,12 @@ class Loader:
 
     def _batch(self, seen: int, micro: slice) -> Batch:
         share, plan, maker = self.share, self.plan, self.view_maker
-        maker.ahead(*plan.ahead(seen))
         places = np.arange(share.batch)
         keys, order = places, None
         if share.shuffle:
             keys = order = shuffled(plan.seed, seen, share.batch, share.shuffle.group, share.shuffle.groups)
+        read = np.concatenate([kind[part] for kind in (places, keys) for part in share.slices])
+        maker.ahead(*plan.ahead(seen, read))
         # Draws belong to a sample's place in the run, wherever its view is put.
         by_source = [places[micro], keys[micro]] if any(maker.sources) else [places[micro]]
         ids = plan.ids(seen, share.batch)

@@ -5,6 +5,10 @@ set. Position p of the run is the p-th image that training sees, whatever the ba
 ranks. Within an epoch the shards are permuted and read in windows of a few shards; samples are permuted
 within a window. A shard of more than `PIECE` images counts as several. So reads stay near each other on disk,
 samples mix over a window, and a billion samples take no more memory than one window.
+
+With lanes, each batch has parts that are filled from different shards of the window, so that a node which has
+whole parts of every batch reads its own shards alone. The order is a function of seed, batch and lanes,
+and of no number of nodes.
 """
 
 from collections.abc import Sequence
@@ -20,6 +24,23 @@ from data_pipelines.views import Shuffle
 PIECE = 16_384  # images: the ids of a window of 16 take 2 MB; of 16 shards of a million images, 128 MB
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """The parts of each batch that are filled from shards of their own, of equal size and in order.
+
+    Args:
+        batch: global batch, images.
+        count: of lanes, a divisor of the batch.
+    """
+
+    batch: int
+    count: int
+
+    def of(self, positions: np.ndarray) -> np.ndarray:
+        """The lane of each position of the run, or place in a batch, int64."""
+        return positions % self.batch // (self.batch // self.count)
+
+
 class Plan:
     """The order of samples of a run.
 
@@ -27,10 +48,12 @@ class Plan:
         seed: of the run.
         shards: images in each shard, in the data set's order; ids count through them.
         window: shards, or pieces of long ones, whose samples are mixed with each other.
+        lanes: parts of each batch that are filled from different shards of a window, whose samples are mixed
+            within a lane alone; None: the whole batch from all of them.
     """
 
-    def __init__(self, seed: int, shards: list[int], window: int):
-        self.seed = seed
+    def __init__(self, seed: int, shards: list[int], window: int, lanes: Lanes | None = None):
+        self.seed, self.lanes = seed, lanes
         self.pieces = pieces(np.asarray(shards, np.int64))
         self.first = np.concatenate([[0], np.cumsum(self.pieces)])  # id of each piece's first sample
         self.images = int(self.first[-1])
@@ -38,37 +61,60 @@ class Plan:
         # Batches run through windows in order: the current one and, at its edge, the next.
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
         self._window = lru_cache(maxsize=2)(self._window_ids)
+        self._lane_sizes = lru_cache(maxsize=4)(self._images_of_lanes)
 
     def ids(self, start: int, count: int) -> np.ndarray:
         """Ids of the samples at positions start .. start + count - 1 of the run, int64 [count]."""
         parts = [np.empty(0, np.int64)]
         while count > 0:
-            epoch, place = divmod(start, self.images)
-            _, ends = self._epoch(epoch)
-            number = int(np.searchsorted(ends, place, side="right"))
+            epoch, number = self._window_at(start)
             ids = self._window(epoch, number)
-            offset = place - (int(ends[number]) - len(ids))
+            offset = start - self._start(epoch, number)
             parts.append(ids[offset : offset + count])
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
 
-    def ahead(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def ahead(self, position: int, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What is read at a position and soon after: the windows that follow each other from there.
+
+        Args:
+            places: those of a batch that are read; None: all.
 
         Returns:
             The id of each piece's first image, int64, of the position's window and of the next, in the order
-            of the plan. A piece is a shard, or a part of a long one.
+            of the plan; of pieces that have none of these places, no id. A piece is a shard, or a part of a
+            long one.
         """
+        epoch, number = self._window_at(position)
+        _, ends = self._epoch(epoch)
+        after = (epoch, number + 1) if number + 1 < len(ends) else (epoch + 1, 0)
+        lanes = None if self.lanes is None or places is None else np.unique(self.lanes.of(places))
+        now, soon = (self._read_by(window, lanes) for window in ((epoch, number), after))
+        return self.first[now], self.first[soon]
+
+    def _window_at(self, position: int) -> tuple[int, int]:
+        """The epoch of a position, and the number of its window there."""
         epoch, place = divmod(position, self.images)
-        order, ends = self._epoch(epoch)
-        number = int(np.searchsorted(ends, place, side="right"))
-        start, stop = number * self.window, (number + 1) * self.window
-        after = (
-            order[stop : stop + self.window]
-            if stop < len(order)
-            else self._epoch(epoch + 1)[0][: self.window]
-        )
-        return self.first[order[start:stop]], self.first[after]
+        return epoch, int(np.searchsorted(self._epoch(epoch)[1], place, side="right"))
+
+    def _start(self, epoch: int, number: int) -> int:
+        """The position at which a window begins."""
+        return epoch * self.images + (int(self._epoch(epoch)[1][number - 1]) if number else 0)
+
+    def _members(self, epoch: int, number: int) -> np.ndarray:
+        """The pieces of a window, in the order of the plan."""
+        return self._epoch(epoch)[0][number * self.window : (number + 1) * self.window]
+
+    def _read_by(self, window: tuple[int, int], lanes: np.ndarray | None) -> np.ndarray:
+        """The pieces of a window that some lanes read; None: all."""
+        members = self._members(*window)
+        if lanes is None:
+            return members
+        sizes, chunks = self.pieces[members], self._lane_sizes(*window)
+        ends, chunk_ends = np.cumsum(sizes), np.cumsum(chunks)
+        starts, chunk_starts = ends - sizes, chunk_ends - chunks
+        overlaps = (starts[:, None] < chunk_ends[lanes]) & (chunk_starts[lanes] < ends[:, None])
+        return members[overlaps.any(1)]
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the pieces in an epoch, and the position in it at which each window ends."""
@@ -79,10 +125,27 @@ class Plan:
 
     def _window_ids(self, epoch: int, number: int) -> np.ndarray:
         """The ids of one window of an epoch, in the order in which they are seen."""
-        order, _ = self._epoch(epoch)
-        members = order[number * self.window : (number + 1) * self.window]
+        members = self._members(epoch, number)
         ids = np.concatenate([np.arange(self.first[p], self.first[p + 1]) for p in members])
-        return ids[permutation(len(ids), self.seed, "samples", epoch, number)]
+        if self.lanes is None:
+            return ids[permutation(len(ids), self.seed, "samples", epoch, number)]
+        mixed, lanes = np.empty_like(ids), self._lanes_of(epoch, number)
+        chunks = np.split(ids, np.cumsum(self._lane_sizes(epoch, number))[:-1])
+        for lane, chunk in enumerate(chunks):
+            order = permutation(len(chunk), self.seed, "samples", epoch, number, lane)
+            mixed[lanes == lane] = chunk[order]
+        return mixed
+
+    def _lanes_of(self, epoch: int, number: int) -> np.ndarray:
+        """The lane of each position of a window, int64 [images of the window]."""
+        assert self.lanes is not None  # where it is called
+        start, size = self._start(epoch, number), int(self.pieces[self._members(epoch, number)].sum())
+        return self.lanes.of(np.arange(start, start + size))
+
+    def _images_of_lanes(self, epoch: int, number: int) -> np.ndarray:
+        """The images of a window that each lane has, int64 [lanes]: within a batch of equally many."""
+        assert self.lanes is not None  # where it is called
+        return np.bincount(self._lanes_of(epoch, number), minlength=self.lanes.count)
 
 
 def pieces(shards: np.ndarray) -> np.ndarray:

@@ -85,6 +85,8 @@ def test_recipe_errors_come_before_data_errors(capsys, tmp_path):
         ("batch=100", "what works: batch=64 or batch=128"),
         ("groups.norm=1", "groups.norm=1: a group needs at least 2 images"),
         ("data.size=10", "data.size=10 cannot be halved 2 times"),
+        ("data.lanes=3", "data.lanes=3 does not divide batch=128; what works: 1, 2, 4, 8, 16"),
+        ("data.lanes=32", "data.lanes=32 takes a shard each of data.window=16: give data.window=32 or more"),
         ("data.train=trian", "no split 'trian'; it has train, test"),
         ("data.test=tset", "no split 'tset'; it has train, test"),
         ("tracking.uri=ftp://x", "tracking.uri: 'ftp://x' is no address of MLflow"),

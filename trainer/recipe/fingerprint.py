@@ -28,6 +28,7 @@ NOT_FINGERPRINTED_DATA = tuple(
 DEFAULTS_OF_NEW_KEYS = {
     "tf32": False,
     "data.resident": False,
+    "data.lanes": 1,
     "optimizer.lr_per_256": None,
     "optimizer.scaling": None,
     "optimizer.decay_norms": True,

@@ -69,6 +69,12 @@ class Data(Section):
     decode: Literal["exact", "fast"] = key("exact", "all of an image, or of JPEGs only what the views show")
     resident: bool | Literal["auto"] = key(False, RESIDENT)
     window: Positive = key(16, "shards whose samples are mixed with each other", "shards")
+    lanes: Positive = key(
+        1,
+        "parts of each batch that are filled from different shards of a window, so that of a remote data set "
+        "each node fetches its part; as many nodes as divide it, and at most `window`",
+        "lanes",
+    )
     threads: Positive = key(2, "threads of each rank that decode", "threads")
     prefetch: Positive = key(2, "batches that are made ahead", "batches")
     retry_seconds: Annotated[float, Field(ge=0)] = key(

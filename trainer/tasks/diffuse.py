@@ -116,7 +116,7 @@ class Diffusing(TrainingTask[Diffuse]):
         if self.source is None:
             assert recipe.data is not None  # either of the two is there
             assert self.dataset is not None  # since `open`
-            pixels = Pixels(recipe.seed, recipe.precision, recipe.data)
+            pixels = Pixels(recipe.seed, recipe.precision, recipe.batch, recipe.data)
             # Of several ranks none may leave a step that the others are in.
             alone = self.context.world_size == 1
             data = ImageData(

@@ -20,6 +20,7 @@ from trainer.recipe.drawing import Drawing
 from trainer.recipe.generation import EXTRACTORS, Generation
 from trainer.tasks import checks
 from trainer.tasks.resources import Sizes, obstacle, sizes_of
+from trainer.training.data import lanes_of
 from trainer.training.diffusion import build_diffusion
 
 
@@ -68,6 +69,7 @@ def check_data(start: Start) -> Iterable[str]:
     if (data := start.recipe.data) is not None:
         if start.dataset.source != data.source:
             raise checks.other_source(data, start.dataset)
+        lanes_of(start.recipe.batch, data)
         start.dataset.split(data.train)
     return ()
 

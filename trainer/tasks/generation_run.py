@@ -39,6 +39,7 @@ class Pixels:
 
     seed: int
     precision: str
+    batch: int
     data: Data
 
 
@@ -114,7 +115,7 @@ def measurement(
     if source is None:
         assert recipe.data is not None  # either of the two is there
         data, latents = recipe.data, None
-        images = image_options(Pixels(recipe.seed, recipe.precision, data), device)
+        images = image_options(Pixels(recipe.seed, recipe.precision, recipe.batch, data), device)
     else:
         data, latents = source.recipe.data, source.latents(device)
         images = source.images(device)
