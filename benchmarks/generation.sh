@@ -40,8 +40,8 @@ encoders() {
   echo "train map_0 recipe=hybrid_cifar10_small seed=0 $same"
 }
 
-noise() { # the same hybrid, whose decoder learns with noise on its input
-  for tau in 0.2 0.5; do
+noise() { # the pooled hybrid without noise on its decoder's input, and with more than the recipe's
+  for tau in 0 0.2 0.5; do
     echo "train noise_$tau recipe=hybrid_cifar10_pooled_small objective.decoder_noise=$tau seed=0 $same"
   done
 }
@@ -50,22 +50,23 @@ diffusions() { # as long as the recipe says
   echo "train pooled_flow recipe=diffuse_cifar10_small from=$outputs/pooled_0"
 }
 
-seeds() {
+seeds() { # the rows that a seed changes
   for seed in 1 2; do
     echo "measure pooled_flow seed=$seed evaluate.rows=[samples,samples_of_train_y]"
   done
 }
 
-comparisons() { # a third as long: three processes, three encoders, three decoders
-  local of="recipe=diffuse_cifar10_small images=128000"
+comparisons() { # a sixth as long: three processes, three encoders, four decoders
+  local of="recipe=diffuse_cifar10_small images=64000"
+  local rows="evaluate.every=0 evaluate.rows=[reconstruction,samples,noise_0.1,noise_0.3,noise_1]"
   for process in flow ddim edm; do
-    echo "train pooled_${process}_short $of from=$outputs/pooled_0 objective.process=$process"
+    echo "train pooled_${process}_short $of $rows from=$outputs/pooled_0 objective.process=$process"
+  done
+  for tau in 0 0.2 0.5; do
+    echo "train noise_${tau}_flow_short $of $rows from=$outputs/noise_$tau"
   done
   echo "train resnet_flow_short $of from=$outputs/resnet_0 objective.components=null"
-  for tau in 0.2 0.5; do
-    echo "train noise_${tau}_flow_short $of from=$outputs/noise_$tau"
-  done
-  echo "train map_flow_short recipe=diffuse_cifar10_map_small images=128000 from=$outputs/map_0"
+  echo "train map_flow_short recipe=diffuse_cifar10_map_small images=64000 from=$outputs/map_0"
 }
 
 mkdir -p "$outputs"

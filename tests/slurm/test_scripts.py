@@ -39,6 +39,24 @@ def test_slurm_accepts_it(slurm, script):
     slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", f"slurm/{script}")
 
 
+def test_packages_are_unpacked_once_a_node_and_imported_from_there(tmp_path):
+    (tmp_path / "site" / "packed").mkdir(parents=True)
+    (tmp_path / "site" / "packed" / "__init__.py").touch()
+    subprocess.run(["tar", "-C", tmp_path / "site", "-cf", tmp_path / "packages.tar", "."], check=True)
+    node = tmp_path / "a node's disk"
+    script = """source slurm/inside.sh; local_packages "$1" "$2"
+    python -c "import packed; print(packed.__file__)" """
+    command = ["bash", "-euc", script, "-", tmp_path / "packages.tar", node]
+    starts = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    paths = {start.communicate()[0] for start in starts}
+    assert [start.returncode for start in starts] == [0, 0, 0]
+    (unpacked,) = node.glob("packages-*")
+    assert paths == {f"{unpacked}/packed/__init__.py\n"}
+    before = (unpacked / "complete").stat().st_mtime_ns
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert (unpacked / "complete").stat().st_mtime_ns == before
+
+
 def test_a_diffusion_is_stopped_and_continued(slurm, submit, digits, tmp_path):
     run = tmp_path / "outputs" / "drawn"
     words = [*OF_IMAGES, f"data.root={digits.root}", "images=3200", "save.every=3200", "log.every=128"]
