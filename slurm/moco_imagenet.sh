@@ -4,11 +4,12 @@
 #   sbatch slurm/moco_imagenet.sh                                           the recipe moco_imagenet, on 8 GPUs as published
 #   sbatch slurm/moco_imagenet.sh optimizer.lr_per_256=0.06 run=faster      the arguments are those of trainer/main.py
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/moco_imagenet.sh
+#   sbatch --nodes=16 slurm/moco_imagenet.sh recipe=moco_imagenet_large     a batch of 4,096 by LARS, for up to 128 ranks
 #   ENGINE=fsdp2 sbatch slurm/moco_imagenet.sh                              of recipes/launch: ddp (default), zero1, ...
 #
-# Its batch is 8 groups of 32 images, for 1, 2, 4 or 8 ranks in all; 128 want a larger batch, in groups of 32 as well.
+# Its batch is 8 groups of 32 images, for 1, 2, 4 or 8 ranks in all.
 # The job reads data/imagenet, which is made before: python -m data_pipelines.shards source=folder from=ILSVRC2012
-# to=data/imagenet. Submit it from a checkout on a file system that all nodes share, in the environment that the
+# to=data/imagenet, or slurm/shard_imagenet.sh. Submit it from a checkout on a file system that all nodes share, in the environment that the
 # package is installed in. A job that is preempted, nears its time limit or loses a node continues by itself from its
 # newest checkpoint, and so does the same command submitted again, also with other nodes or another engine.
 #SBATCH --job-name=moco_imagenet

@@ -71,6 +71,7 @@ write_conf() {
     gres=" Gres=gpu:$GPUS"
   fi
   : > "$CLUSTER_DIR/plugstack.conf"
+  ((GPUS == 0)) || echo "NodeName=c[1-16] Name=gpu Count=8" >> "$CLUSTER_DIR/gres.conf"
   cat > "$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=head($NET.1)
@@ -115,8 +116,16 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 
 NodeName=n[1-$NODES] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM_MB$gres
-PartitionName=low  Nodes=ALL Default=YES PriorityTier=1  DefaultTime=10 MaxTime=INFINITE GraceTime=$GRACE_TIME
-PartitionName=high Nodes=ALL Default=NO  PriorityTier=10 DefaultTime=10 MaxTime=INFINITE PreemptMode=OFF
+PartitionName=low  Nodes=n[1-$NODES] Default=YES PriorityTier=1  DefaultTime=10 MaxTime=INFINITE GraceTime=$GRACE_TIME
+PartitionName=high Nodes=n[1-$NODES] Default=NO  PriorityTier=10 DefaultTime=10 MaxTime=INFINITE PreemptMode=OFF
+
+# sixteen nodes of eight GPUs that are switched off, as in a cloud: for sbatch --test-only
+NodeName=c[1-16] CPUs=128 Boards=1 SocketsPerBoard=1 CoresPerSocket=128 ThreadsPerCore=1 RealMemory=1000000 State=CLOUD${gres:+ Gres=gpu:8}
+PartitionName=large Nodes=c[1-16] Default=NO MaxTime=INFINITE
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=86400
+SuspendExcNodes=n[1-$NODES]
 CONF
 }
 

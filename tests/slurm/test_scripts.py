@@ -39,6 +39,16 @@ def test_slurm_accepts_it(slurm, script):
     slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", f"slurm/{script}")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_slurm_accepts_it_at_sixteen_nodes_of_eight_gpus(slurm, script):
+    """One node of them, where the script is for one."""
+    one = "\nover_nodes " not in (ROOT / "slurm" / script).read_text()
+    shape = [f"--nodes={1 if one else 16}", "--gpus-per-node=8", "--cpus-per-task=64"]
+    answer = slurm("sbatch", "--test-only", "--partition=large", *shape, f"slurm/{script}")
+    assert f"using {64 if one else 1024} processors on nodes c" in answer
+    assert "in partition large" in answer
+
+
 def test_packages_are_unpacked_once_a_node_and_imported_from_there(tmp_path):
     (tmp_path / "site" / "packed").mkdir(parents=True)
     (tmp_path / "site" / "packed" / "__init__.py").touch()

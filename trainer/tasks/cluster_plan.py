@@ -150,6 +150,8 @@ def lines(
     heading = "memory a rank" + f", of {cluster.card:g} GB" * bool(cluster.card)
     yield f"           {'':7} {heading:>24}  sent a step  at {cluster.network:g} GB/s"
     for engine in ENGINES:
+        if engine.is_zero and recipe.optimizer.reads_layers:
+            continue  # it cuts layers apart
         memory = round((kept(engine, sizes, ranks) + activations) * (1 + WORKSPACE))
         sent = traffic.sent(engine, ranks, recipe.accumulate)
         room = f"{gigabytes(memory)}" + " TOO MUCH" * (0 < 1e9 * cluster.card < memory)

@@ -103,6 +103,15 @@ def test_what_is_printed(capsys, tmp_path, digits):
     assert not list(tmp_path.iterdir())
 
 
+def test_engines_that_lars_refuses_are_left_out(capsys, tmp_path, digits):
+    lars = "optimizer={kind: lars, lr: 0.1}"
+    words = ["recipe=quickstart", f"data.root={digits.root}", f"outputs={tmp_path}", lars]
+    given = plan(capsys, *words, "nodes=2", "gpus=1")
+    assert given.status == 0, given.err
+    names = [line.split()[0] for line in given.out.splitlines() if " ms" in line]
+    assert names == ["ddp", "fsdp2"]
+
+
 def test_ranks_that_do_not_divide_are_refused_with_what_would_do(capsys, digits):
     given = plan(capsys, "recipe=quickstart", f"data.root={digits.root}", "nodes=3", "gpus=1")
     assert given.status == 2
