@@ -24,7 +24,7 @@ def test_scripts_are_clean():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "mlflow_server.sh"])
 def test_the_recipe_where_none_is_named(script):
     text = (ROOT / "slurm" / script).read_text()
     (recipe,) = re.findall(r'^(?:on_one_node|over_nodes) (\w+) "\$@"', text, re.MULTILINE)
