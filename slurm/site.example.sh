@@ -22,6 +22,6 @@
 # SITE_WORDS=(tracking.uri=http://mlflow.example.org:5000)
 
 # ---- or, of a server that is a job, slurm/mlflow_server.sh: its address, and a user of it
-# server=outputs/mlflow_server
-# [[ ! -e $server/address ]] || SITE_WORDS=(tracking.uri="$(< "$server/address")")
-# export MLFLOW_TRACKING_USERNAME=admin MLFLOW_TRACKING_PASSWORD="$(< "$server/password")"
+# mlflow=outputs/mlflow_server
+# [[ ! -e $mlflow/address ]] || SITE_WORDS=(tracking.uri="$(< "$mlflow/address")")
+# export MLFLOW_TRACKING_USERNAME=admin MLFLOW_TRACKING_PASSWORD="$(< "$mlflow/password")"

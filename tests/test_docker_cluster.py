@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.compose import ComposedServer
-from tests.helpers.faults.tracked_runs import BATCH, TinyRun, assert_delivered
+from tests.helpers.faults.tracked_runs import BATCH, PATIENCE, TinyRun, assert_delivered
 from tests.helpers.postgres import PASSWORD as OF_DATABASE
 from tests.helpers.postgres import Postgres, postgres
 from tests.helpers.tracking_runs import Console, client_of, follow, mlflow_run, wait_until
@@ -79,7 +79,7 @@ def test_it_does_not_start_without_a_password_of_its_own(database, tmp_path, var
     database.client("createdb", name)
     refused = ComposedServer("cluster", database, tmp_path, name, **variables)
     try:
-        assert refused.launch().wait(120) != 0
+        assert refused.launch().wait(PATIENCE) != 0
     finally:
         refused.kill()
     assert message in refused.log

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from tests.helpers import ROOT
+from tests.helpers.faults.tracked_runs import PATIENCE
 from tests.helpers.postgres import Postgres, until
 from tests.helpers.tracking_runs import free_port
 
@@ -71,7 +72,7 @@ class ComposedServer:
 
     def start(self) -> str:
         """Starts it and waits until it is healthy; returns its address."""
-        until(self.health, 120, self.launch())
+        until(self.health, PATIENCE, self.launch())
         return self.uri
 
     def is_healthy(self) -> bool:

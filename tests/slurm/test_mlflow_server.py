@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
 from tests.helpers.slurm.daemons import Job
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -36,29 +37,35 @@ def serves(job: Job, times: int = 1):
     job.until(lambda: job.text.count(": serves at http://") >= times)
 
 
-def test_jobs_track_into_it(slurm, submit, training, folder, tmp_path, monkeypatch):
-    """As site.example.sh says: the address and the password are read from its folder."""
+def lines_of_a_job(folder: Path) -> str:
+    """What site.example.sh shows for jobs that track into such a server, without its comment signs."""
+    text = (ROOT / "slurm" / "site.example.sh").read_text().partition("# mlflow=")[2]
+    lines = [line.removeprefix("# ") for line in f"# mlflow={text}".splitlines()]
+    assert len(lines) == 3
+    return "\n".join(lines).replace("outputs/mlflow_server", str(folder)) + "\n"
+
+
+def test_jobs_track_into_it(slurm, submit, training, folder, tmp_path):
+    """The address and the password are read from its folder, by the lines of site.example.sh."""
     server = submit("--nodelist=n1", str(folder), script="mlflow_server.sh")
     serves(server)
     address = (folder / "address").read_text().strip()
     assert address == "http://n1:5000"
     assert f"serves at {address}, from {folder}/mlflow.db; user admin" in server.text
-    assert [oct(path.stat().st_mode & 0o777) for path in (folder / "password", folder / "mlflow.db")] == [
-        "0o600"
-    ] * 2
+    for name in ("password", "key", "mlflow.db", "users.db"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600, name
     assert (folder / "password").read_text().strip() not in server.text
 
-    second, log = submit("--nodelist=n2", str(folder), script="mlflow_server.sh"), tmp_path / "job.log"
+    second = submit("--nodelist=n2", str(folder), script="mlflow_server.sh")
     assert second.end() == "FAILED"
     assert second.field("ExitCode") == "2:0"
-    assert (
-        f"error: {folder}: job {server.id} serves it already, at {address}; scancel that one"
-        in log.read_text()
-    )
+    refusal = f"error: {folder}: job {server.id} serves it already, at {address}; scancel that one"
+    assert refusal in second.text  # a log that both write
 
-    monkeypatch.setitem(slurm.env, "MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setitem(slurm.env, "MLFLOW_TRACKING_PASSWORD", (folder / "password").read_text().strip())
-    job = submit("--nodelist=n2", "images=2560", *training, f"tracking.uri={address}")
+    site = tmp_path / "site.sh"
+    site.write_text(lines_of_a_job(folder))
+    words = [word for word in training if not word.startswith("tracking.uri=")]
+    job = submit("--nodelist=n2", f"--export=ALL,SITE={site}", "images=2560", *words)
     assert job.end() == "COMPLETED", job.text
     run = tmp_path / "outputs" / "quickstart"
     (entry,) = json.loads((run / "delivered.json").read_text()).values()
