@@ -59,17 +59,20 @@ def trainings(digits, tmp_path):
 
 
 def test_four_jobs_and_a_database_that_is_restarted(database, serve, trainings, tmp_path):
-    """At once and without its shutdown: what it had not committed is gone, and each point is there once."""
+    """Once it is killed, once shut down: what it had not committed is gone, and each point is there once."""
     server = serve("mlflow")
     jobs = trainings(server.uri)
     for job in jobs:
         job.wait_for(lambda job=job: job.delivered and job.delivered[0])
-    database.stop(signal.SIGQUIT)
+    for times, mode in enumerate((signal.SIGQUIT, signal.SIGINT), 1):
+        database.stop(mode)
+        for job in jobs:
+            job.wait_for(lambda job=job, times=times: job.text.count("no tracking since") >= times)
+        database.start()
+        for job in jobs:
+            job.wait_for(lambda job=job, times=times: job.text.count("tracking again") >= times)
+            job.is_delivered_further()
     for job in jobs:
-        job.wait_for(lambda job=job: "no tracking since" in job.text)
-    database.start()
-    for job in jobs:
-        job.wait_for(lambda job=job: "tracking again" in job.text)
         job.process.send_signal(signal.SIGTERM)
     for job in jobs:
         job.end(1)
