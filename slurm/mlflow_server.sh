@@ -53,8 +53,8 @@ take_folder() {
   exec {lock}>> "$folder/lock"
   until flock --nonblock "$lock"; do
     ((${SLURM_RESTART_COUNT:-0} > 0)) ||
-      mistake "$folder: job $(cat "$folder/job") serves it already, at $(cat "$folder/address"); scancel that one, or" \
-        "name another folder"
+      mistake "$folder: job $(< "$folder/job") serves it already, at the address in it; scancel that one, or name" \
+        "another folder"
     # Its slurmd died, or its processes are still ending.
     [[ -n $said ]] || say "an earlier start of this job still serves $folder, and is waited for"
     said=yes
@@ -92,7 +92,7 @@ choose_store() {
       find_postgres || mistake "$(hostname) has no initdb, postgres and pg_isready for $folder: name their folder by" \
         "POSTGRES_BIN, or choose STORE=sqlite and a new folder"
       kept=$folder/postgres uri=postgresql+psycopg2://mlflow@/mlflow ;;
-    postgresql://*:*@* | postgresql+psycopg2://*:*@*)
+    postgresql*://*:*@* | postgresql*password=*)
       mistake "STORE: an address must hold no password, which a process list would show: write it to ~/.pgpass" ;;
     postgresql://* | postgresql+psycopg2://*) kept=$store uri=postgresql+psycopg2://${store#*://} ;;
     *) mistake "STORE=$store: expected postgresql, sqlite, or postgresql://USER@HOST/DATABASE" ;;
@@ -205,7 +205,7 @@ except HTTPError as error:
     sys.exit(error.code != 401)
 except OSError:
     pass
-sys.exit(1)' "$port" {lock}>&-
+sys.exit(1)' "$port"
 }
 
 # Says when it stops answering, and when it answers again; returns when it has ended or is asked to.

@@ -59,7 +59,7 @@ def test_jobs_track_into_it(slurm, submit, training, folder, tmp_path):
     second = submit("--nodelist=n2", str(folder), script="mlflow_server.sh")
     assert second.end() == "FAILED"
     assert second.field("ExitCode") == "2:0"
-    refusal = f"error: {folder}: job {server.id} serves it already, at {address}; scancel that one"
+    refusal = f"error: {folder}: job {server.id} serves it already, at the address in it; scancel"
     assert refusal in second.text  # a log that both write
 
     site = tmp_path / "site.sh"
