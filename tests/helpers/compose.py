@@ -80,7 +80,7 @@ class ComposedServer:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
     def kill(self) -> None:
         """Ends what a test that failed has left."""

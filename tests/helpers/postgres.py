@@ -51,12 +51,12 @@ class Postgres:
             [self.programs / "postgres", *words], **self._user, stderr=(self.folder / "log").open("a")
         )
         check = [self.programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={self.port}"]
-        until(check, 30, self.process)
+        until(check, 120, self.process)
 
     def stop(self, mode: int = signal.SIGINT) -> None:
         """Ends it: SIGINT is its fast shutdown, SIGQUIT the immediate one, after which it replays its log."""
         self.process.send_signal(mode)
-        self.process.wait(30)
+        self.process.wait(120)
 
     def client(self, program: str, *words: str, **options) -> subprocess.CompletedProcess:
         """Runs createdb, psql, pg_dump or pg_restore on it."""
