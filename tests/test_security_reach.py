@@ -159,11 +159,15 @@ def test_every_server_binds_to_this_machine():
             host = next(group for group in match.groups() if group)
             if host.strip("\"'") not in ("127.0.0.1", "localhost"):
                 addresses.setdefault(str(path.relative_to(ROOT)), []).append(match[0])
-    assert addresses.keys() <= {"docker/compose.yaml", "tests/test_docker.py"}, addresses
-    # Within the container, whose port is published.
-    assert addresses["docker/compose.yaml"] == ["--host=0.0.0.0"]
-    published = re.findall(r"^ +- (\S+:\d+:\d+)$", (ROOT / "docker" / "compose.yaml").read_text(), re.M)
-    assert published == ["127.0.0.1:5000:5000"]
+    compose, job = "docker/compose.yaml", "slurm/mlflow_server.sh"
+    assert addresses.keys() <= {compose, job, "tests/helpers/compose.py"}, addresses
+    # Within containers, whose ports are published.
+    assert addresses[compose] == ["--host=0.0.0.0", "--host=0.0.0.0"]
+    published = re.findall(r"^ +- (\S+:\d+:\d+)$", (ROOT / compose).read_text(), re.M)
+    assert published == ["127.0.0.1:5000:5000", "${MLFLOW_LISTEN:-127.0.0.1}:5000:5000"]
+    # To a node's network, and there nobody is let in without a password.
+    assert addresses[job] == ["--host=0.0.0.0"]
+    assert "mlflow server --app-name=basic-auth --host=0.0.0.0" in (ROOT / job).read_text()
 
 
 @pytest.mark.slow
