@@ -12,7 +12,7 @@ from tests.helpers.readme_checks import JOBS
 from tests.helpers.slurm.small_runs import continued_once, is_training
 from trainer.recipe.loading import load
 
-NO_JOBS = {"chain.sh", "common.sh", "inside.sh", "node.sh", "site.example.sh"}
+NO_JOBS = {"chain.sh", "common.sh", "inside.sh", "node.sh", "node_check.sh", "site.example.sh"}
 SCRIPTS = sorted({path.name for path in (ROOT / "slurm").glob("*.sh")} - NO_JOBS)
 
 
