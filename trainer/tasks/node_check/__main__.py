@@ -1,8 +1,8 @@
 """The node check, on the first node of a job: python -m trainer.tasks.node_check OPTION… KEY=VALUE…
 
-Prints `ready FOLDER` once the nodes may look at that folder and this node's port, reads their reports on stdin
-until it ends, and prints `sound`, or `faulty` behind a line on stderr for each thing that is wrong; behind these
-words stands the signal that a node has heard, if any.
+Prints `ready FOLDER` once the nodes may look at that folder and at this node's port. Reads their reports on
+stdin until it ends, and prints `sound`, or `faulty` behind a line on stderr for each thing that is wrong.
+Behind these words stands the signal that a node has heard, if any.
 """
 
 import argparse
@@ -44,18 +44,18 @@ def check_ranks(words: list[str], ranks: int) -> None:
         check_batch_division(recipe, ranks)
 
 
-def received(seconds: float) -> str:
-    """What comes on stdin until its end, or for so many seconds."""
-    parts, end = [], time.monotonic() + seconds
+def received(seconds: float) -> tuple[str, bool]:
+    """What comes on stdin until its end, or for so many seconds; and whether it ended."""
+    parts, end = list[bytes](), time.monotonic() + seconds
     while select.select([sys.stdin], [], [], max(0.0, end - time.monotonic()))[0]:
         if not (part := os.read(sys.stdin.fileno(), ENOUGH)):
-            break
+            return b"".join(parts).decode(errors="replace"), True
         parts.append(part)
-    return b"".join(parts).decode(errors="replace")
+    return b"".join(parts).decode(errors="replace"), False
 
 
-def meet(options: argparse.Namespace) -> dict[str, NodeReport]:
-    """Answers the nodes, and receives their reports. Raises UserError: the port was taken."""
+def meet(options: argparse.Namespace) -> tuple[dict[str, NodeReport], bool]:
+    """Answers the nodes: their reports, and whether all have ended. Raises UserError: the port is taken."""
     folder = shared_folder.nearest(options.folder)
     with ExitStack() as stack:
         there = stack.enter_context(shared_folder.probe(folder, options.token))
@@ -64,11 +64,12 @@ def meet(options: argparse.Namespace) -> dict[str, NodeReport]:
                 stack.enter_context(FirstNode(options.port, options.token, there))
             except OSError as error:
                 raise UserError(
-                    f"port {options.port} of the first node, where ranks would meet: {error.strerror}; submit "
-                    "the job again, or give it another by MASTER_PORT"
+                    f"port {options.port} of the first node, where ranks would meet: {error.strerror}; "
+                    "submit the job again, or give it another by MASTER_PORT"
                 ) from None
         print(f"ready {folder}", flush=True)
-        return parse(received(options.seconds).splitlines())
+        text, ended = received(options.seconds)
+        return parse(text.splitlines()), ended
 
 
 def check(arguments: list[str]) -> int:
@@ -76,8 +77,9 @@ def check(arguments: list[str]) -> int:
     options, words = parse_words(arguments)
     nodes = options.nodes.split()
     check_ranks(words, options.processes * len(nodes))
-    reports = meet(options)
-    lines = comparison.faults(nodes, reports)
+    reports, ended = meet(options)
+    silent = comparison.NO_REPORT if ended else f"no answer within {options.seconds:g} s (NODE_CHECK)"
+    lines = comparison.faults(nodes, reports, silent)
     for line in comparison.warnings(list(reports.values())):
         print(f"warning: {line}", file=sys.stderr)
     for line in lines:

@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from trainer.tasks.node_check.report import NodeReport
 
 CLOCKS = 10.0  # seconds that a clock may be off
-# Free bytes of /dev/shm. NCCL's guide wants the first number where processes of a node speak by it; semaphores
-# of any process lie there too.
+# Free bytes of /dev/shm. NCCL's guide wants the first number where processes of a node speak by it;
+# semaphores of any process lie there too.
 SHARED_BY_GPUS, SHARED_BY_ANY = 2**30, 16 * 2**20
 NAMED = 4  # nodes that a line names
-NO_REPORT = "no report has come from it; what srun says above may be why, or the node does not answer"
+NO_REPORT = "no report has come from it; what srun says may be why"
 
 Fault = Callable[[NodeReport], str]
 
 
-def faults(nodes: Sequence[str], reports: dict[str, NodeReport]) -> list[str]:
+def faults(nodes: Sequence[str], reports: dict[str, NodeReport], silent: str = NO_REPORT) -> list[str]:
     """A line for each thing that is wrong on the nodes of a job; empty where all is well.
 
     The first of the nodes is the one that the others are compared with where no more of them agree.
+
+    silent: what is said of a node without a report.
     """
-    missing = {node: NO_REPORT for node in nodes if node not in reports}
+    missing = {node: silent for node in nodes if node not in reports}
     missing |= {node: reports[node].error for node in nodes if node in reports and reports[node].error}
     sound = [reports[node] for node in nodes if node not in missing]
     lines = list(grouped(missing))
@@ -41,15 +43,9 @@ def faults(nodes: Sequence[str], reports: dict[str, NodeReport]) -> list[str]:
 
 def warnings(reports: Sequence[NodeReport]) -> list[str]:
     """Lines about what a job does without."""
-    without = {report.node: report.folder for report in reports if report.locks == "none"}
-    return list(
-        grouped(
-            {
-                node: f"the file system of {folder} has no locks, so nothing keeps two jobs from writing one run"
-                for node, folder in without.items()
-            }
-        )
-    )
+    line = "the file system of {} has no locks, so nothing keeps two jobs from writing one run"
+    without = {report.node: line.format(report.folder) for report in reports if report.locks == "none"}
+    return list(grouped(without))
 
 
 def grouped(said: dict[str, str]) -> Iterator[str]:
@@ -70,7 +66,10 @@ def differing(said: dict[str, str], rule: str) -> Iterator[str]:
     usual, _ = counts.most_common(1)[0]  # of equals the first, which is that of the first node
     rest = listed([node for node, fact in said.items() if fact == usual])
     yield from grouped(
-        {node: "" if fact == usual else f"{fact}, and {usual} on {rest}; {rule}" for node, fact in said.items()}
+        {
+            node: "" if fact == usual else f"{fact}, and {usual} on {rest}; {rule}"
+            for node, fact in said.items()
+        }
     )
 
 
@@ -92,7 +91,7 @@ def _interface(report: NodeReport) -> str:
 
 
 def _folder(report: NodeReport) -> str:
-    way_out = "outputs= must be a folder that every node shares and may write to"
+    way_out = "the folder of the run must be one that every node shares and may write to"
     return f"{report.folder_fault}; {way_out}" if report.folder_fault else ""
 
 
@@ -100,8 +99,8 @@ def _locks(report: NodeReport) -> str:
     if report.locks != "local":
         return ""
     return (
-        f"a file in {report.folder} that the first node has locked can be locked there too, so two jobs could "
-        "write one run: mount that file system with locks that reach the other nodes, or set NODE_CHECK=0"
+        f"a file in {report.folder} that the first node has locked can be locked there too, so two jobs "
+        "could write one run: mount that file system with locks that reach other nodes, or set NODE_CHECK=0"
     )
 
 
@@ -110,8 +109,8 @@ def _clock(report: NodeReport) -> str:
         return ""
     side = "ahead of" if report.ahead > 0 else "behind"
     return (
-        f"its clock is {abs(report.ahead):,.0f} s {side} that of the first node, {CLOCKS:.0f} s are the limit; "
-        "clusters set clocks by NTP"
+        f"its clock is {abs(report.ahead):,.0f} s {side} that of the first node, {CLOCKS:.0f} s are the "
+        "limit; clusters set clocks by NTP"
     )
 
 
@@ -123,8 +122,8 @@ def _shared_memory(report: NodeReport) -> str:
     if report.shared_memory >= needed:
         return ""
     return (
-        f"/dev/shm has {report.shared_memory / 2**20:,.0f} MiB left, and {needed / 2**20:,.0f} MiB are needed; "
-        "remove what earlier jobs left there, or give the container more, as by --shm-size"
+        f"/dev/shm has {report.shared_memory / 2**20:,.0f} MiB left, and {needed / 2**20:,.0f} MiB are "
+        "needed; remove what earlier jobs left there, or give the container more, as by --shm-size"
     )
 
 

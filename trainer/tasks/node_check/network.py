@@ -31,7 +31,7 @@ class Greeting(NamedTuple):
 
 @dataclass
 class FirstNode:
-    """Answers, at the job's port, whoever comes: the start's token, this node's clock, whether there is a probe.
+    """Answers whoever comes to the job's port: this start's token, the clock, whether there is a probe.
 
     Used with `with`. The port is free again afterwards. Raises OSError where it is not.
     """
@@ -117,7 +117,7 @@ def interface_fault(nccl: bool) -> str:
 
 
 def fits(setting: str, name: str) -> bool:
-    """Whether NCCL_SOCKET_IFNAME lets NCCL use an interface: `^` excludes, `=` is a whole name, else a beginning."""
+    """Whether NCCL_SOCKET_IFNAME names an interface: `^` excludes, `=` is a whole name, else a beginning."""
     excluding, setting = setting.startswith("^"), setting.removeprefix("^")
     whole, setting = setting.startswith("="), setting.removeprefix("=")
     parts = [part.partition(":")[0] for part in setting.split(",")]

@@ -9,7 +9,9 @@ from pathlib import Path
 from data_pipelines.common.locks import NoLocks, lock
 from trainer.tasks.node_check.network import Greeting
 
-PATIENCE = 3.0  # seconds for a file of the first node to be seen: network file systems remember what was not there
+PATIENCE = (
+    3.0  # seconds for a file of the first node to be seen: network file systems remember what was not there
+)
 
 
 def nearest(folder: Path) -> Path:
