@@ -122,6 +122,11 @@ def kept(engine: EngineKind, sizes: Sizes, ranks: int) -> int:
     return parameters + gradients + moments + sizes.queue // ranks
 
 
+def memory_of(engine: EngineKind, sizes: Sizes, activations: int, ranks: int) -> int:
+    """Bytes of memory of a rank, with a margin for what operations take while they run."""
+    return round((kept(engine, sizes, ranks) + activations) * (1 + WORKSPACE))
+
+
 def lines(
     recipe: TrainingRecipe,
     cluster: Cluster,
@@ -150,7 +155,7 @@ def lines(
     heading = "memory a rank" + f", of {cluster.card:g} GB" * bool(cluster.card)
     yield f"           {'':7} {heading:>24}  sent a step  at {cluster.network:g} GB/s"
     for engine in ENGINES:
-        memory = round((kept(engine, sizes, ranks) + activations) * (1 + WORKSPACE))
+        memory = memory_of(engine, sizes, activations, ranks)
         sent = traffic.sent(engine, ranks, recipe.accumulate)
         room = f"{gigabytes(memory)}" + " TOO MUCH" * (0 < 1e9 * cluster.card < memory)
         seconds = sent / 1e9 / cluster.network
