@@ -2,6 +2,7 @@
 
 import http.server
 import shlex
+import shutil
 import socket
 import sys
 import threading
@@ -272,6 +273,7 @@ def test_a_run_that_was_begun_is_finished_or_is_of_another_recipe(checked, tmp_p
     assert checked(DIM)[1]["run"] == f"{run}: goes on from 0 images"
     (run / "done").write_text("1000000000\n")
     assert checked(DIM)[1]["run"] == f"{run}: finished already, nothing is left to train"
+    shutil.rmtree(run)
     write_run(run, WORDS["moco"])
     status, _, errors = checked(DIM)
     assert status == 2

@@ -84,13 +84,12 @@ def check_data(look: Look) -> str | None:
     return what.samples[0].partition(" ")[2].strip()
 
 
-def check_tracking(look: Look) -> str:
-    """Refuses an address of MLflow that does not answer."""
-    loaded = look.loaded
-    uri, outputs = loaded.recipe.tracking.uri, RunFolder.of(loaded).path.parent
-    if uri is None and not loaded.recipe.trains:
-        return "as the run's recipe says"
-    address = uri_for(uri, outputs)
+def check_tracking(look: Look) -> str | None:
+    """Refuses an address of MLflow that does not answer; other tasks than training have their run's."""
+    recipe = look.loaded.recipe
+    if not isinstance(recipe, AnyTraining):
+        return None
+    address = uri_for(recipe.tracking.uri, Path(recipe.outputs))
     if address is None:
         return "none"
     if not address.startswith("http"):
