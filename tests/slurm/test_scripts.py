@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import ROOT
 from tests.helpers.latent_runs import OF_IMAGES, diffuse
 from tests.helpers.readme_checks import JOBS
-from tests.helpers.slurm.small_runs import continued_once, is_training
+from tests.helpers.slurm.small_runs import arguments, continued_once, is_training
 from trainer.recipe.loading import load
 
 NO_JOBS = {"chain.sh", "common.sh", "inside.sh", "node.sh", "node_check.sh", "site.example.sh"}
@@ -36,6 +36,18 @@ def test_the_recipe_where_none_is_named(script):
 def test_slurm_accepts_it(slurm, script):
     """The nodes pretend to have four GPUs and eight cores."""
     slurm("sbatch", "--test-only", "--gpus-per-node=4", "--cpus-per-task=8", f"slurm/{script}")
+
+
+def test_a_check_before_a_job_queues_asks_slurm(slurm, tmp_path):
+    """Two nodes are there, four are not."""
+    words = ["slurm/hybrid_imagenet.sh", "--gpus=1", "--cpus-per-task=2", *arguments(tmp_path), "batch=256"]
+    lines = slurm("hybrid-infomax", "check", *words, "nodes=2").splitlines()
+    assert lines[-2].startswith("slurm      Job ")
+    assert lines[-1].startswith(
+        "sound      sbatch --gpus-per-node=1 --cpus-per-task=2 --nodes=2 slurm/hybrid_"
+    )
+    with pytest.raises(AssertionError, match="error: slurm: sbatch --test-only: allocation failure: "):
+        slurm("hybrid-infomax", "check", *words, "nodes=4")
 
 
 def test_a_diffusion_is_stopped_and_continued(slurm, submit, digits, tmp_path):

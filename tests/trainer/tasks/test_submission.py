@@ -72,7 +72,6 @@ def test_a_job_that_nothing_speaks_against(checked, tmp_path, digits):
         "--nodes 16 --gpus 4",
         "nodes=16 gpus=4",
         "--nodes=16 --gpus-per-node=a100:4",
-        "--nodes=16 --gres=gpu:4",
     ],
 )
 def test_the_shape_is_said_in_the_words_of_sbatch_or_of_a_plan(words):
@@ -290,7 +289,7 @@ def test_a_run_to_evaluate(capsys, tmp_path):
     write_run(run, WORDS["dim"])
     assert cli.run(words) == 0
     lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["script", "time", "log", "site", "recipe", "run", "tracking", "slurm", "sound"]
+    assert lines == ["script", "time", "log", "site", "recipe", "run", "slurm", "sound"]
 
 
 @pytest.fixture

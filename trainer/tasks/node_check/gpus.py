@@ -7,9 +7,8 @@ from trainer.distributed import devices
 
 
 def granted() -> int:
-    """How many GPUs Slurm gave the job on this node; 0 where the user hides them, to train on the CPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip().lower() in devices.HIDING:
+    """How many GPUs Slurm gave the job on this node; 0 where its user wants to train on the CPU."""
+    if devices.cpu_was_asked_for():
         return 0
     number = os.environ.get("SLURM_GPUS_ON_NODE", "")
     return int(number) if number.isdigit() else 0

@@ -115,8 +115,6 @@ def read(words: list[str]) -> Job:
         elif word != scripts[0]:
             keys.append(word)
     options = dict(LINE.findall(text)) | said
-    if "gpus-per-node" not in said and (gpus := re.search(r"\bgpu:(?:\w+:)?(\d+)$", said.get("gres", ""))):
-        options["gpus-per-node"] = gpus[1]
     return Job(
         script=script,
         root=root,
