@@ -154,6 +154,6 @@ def test_a_training_that_fails_is_not_started_again(start, training, run, tmp_pa
     job = start(*ONE_A_NODE, *training, "data.source=folder", f"data.root={tmp_path}/none")
     assert job.end() == "FAILED"
     assert job.field("Restarts") == "0"
-    assert f"error: {tmp_path}/none" in job.text
+    assert f"error: data set {tmp_path}/none does not exist" in job.text
     assert re.search(rf"failed with status \d+: {run}\n", job.text)  # 1, or 143 of a launcher that srun ended
     assert not run.exists()
