@@ -366,10 +366,13 @@ def test_more_processes_than_gpus(cards):
 @pytest.mark.parametrize(("visible", "count"), [(None, 8), ("0,1", 8), ("-1", 0), ("", 0)])
 def test_gpus_that_slurm_gave(monkeypatch, visible, count):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus.granted() == count
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert gpus.granted() == 0
 
 
 # ---- the command on the first node -----------------------------------------------------------------
