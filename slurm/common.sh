@@ -12,7 +12,8 @@
 #   failed      why it could not go on
 #   done        it is complete
 # Settings, from the environment: PROCS_PER_NODE (default: the job's GPUs on a node, or 1), MAX_RESTARTS (20),
-# SIGNAL_SECONDS (300, the number in --signal); over nodes ENGINE (ddp) and MASTER_PORT too.
+# SIGNAL_SECONDS (300, the number in --signal), NODE_CHECK (60 seconds for the nodes to answer, 0 for no check);
+# over nodes ENGINE (ddp) and MASTER_PORT too.
 MAX_RETRIES=2                       # starts after a rank was killed or hung, each after a new checkpoint
 
 # Since 22.05 srun does not take it from sbatch.
@@ -101,14 +102,44 @@ processes_per_node() {
 
 # free_port FIRST: the first port of this node from FIRST that nobody listens on.
 free_port() {
-  inside python -c 'import socket, sys
+  inside python -c 'import sys
+from trainer.tasks.node_check.network import listen
 for port in range(int(sys.argv[1]), 65536):
     try:
-        socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        listen(port).close()
     except OSError:
         continue
     print(port)
     break' "$1"
+}
+
+# check_nodes PORT WORD...: every node looks at itself and at what it shares with the first, which ends the job with a
+# line for each thing that is wrong. PORT 0: there is one node. Reads what read_recipe has set.
+check_nodes() {
+  local port=$1 word answer came from to end options
+  shift
+  [[ ${NODE_CHECK:=60} =~ ^[0-9]+$ ]] || mistake "NODE_CHECK=$NODE_CHECK: expected seconds for the nodes to answer, or 0"
+  ((NODE_CHECK > 0)) || return 0
+  options=("--token=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" "--processes=$(processes_per_node)" "--port=$port")
+  # What compares the reports answers the nodes at the port, so it is there before them.
+  coproc COMPARISON {
+    trap '' USR1
+    inside python -m trainer.tasks.node_check "${options[@]}" "--folder=$folder" "--nodes=$JOB_NODES" \
+      "--seconds=$NODE_CHECK" "$@"
+  }
+  from=${COMPARISON[0]} end=${COMPARISON[1]}
+  exec {to}>&"$end"                 # which srun inherits, as it does not that of a coprocess
+  exec {end}>&-
+  IFS=' ' read -r word answer <&"$from" || exit 2
+  # shellcheck disable=SC2016
+  srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
+    [[ -f slurm/node_check.sh ]] && exec bash slurm/node_check.sh "$@"
+    echo "node-check $SLURMD_NODENAME {\"error\": \"the checkout is not there; all nodes must share it\"}"' check \
+    "${options[@]}" "--folder=$answer" "--first=${JOB_NODES%% *}" >&"$to" < /dev/null &
+  exec {to}>&-
+  read -r word came <&"$from" && [[ $word == sound ]] || exit 2
+  exec {from}<&-
+  STOP_REQUEST=${STOP_REQUEST:-$came}
 }
 
 newest_checkpoint() {
@@ -156,6 +187,7 @@ on_one_node() {
     launcher+=(--config_file recipes/launch/cpu.yaml --gpu_ids all)
   fi
   read_recipe "$@"
+  check_nodes 0 "$@"
   start "${launcher[@]}" trainer/main.py "$@"
 }
 
@@ -181,6 +213,7 @@ over_nodes() {
   port=$(free_port "$wanted")
   [[ -z ${MASTER_PORT:-} || $port == "$wanted" ]] ||
     mistake "MASTER_PORT=$MASTER_PORT is taken on $(hostname): unset it, and a free one is chosen"
+  check_nodes "$port" "$@"
   # What is given here stands above the engine's file.
   # `standard`: DeepSpeed would start the other nodes by itself, through pdsh.
   options=(--quiet --config_file "recipes/launch/$engine.yaml")

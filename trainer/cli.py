@@ -94,6 +94,12 @@ def plan(words: list[str]) -> int:
     return trainer_main.main(["--plan", *words])
 
 
+def check(words: list[str]) -> int:
+    from trainer.tasks.submission.command import main
+
+    return main(words)
+
+
 def shards(words: list[str]) -> int:
     from data_pipelines.shards.__main__ import main
 
@@ -141,6 +147,7 @@ DOORS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "list": (list_recipes, "the recipes, a line each"),
     "print": (print_recipe, "every value of recipe=NAME; the path of launch/ENGINE"),
     "plan": (plan, "what recipe=NAME will do and cost, before anything runs"),
+    "check": (check, "what can be known of a Slurm job before it queues: SCRIPT --nodes N --gpus M"),
     "shards": (shards, "make or verify data: source=SOURCE to=DIR | verify DIR"),
     "checkpoints": (checkpoints, "look at them, make room: list|verify|prune DIR"),
     "tracking": (tracking, "deliver later what MLflow does not have yet: sync DIR"),

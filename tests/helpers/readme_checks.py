@@ -20,6 +20,7 @@ from trainer.checkpoints import __main__ as checkpoints
 from trainer.main import ALLOWED, QUESTIONS
 from trainer.recipe.loading import load
 from trainer.tasks import cluster_plan
+from trainer.tasks.submission import job as submission
 
 PLACEHOLDERS = re.compile(r"\b(NAME|RUN|CLASS|SOURCE|ROOT|DIR|HOST|FILE|FOLDER|COMMIT|ENGINE)\b|[<>*…{}$]")
 # What a page invites its reader to write, or a command writes.
@@ -193,6 +194,10 @@ def check_console(words: list[str]) -> None:
             check_main([*words, "--plan"] if door == "plan" else words)
         elif door == "print":
             cli.launch_file(words)
+        elif door == "check":
+            if not any(map(PLACEHOLDERS.search, words)):
+                job = submission.read(words)
+                check_job(["sbatch", str(job.script), *job.words])
         elif door in ("shards", "checkpoints", "tracking"):
             check_door(f"data_pipelines.{door}" if door == "shards" else f"trainer.{door}", words)
 

@@ -136,6 +136,7 @@ def test_the_small_hybrid_on_two_nodes_under_zero2(start, tmp_path):
             "error: ENGINE=zero9: no recipes/launch/zero9.yaml",
         ),
         (["recipe=quickstart", "--nodes=1"], "error: one process in all: ask for more --nodes"),
+        (["recipe=quickstart", "batch=192"], "error: batch=192 does not divide over 2 processes"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, message, tmp_path):
@@ -148,11 +149,11 @@ def test_a_mistake_is_one_line_and_the_end_of_the_job(start, words, message, tmp
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_training_that_fails_is_not_started_again(start, training, run):
-    """Ranks, batch and groups do not fit together: known only when all ranks are there."""
-    job = start(*ONE_A_NODE, "batch=192", "groups.norm=64", *training)
+def test_a_training_that_fails_is_not_started_again(start, training, run, tmp_path):
+    """Its data set is not there: known only when all ranks are there."""
+    job = start(*ONE_A_NODE, *training, "data.source=folder", f"data.root={tmp_path}/none")
     assert job.end() == "FAILED"
     assert job.field("Restarts") == "0"
-    assert "error: batch=192" in job.text
+    assert f"error: data set {tmp_path}/none does not exist" in job.text
     assert re.search(rf"failed with status \d+: {run}\n", job.text)  # 1, or 143 of a launcher that srun ended
     assert not run.exists()

@@ -9,10 +9,10 @@ import pytest
 from tests.helpers import ROOT
 from tests.helpers.latent_runs import OF_IMAGES, diffuse
 from tests.helpers.readme_checks import JOBS
-from tests.helpers.slurm.small_runs import continued_once, is_training
+from tests.helpers.slurm.small_runs import arguments, continued_once, is_training
 from trainer.recipe.loading import load
 
-NO_JOBS = {"chain.sh", "common.sh", "inside.sh", "node.sh", "site.example.sh"}
+NO_JOBS = {"chain.sh", "common.sh", "inside.sh", "node.sh", "node_check.sh", "site.example.sh"}
 SCRIPTS = sorted({path.name for path in (ROOT / "slurm").glob("*.sh")} - NO_JOBS)
 WITHOUT_RECIPE = {"mlflow_server.sh", "shard_imagenet.sh"}
 
@@ -65,6 +65,18 @@ def test_packages_are_unpacked_once_a_node_and_imported_from_there(tmp_path):
     before = (unpacked / "complete").stat().st_mtime_ns
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
     assert (unpacked / "complete").stat().st_mtime_ns == before
+
+
+def test_a_check_before_a_job_queues_asks_slurm(slurm, tmp_path):
+    """Two nodes are there, four are not."""
+    words = ["slurm/hybrid_imagenet.sh", "--gpus=1", "--cpus-per-task=2", *arguments(tmp_path), "batch=256"]
+    lines = slurm("hybrid-infomax", "check", *words, "nodes=2").splitlines()
+    assert lines[-2].startswith("slurm      Job ")
+    assert lines[-1].startswith(
+        "sound      sbatch --gpus-per-node=1 --cpus-per-task=2 --nodes=2 slurm/hybrid_"
+    )
+    with pytest.raises(AssertionError, match="error: slurm: sbatch --test-only: allocation failure: "):
+        slurm("hybrid-infomax", "check", *words, "nodes=4")
 
 
 def test_a_diffusion_is_stopped_and_continued(slurm, submit, digits, tmp_path):

@@ -95,7 +95,7 @@ def test_the_other_doors_do_their_work(capsys, digits, tmp_path):
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND; see hybrid-infomax --help"),
-        (["trian"], "trian: no command; expected train, list, print, plan, shards, checkpoints, tracking"),
+        (["trian"], "trian: no command; expected train, list, print, plan, check, shards, checkpoints"),
         (["trian"], ", import or env; did you mean 'train'?"),
         (["--list"], "the following arguments are required: COMMAND; see hybrid-infomax --help"),
         (["train"], "no recipe given; expected recipe=NAME"),

@@ -67,15 +67,21 @@ def nvidia_gpus() -> list[str]:
     return [file.name for file in files if os.access(file, os.R_OK | os.W_OK)]
 
 
+def cpu_was_asked_for() -> bool:
+    """Whether the environment hides GPUs from torch, or tells accelerate to leave them alone."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and visible.strip().lower() in HIDING
+    return hidden or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
 def why_unusable() -> str | None:
     """Why torch uses no GPU, and what to do; None: there is none, or the CPU was asked for.
 
     For where `torch.cuda.is_available()` is false. A job of Slurm that asked for GPUs has some.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hidden = visible is not None and visible.strip().lower() in HIDING
-    if hidden or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+    if cpu_was_asked_for():
         return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not nvidia_gpus() and all(os.environ.get(name, "0") in ("", "0") for name in OF_SLURM):
         return None
     import torch

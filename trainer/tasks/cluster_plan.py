@@ -122,6 +122,11 @@ def kept(engine: EngineKind, sizes: Sizes, ranks: int) -> int:
     return parameters + gradients + moments + sizes.queue // ranks
 
 
+def memory_of(engine: EngineKind, sizes: Sizes, activations: int, ranks: int) -> int:
+    """Bytes of memory of a rank, with a margin for what operations take while they run."""
+    return round((kept(engine, sizes, ranks) + activations) * (1 + WORKSPACE))
+
+
 def lines(
     recipe: TrainingRecipe,
     cluster: Cluster,
@@ -152,7 +157,7 @@ def lines(
     for engine in ENGINES:
         if engine.is_zero and recipe.optimizer.reads_layers:
             continue  # it cuts layers apart
-        memory = round((kept(engine, sizes, ranks) + activations) * (1 + WORKSPACE))
+        memory = memory_of(engine, sizes, activations, ranks)
         sent = traffic.sent(engine, ranks, recipe.accumulate)
         room = f"{gigabytes(memory)}" + " TOO MUCH" * (0 < 1e9 * cluster.card < memory)
         seconds = sent / 1e9 / cluster.network
