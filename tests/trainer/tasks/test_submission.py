@@ -103,6 +103,10 @@ def test_the_environment_of_the_job_is_that_of_export(monkeypatch):
         ([HYBRID, DIM], f"{DIM}: not understood; expected one job"),
         ([HYBRID, "-N2"], "-N2: expected options of sbatch in full, such as --nodes=16"),
         (["slurm/nothing.sh"], "slurm/nothing.sh: No such file or directory; expected a job such as"),
+        (
+            ["slurm/shard_imagenet.sh"],
+            "slurm/shard_imagenet.sh: runs no recipe; what Slurm says of it: sbatch",
+        ),
         (["slurm/common.sh"], "slurm/common.sh: no job of this project; expected one of slurm/"),
         (
             ["slurm/sweep.sh"],

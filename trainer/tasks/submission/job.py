@@ -103,6 +103,8 @@ def read(words: list[str]) -> Job:
     start, root = START.search(text), root_of(script, said)
     if script.name == "sweep.sh":
         raise UserError(f"{script}: many jobs; check one of its runs as a job of slurm/dim_local.sh")
+    if not start and root and "\nsource slurm/common.sh\n" in text:
+        raise UserError(f"{script}: runs no recipe; what Slurm says of it: sbatch --test-only {script}")
     if not start or root is None:
         raise UserError(f"{script}: no job of this project; expected one of slurm/ such as {EXAMPLE}")
     keys, card = [], 0.0
