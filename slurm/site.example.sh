@@ -12,7 +12,7 @@
 # ---- or an image of it: how a command is run there. The checkout must be in it, under the same path
 # inside() { apptainer exec --nv --bind "$PWD" "$HOME/infomax.sif" "$@"; }
 
-# ---- packages from the node's disk: a start reads 5,000 of their files a rank. The tar is made once, and after an
+# ---- packages from the node's disk: a rank opens 3,400 of their files as it starts. The tar is made once, and after an
 # ---- upgrade: tar -C "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -cf packages.tar .
 # local_packages packages.tar "/scratch/$USER"
 

@@ -15,8 +15,9 @@ from data_pipelines.common.output import outlive_readers
 from data_pipelines.common.paths import refused_paths
 from data_pipelines.common.suggest import closest, did_you_mean
 from data_pipelines.dataset_loading import load_dataset
-from data_pipelines.shards.make import is_made, make
+from data_pipelines.shards.make import is_made, make_whole
 from data_pipelines.shards.parts import Part, make_part
+from data_pipelines.shards.request import Request
 from data_pipelines.shards.summary import summary, without_test
 from data_pipelines.shards.verify import verify
 
@@ -141,19 +142,20 @@ def _part(argument: str, value: str) -> Part:
 def _make(options: dict) -> int:
     start = time.monotonic()
     to = options["to"]
-    more: dict[str, Any] = {"from_": options.get("from"), "images_per_shard": options.get("shard")}
-    more["access"] = Access(retry_seconds=RETRY_SECONDS)
-    more |= {key: options.get(key) for key in ("workers", "test_percent", "label")}
-    there = is_made(Path(to))
-    if part := options.get("part"):
-        made = make_part(part, options["source"], to, **more)
-        if made is None:
-            took = f"{time.monotonic() - start:.1f} s"
-            print(f"{to}: part {part.number} of {part.of} is made; shards of others are missing; {took}")
-            return 0
+    request = Request(
+        *(options["source"], Path(to), options.get("from"), options.get("shard"), options.get("workers")),
+        access=Access(retry_seconds=RETRY_SECONDS),
+        options={key: options[key] for key in ("test_percent", "label") if key in options},
+    )
+    there, part = is_made(request.to), options.get("part")
+    if part is None:
+        dataset = make_whole(request)
+    elif (made := make_part(part, request)) is not None:
         dataset = made
     else:
-        dataset = make(options["source"], to, **more)
+        took = f"{time.monotonic() - start:.1f} s"
+        print(f"{to}: part {part.number} of {part.of} is made; shards of others are missing; {took}")
+        return 0
     for line in summary(dataset):
         print(line)
     parts = [f"{name} {part.images:,} in {len(part.shards)} shards" for name, part in dataset.splits.items()]

@@ -49,18 +49,23 @@ def make(
             cannot be written.
     """
     wanted = {key: value for key, value in options.items() if value is not None}
-    request = Request(source, Path(to), from_, images_per_shard, workers, progress, access, wanted)
+    return make_whole(Request(source, Path(to), from_, images_per_shard, workers, progress, access, wanted))
+
+
+def make_whole(request: Request) -> Dataset:
+    """What `make` does with its arguments put together. Raises UserError."""
+    to = request.to
     with request.one_line():
         request.refuse_another()
-        if is_made(request.to):
+        if is_made(to):
             return load_dataset(to)
-        with alone(request.to):
+        with alone(to):
             begun = request.refuse_another()
-            if not _is_whole(request.to):
+            if not _is_whole(to):
                 opened, per_shard = request.opened(begun)
-                with _undone_where_refused(opened, request.to, new=not begun):
+                with _undone_where_refused(opened, to, new=not begun):
                     finish(request, opened, per_shard)
-            shutil.rmtree(request.to / UNFINISHED, ignore_errors=True)
+            shutil.rmtree(to / UNFINISHED, ignore_errors=True)
     return load_dataset(to)
 
 

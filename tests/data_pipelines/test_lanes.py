@@ -52,14 +52,15 @@ def test_lanes_of_a_window_have_different_shards_and_mix_their_own():
 def test_what_is_announced_is_what_is_read(batch):
     lanes = Lanes(batch, 3)
     plan, first = Plan(5, SHARDS, 4, lanes), np.concatenate([[0], np.cumsum(SHARDS)])
+
+    def shards_of(ids: np.ndarray) -> set:
+        return set(np.searchsorted(first, ids, side="right") - 1)
+
     for seen in range(0, 2 * IMAGES, batch):
-        for lane in range(3):
-            places = np.arange(lane * batch // 3, (lane + 1) * batch // 3)
-            read = set(np.searchsorted(first, plan.ids(seen, batch)[places], side="right") - 1)
-            now, soon = (
-                set(np.searchsorted(first, ids, side="right") - 1) for ids in plan.ahead(seen, places)
-            )
-            assert read <= now | soon
+        for start, stop in ((0, 1), (1, 2), (2, 3), (0, 2), (1, 3)):  # a lane, or two
+            places = np.arange(start * batch // 3, stop * batch // 3)
+            now, soon = plan.ahead(seen, places)
+            assert shards_of(plan.ids(seen, batch)[places]) <= shards_of(now) | shards_of(soon)
     everything = plan.ahead(0)[0]
     assert set(np.concatenate([plan.ahead(0, np.array([lane * batch // 3]))[0] for lane in range(3)])) == set(
         everything
@@ -68,13 +69,13 @@ def test_what_is_announced_is_what_is_read(batch):
 
 # ---- nodes with a cache each -----------------------------------------------------------------------
 
-BATCH, WINDOW, NODES, RANKS = 32, 12, 2, 2
+BATCH, WINDOW, NODES, RANKS, STOP = 32, 12, 2, 2, 544
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Dataset:
-    """576 pictures in 72 shards: 6 windows an epoch."""
-    return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(576)}, 8)
+    """560 pictures in 80 shards: windows of 84, so that batches and shards end at other places than they."""
+    return write_samples(tmp_path_factory.mktemp("served"), {"train": samples(560)}, 7)
 
 
 def train(dataset: Dataset, node: int, lanes: Lanes | None, shuffle: Shuffle | None) -> list[np.ndarray]:
@@ -85,20 +86,20 @@ def train(dataset: Dataset, node: int, lanes: Lanes | None, shuffle: Shuffle | N
         with Reader(dataset, "train") as reader:
             plan = Plan(5, reader.shards, WINDOW, lanes)
             views = [View(), View()] if shuffle else [View()]
-            loader = image_loader(reader, plan, OPTIONS, views, share, start=0, stop=576)
+            loader = image_loader(reader, plan, OPTIONS, views, share, start=0, stop=STOP)
             seen += [batch.ids for batch in loader]
             loader.close()
     return seen
 
 
 @pytest.mark.parametrize("shuffle", [None, Shuffle((1,), 4, 4)], ids=["", "keys of the same node"])
-@pytest.mark.parametrize(("lanes", "least", "most"), [(None, 1.0, 1.0), (2, 0.5, 0.6), (4, 0.5, 0.75)])
+@pytest.mark.parametrize(("lanes", "least", "most"), [(None, 1.0, 1.0), (2, 0.5, 0.6), (4, 0.5, 0.6)])
 def test_bytes_that_a_node_fetches_of_a_set_on_the_web(data, tmp_path, shuffle, lanes, least, most):
     whole = sum(shard.bytes for shard in data.splits["train"].shards)
     with serving(data.root) as server:
         for node in range(NODES):
             remote = opened(server.address, tmp_path / str(node))
             ids = train(remote, node, lanes and Lanes(BATCH, lanes), shuffle)
-            assert len(ids) == RANKS * 576 // BATCH
+            assert len(ids) == RANKS * STOP // BATCH
             fetched = sum(path.stat().st_size for path in (tmp_path / str(node)).rglob("*.tar"))
             assert least <= fetched / whole <= most

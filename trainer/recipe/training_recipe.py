@@ -8,7 +8,7 @@ from data_pipelines.views import Shuffle
 from trainer.recipe.groups import Groups
 from trainer.recipe.objective import ObjectiveOptions
 from trainer.recipe.optimizers import OptimizerOptions
-from trainer.recipe.schema import Constant, Cosine, Log, Save, Tracking
+from trainer.recipe.schema import Constant, Cosine, Data, Log, Save, Tracking
 
 
 class Intervals(Protocol):
@@ -50,6 +50,9 @@ class TrainingRecipe(Protocol):
 
     @property
     def images(self) -> int: ...
+
+    @property
+    def data(self) -> Data | None: ...
 
     @property
     def objective(self) -> ObjectiveOptions: ...

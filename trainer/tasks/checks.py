@@ -34,7 +34,6 @@ from trainer.tasks.resources import (
 )
 from trainer.tracking.address import uri_for
 from trainer.training.build import build_objective
-from trainer.training.data import lanes_of
 from trainer.training.groups import check_batch_division
 from trainer.training.optimizers import check_engine
 from trainer.training.schedules import whole_batches
@@ -78,7 +77,6 @@ def other_source(data: Data, dataset: Dataset) -> UserError:
 def check_ranks(start: Start) -> Iterable[str]:
     """Refuses ranks, groups, lanes that do not divide the batch, an optimizer that the engine cannot run."""
     check_training(start.recipe, start.context)
-    lanes_of(start.recipe.batch, start.recipe.data)
     return ()
 
 

@@ -20,7 +20,6 @@ from trainer.recipe.drawing import Drawing
 from trainer.recipe.generation import EXTRACTORS, Generation
 from trainer.tasks import checks
 from trainer.tasks.resources import Sizes, obstacle, sizes_of
-from trainer.training.data import lanes_of
 from trainer.training.diffusion import build_diffusion
 
 
@@ -69,7 +68,6 @@ def check_data(start: Start) -> Iterable[str]:
     if (data := start.recipe.data) is not None:
         if start.dataset.source != data.source:
             raise checks.other_source(data, start.dataset)
-        lanes_of(start.recipe.batch, data)
         start.dataset.split(data.train)
     return ()
 

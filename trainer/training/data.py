@@ -6,19 +6,19 @@ from typing import Protocol
 
 import torch
 
-from data_pipelines.common.errors import UserError
 from data_pipelines.common.retry import to_stderr
 from data_pipelines.dali import ImageViews
 from data_pipelines.dataset import Dataset
 from data_pipelines.image_options import ImageOptions
 from data_pipelines.loader import Loader, Maker
 from data_pipelines.pillow import has_dali
-from data_pipelines.plan import BatchShare, Lanes, Plan
+from data_pipelines.plan import BatchShare, Plan
 from data_pipelines.reader import Reader
 from data_pipelines.resident import ResidentImages, ResidentViews
 from data_pipelines.rows import Rows, Table
 from trainer.recipe.schema import Data
 from trainer.recipe.training_recipe import TrainingRecipe
+from trainer.training.groups import lanes_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}  # of the parameters
 
@@ -122,25 +122,6 @@ class RowData(TrainingData):
 
     def close(self) -> None:
         return
-
-
-def lanes_of(batch: int, data: Data) -> Lanes | None:
-    """The lanes of a recipe's batches, None for a single one.
-
-    Raises:
-        UserError: they do not divide the batch, or are more than a window's shards.
-    """
-    if batch % data.lanes:
-        near = [n for n in range(1, batch + 1) if batch % n == 0 and n <= data.window]
-        raise UserError(
-            f"data.lanes={data.lanes} does not divide batch={batch}; what works: {', '.join(map(str, near))}"
-        )
-    if data.lanes > data.window:
-        raise UserError(
-            f"data.lanes={data.lanes} takes a shard each of data.window={data.window}: "
-            f"give data.window={data.lanes} or more"
-        )
-    return Lanes(batch, data.lanes) if data.lanes > 1 else None
 
 
 def image_options(recipe: ImageRecipe, device: torch.device) -> ImageOptions:

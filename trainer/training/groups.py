@@ -1,6 +1,8 @@
 """How ranks and micro-batches share the groups of a global batch."""
 
-from data_pipelines.plan import check_division
+from data_pipelines.common.errors import UserError
+from data_pipelines.plan import Lanes, check_division
+from trainer.recipe.schema import Data
 from trainer.recipe.training_recipe import TrainingRecipe
 
 
@@ -11,7 +13,7 @@ def blocks_span_ranks(recipe: TrainingRecipe, world_size: int) -> bool:
 
 
 def check_batch_division(recipe: TrainingRecipe, world_size: int) -> None:
-    """Checks that every rank and micro-batch has whole groups, and that shuffled blocks are whole.
+    """Checks that every rank and micro-batch has whole groups, that shuffled blocks and lanes are whole.
 
     Raises:
         UserError: naming what works.
@@ -32,3 +34,24 @@ def check_batch_division(recipe: TrainingRecipe, world_size: int) -> None:
             check_division(recipe.batch, world_size, recipe.accumulate, block, what, ways)
     unit = recipe.groups.indivisible_images
     check_division(recipe.batch, world_size, recipe.accumulate, unit, "groups")
+    if recipe.data is not None:
+        lanes_of(recipe.batch, recipe.data)
+
+
+def lanes_of(batch: int, data: Data) -> Lanes | None:
+    """The lanes of a recipe's batches, None for a single one.
+
+    Raises:
+        UserError: they do not divide the batch, or are more than a window's shards.
+    """
+    if batch % data.lanes:
+        near = [n for n in range(1, batch + 1) if batch % n == 0 and n <= data.window]
+        raise UserError(
+            f"data.lanes={data.lanes} does not divide batch={batch}; what works: {', '.join(map(str, near))}"
+        )
+    if data.lanes > data.window:
+        raise UserError(
+            f"data.lanes={data.lanes} takes a shard each of data.window={data.window}: "
+            f"give data.window={data.lanes} or more"
+        )
+    return Lanes(batch, data.lanes) if data.lanes > 1 else None

@@ -1,6 +1,5 @@
 """Shards are whole or not there at all, whoever is killed and however many make them."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -16,15 +15,10 @@ from data_pipelines.common.errors import UserError
 from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.make import make
 from data_pipelines.sources.tars import index_shard
+from tests.helpers.file_digests import digests
 from tests.helpers.synthetic_cifar import write_folder
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file but the lock."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(*arguments, **options) -> subprocess.Popen:

@@ -25,15 +25,10 @@ from data_pipelines.shards.verify import verify
 from data_pipelines.shards.write import write_shard
 from data_pipelines.sources.catalog import open_source
 from data_pipelines.sources.images import Sample, Sums, picture
+from tests.helpers.file_digests import digests
 from tests.helpers.synthetic_cifar import write_folder
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file but the lock."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_dataset_index_and_webdataset_agree_with_the_source(raw, made):

@@ -1,6 +1,5 @@
 """Parts of a data set, made at once and by whoever comes, are the data set that one process makes."""
 
-import hashlib
 import json
 import os
 import signal
@@ -16,17 +15,13 @@ from data_pipelines.dataset_loading import load_dataset
 from data_pipelines.shards.__main__ import main
 from data_pipelines.shards.make import make
 from data_pipelines.shards.parts import Part, make_part
+from data_pipelines.shards.request import Request
 from data_pipelines.shards.turns import beside_others
+from tests.helpers.file_digests import digests
 from tests.helpers.synthetic_cifar import write_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 PER_SHARD = 20  # of 150 images for training and 30 for testing: 8 shards and 2
-
-
-def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file but the lock."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +32,8 @@ def whole(raw, tmp_path_factory) -> Path:
 
 
 def part(number: int, count: int, to: Path, raw: Path):
-    options = {"images_per_shard": PER_SHARD, "workers": 1, "progress": False}
-    return make_part(Part(number, count), "cifar10", to, raw, **options)
+    request = Request("cifar10", to, raw, images_per_shard=PER_SHARD, workers=1, progress=False)
+    return make_part(Part(number, count), request)
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])  # twelve: two have no shard
@@ -95,7 +90,7 @@ def test_other_options_are_refused_and_a_refused_part_leaves_nothing(raw, tmp_pa
     assert not to.exists()
     part(1, 2, to, raw)
     with pytest.raises(UserError, match="was begun with source=cifar10 shard=20; choose another folder"):
-        make_part(Part(2, 2), "cifar10", to, raw, images_per_shard=30, progress=False)
+        make_part(Part(2, 2), Request("cifar10", to, raw, images_per_shard=30, progress=False))
     capsys.readouterr()
     for wrong in ("0/2", "3/2", "2", "a/b", "1/2/3"):
         assert main(["source=cifar10", f"from={raw}", f"to={to}", f"part={wrong}"]) == 2

@@ -119,6 +119,13 @@ def test_ranks_that_do_not_divide_are_refused_with_what_would_do(capsys, digits)
     assert "does not divide over 3 processes" in given.err
 
 
+def test_lanes_that_do_not_divide_are_refused_too(capsys, digits):
+    words = ["recipe=quickstart", f"data.root={digits.root}", "data.lanes=3"]
+    given = plan(capsys, *words, "nodes=2", "gpus=1")
+    assert given.status == 2
+    assert given.err.startswith("error: data.lanes=3 does not divide batch=128; what works: 1, 2, 4, 8, 16")
+
+
 def test_the_words_are_of_plans_alone(capsys):
     given = script(capsys, "recipe=quickstart", "nodes=2", "--print")
     assert given.status == 2
